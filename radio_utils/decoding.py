@@ -1,0 +1,289 @@
+"""Decoding: from logits to tokens, with or without a watermark.
+
+The three truncations (temperature, top-k, nucleus) follow the definitions of transformers' own warpers, with which the
+tests compare them. :func:`generate` is a plain batched sampler over a key–value cache, faster for many short answers
+than ``model.generate`` because finished rows leave the batch; the processors work with either.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from tqdm import tqdm
+from transformers.cache_utils import Cache, DynamicLayer
+
+from radio_utils.watermarks import GreenList, GumbelMax, Watermark
+
+logger = logging.getLogger(__name__)
+Logits = torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a token is drawn from the logits. ``temperature=0`` is greedy; ``top_k=0`` and ``top_p=1`` truncate nothing."""
+
+    temperature: float = 0.8
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature must be finite and not negative (0 is greedy), got {self.temperature}")
+        if self.top_k < 0:
+            raise ValueError(f"top_k must not be negative (0 keeps every token), got {self.top_k}")
+        if not 0.0 < self.top_p <= 1.0:
+            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
+
+
+def apply_temperature(logits: Logits, temperature: float) -> Logits:
+    """ℓ / T; T = 0 keeps only the largest logit."""
+    if temperature == 0.0:
+        return keep_top_k(logits, 1)
+    return logits / temperature
+
+
+def keep_top_k(logits: Logits, k: int) -> Logits:
+    """−∞ outside the k largest logits of each row (ties with the k-th are kept, as in transformers)."""
+    if k <= 0 or k >= logits.shape[-1]:
+        return logits
+    threshold = logits.topk(k, dim=-1).values[..., -1:]
+    return logits.masked_fill(logits < threshold, -torch.inf)
+
+
+def keep_nucleus(logits: Logits, top_p: float) -> Logits:
+    """−∞ outside the nucleus: the fewest most likely tokens whose probability reaches ``top_p``."""
+    if top_p >= 1.0:
+        return logits
+    ordered, order = logits.sort(dim=-1, descending=False)
+    outside = ordered.softmax(dim=-1).cumsum(dim=-1) <= 1.0 - top_p
+    outside[..., -1] = False  # never drop the most likely token
+    return logits.masked_fill(outside.scatter(-1, order, outside), -torch.inf)
+
+
+def warp(logits: Logits, sampling: Sampling) -> Logits:
+    """Temperature, then top-k, then nucleus: logits [n, V] → logits [n, V]."""
+    return keep_nucleus(keep_top_k(apply_temperature(logits, sampling.temperature), sampling.top_k), sampling.top_p)
+
+
+def draw(logits: Logits, generator: torch.Generator | None) -> torch.Tensor:
+    """One token a row from softmax(logits), by the Gumbel-max trick: no normalisation and no 0/0. [n, V] → [n]."""
+    noise = torch.empty_like(logits).exponential_(generator=generator)
+    return (logits - noise.log()).argmax(dim=-1)
+
+
+class _WindowedProcessor:
+    """Shared by both schemes: the last k tokens of each row are its window."""
+
+    def __init__(self, wm: Watermark) -> None:
+        self.window, self.vocab_size = wm.window, wm.vocab_size
+
+    def windows(self, input_ids: torch.Tensor, scores: Logits) -> torch.Tensor:
+        if scores.shape[-1] < self.vocab_size:
+            raise ValueError(
+                f"the model has {scores.shape[-1]} logits, fewer than the watermark's vocab_size={self.vocab_size}; "
+                "make the watermark with the model's tokenizer"
+            )
+        if torch.isnan(scores).any():
+            raise ValueError("logits hold NaN; the model diverged or its precision overflowed")
+        if input_ids.shape[1] < self.window:
+            raise ValueError(
+                f"the context has {input_ids.shape[1]} tokens, fewer than the watermark's window={self.window}; "
+                "give a longer prompt"
+            )
+        return input_ids[:, -self.window :]
+
+
+class GreenListProcessor(_WindowedProcessor):
+    """Adds δ to the logits of the green tokens of each row's window."""
+
+    def __init__(self, wm: GreenList) -> None:
+        super().__init__(wm)
+        self.wm = wm
+
+    def __call__(self, input_ids: torch.Tensor, scores: Logits) -> Logits:
+        """input_ids [n, t], scores [n, ≥V] → scores with the bias; padding logits beyond V are left alone."""
+        green = self.wm.green_rows_torch(self.windows(input_ids, scores), self.vocab_size)
+        biased = scores.clone()
+        biased[:, : self.vocab_size] += green * self.wm.delta
+        return biased
+
+
+class GumbelMaxProcessor(_WindowedProcessor):
+    """Makes the draw: −∞ everywhere but at argmax r_v^(1/p_v), computed as argmax of log p_v − log(−log r_v).
+
+    The probabilities are those after ``sampling``, so nothing after this processor changes the token.
+    """
+
+    def __init__(self, wm: GumbelMax, sampling: Sampling | None = None) -> None:
+        super().__init__(wm)
+        self.wm, self.sampling = wm, sampling or Sampling(temperature=1.0)
+
+    def __call__(self, input_ids: torch.Tensor, scores: Logits) -> Logits:
+        """input_ids [n, t], scores [n, ≥V] → scores that are 0 at the chosen token and −∞ elsewhere."""
+        windows = self.windows(input_ids, scores)
+        device = "cpu" if scores.device.type == "mps" else scores.device  # MPS has no float64
+        r = self.wm.uniform_rows_torch(windows.to(device), self.vocab_size)
+        logits = warp(scores[:, : self.vocab_size].to(device, torch.float64), self.sampling)
+        chosen = (logits.log_softmax(dim=-1) - (-r.log()).log()).argmax(dim=-1, keepdim=True).to(scores.device)
+        return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
+
+
+def processor_for(wm: Watermark | None, sampling: Sampling) -> Callable[[torch.Tensor, Logits], Logits] | None:
+    """The scheme's processor, told the sampling where it needs it."""
+    if wm is None:
+        return None
+    processor = wm.logits_processor()
+    if isinstance(processor, GumbelMaxProcessor):
+        processor.sampling = sampling
+    return processor  # type: ignore[no-any-return]
+
+
+@torch.inference_mode()
+def generate(
+    model: Any,
+    prompts: Sequence[ArrayLike],
+    *,
+    max_new_tokens: int,
+    sampling: Sampling | None = None,
+    wm: Watermark | None = None,
+    generator: torch.Generator | None = None,
+    stop_tokens: Sequence[int] = (),
+    batch_size: int = 128,
+    progress: str | None = None,
+) -> list[NDArray[np.int64]]:
+    """Continue each prompt (a token-id sequence) until a stop token or ``max_new_tokens``.
+
+    Returns the new tokens of each prompt, in the prompts' order, the stop token left out. The randomness of a prompt
+    depends on ``generator`` and on the whole list, not on the batch alone: call it with the same list to repeat it.
+    """
+    sampling = sampling or Sampling()
+    arrays = [np.asarray(prompt, np.int64) for prompt in prompts]
+    if any(array.ndim != 1 or array.size == 0 for array in arrays):
+        raise ValueError("prompts must be non-empty token-id sequences; give at least one token to start from")
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+    processor = processor_for(wm, sampling)
+    device = next(model.parameters()).device
+    order = sorted(range(len(arrays)), key=lambda i: arrays[i].size)  # equal lengths together: little padding
+    results: list[NDArray[np.int64]] = [np.zeros(0, np.int64)] * len(arrays)
+    model.eval()
+    with tqdm(total=len(arrays), desc=progress, disable=progress is None, unit="text", mininterval=5.0) as bar:
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            batch = _Batch(model, [arrays[i] for i in rows], max_new_tokens, device)
+            for row, tokens in zip(rows, batch.run(sampling, processor, generator, stop_tokens), strict=True):
+                results[row] = tokens
+            bar.update(len(rows))
+    return results
+
+
+class _FilledLayer(DynamicLayer):
+    """Keys and values of one layer in a buffer of known capacity: no copy a step, and attention sees the filled part only."""
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__()
+        self.capacity, self.filled = capacity, 0
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Allocate the buffers once the first keys show their shape."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys = key_states.new_empty((*key_states.shape[:2], self.capacity, key_states.shape[3]))
+        self.values = value_states.new_empty((*value_states.shape[:2], self.capacity, value_states.shape[3]))
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append in place; return views of everything appended so far."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        end = self.filled + key_states.shape[2]
+        self.keys[:, :, self.filled : end] = key_states
+        self.values[:, :, self.filled : end] = value_states
+        self.filled = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def get_seq_length(self) -> int:
+        """Tokens appended so far."""
+        return self.filled
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Keep only some rows of the batch."""
+        self.keys, self.values = self.keys[rows], self.values[rows]
+
+
+class _Batch:
+    """One batch under generation: left-padded prompts, a key–value cache, and the rows still alive."""
+
+    _COMPACT_BELOW = 0.75  # finished rows are computed in vain until this share is alive: copying the cache costs more
+
+    def __init__(self, model: Any, prompts: list[NDArray[np.int64]], max_new_tokens: int, device: torch.device) -> None:
+        self.model, self.max_new, self.device = model, max_new_tokens, device
+        self.width = max(prompt.size for prompt in prompts)
+        ids = np.zeros((len(prompts), self.width), np.int64)
+        mask = np.ones((len(prompts), self.width + max_new_tokens), np.int64)
+        for row, prompt in enumerate(prompts):
+            ids[row, self.width - prompt.size :] = prompt
+            mask[row, : self.width - prompt.size] = 0
+        self.ids, self.mask = torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
+        self.positions = torch.tensor([prompt.size for prompt in prompts], device=device)
+        layers = model.config.get_text_config().num_hidden_layers
+        self.layers = [_FilledLayer(self.width + max_new_tokens) for _ in range(layers)]
+        self.cache = Cache(layers=self.layers)
+
+    def run(
+        self,
+        sampling: Sampling,
+        processor: Callable[[torch.Tensor, Logits], Logits] | None,
+        generator: torch.Generator | None,
+        stop_tokens: Sequence[int],
+    ) -> list[NDArray[np.int64]]:
+        """The new tokens of each row, up to its stop token."""
+        count = self.ids.shape[0]
+        stops = torch.tensor(list(stop_tokens), device=self.device, dtype=torch.long)
+        owner = torch.arange(count, device=self.device)  # which prompt each row of the batch belongs to
+        going = torch.ones(count, dtype=torch.bool, device=self.device)
+        out = torch.full((count, self.max_new), -1, dtype=torch.long, device=self.device)
+        first_positions = (self.mask[:, : self.width].cumsum(1) - 1).clamp(min=0)
+        logits = self._forward(self.ids, first_positions, self.width)
+        for step in range(self.max_new):
+            if processor is not None:
+                logits = processor(self.ids, logits)
+            if not isinstance(processor, GumbelMaxProcessor):
+                logits = warp(logits, sampling)
+            token = logits.argmax(-1) if sampling.temperature == 0 else draw(logits, generator)
+            going &= ~torch.isin(token, stops)
+            out[owner[going], step] = token[going]
+            remaining = int(going.sum())
+            if step + 1 == self.max_new or remaining == 0:
+                break
+            self.ids = torch.cat([self.ids, token[:, None]], dim=1)
+            if remaining < self._COMPACT_BELOW * going.numel():
+                rows = going.nonzero().squeeze(1)
+                owner, going, token = owner[rows], going[rows], token[rows]
+                self._select(rows)
+            logits = self._forward(token[:, None], self.positions[:, None], self.width + step + 1)
+            self.positions = self.positions + 1
+        return [row[row >= 0] for row in out.cpu().numpy()]
+
+    def _forward(self, ids: torch.Tensor, positions: torch.Tensor, filled: int) -> Logits:
+        output = self.model(
+            input_ids=ids,
+            attention_mask=self.mask[:, :filled],
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return output.logits[:, -1].float()  # type: ignore[no-any-return]
+
+    def _select(self, rows: torch.Tensor) -> None:
+        self.ids, self.mask, self.positions = self.ids[rows], self.mask[rows], self.positions[rows]
+        for layer in self.layers:
+            layer.select(rows)

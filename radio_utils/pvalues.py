@@ -1,0 +1,224 @@
+"""Tail probabilities in log10, exact from 1 down to far below the smallest float.
+
+A p-value of 1e−3000 is a legal answer here and 0 is not. Where the probability fits a double, the regularised
+incomplete beta and gamma functions of scipy are used; further out their continued fractions, with the leading factor
+taken in log space by Loader's saddle-point form, which does not cancel (C. Loader, *Fast and accurate computation of
+binomial probabilities*, 2000).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import special, stats
+
+Floats = NDArray[np.float64]
+_LN10 = float(np.log(10.0))
+_SMALLEST = 1e-280  # below this the plain functions lose digits to underflow
+_TINY = 1e-300
+_LARGE_SHAPE = 1e5  # beyond this scipy's lower gamma tail stops its series too early
+
+
+def log10_binomial_tail(successes: ArrayLike, trials: ArrayLike, rate: float) -> Any:
+    """log10 P(X ≥ successes) for X ~ Binomial(trials, rate), as log10 I_rate(s, n − s + 1).
+
+    Scalars or arrays, broadcast; a fractional number of successes is rounded up. Raises ``ValueError`` for a rate
+    outside (0, 1), for NaN, for a negative or infinite number of trials or for more successes than trials.
+    """
+    if not 0.0 < rate < 1.0:
+        raise ValueError(f"rate must lie strictly between 0 and 1, got {rate}")
+    s, n = np.broadcast_arrays(np.asarray(successes, np.float64), np.asarray(trials, np.float64))
+    _check_counts(s, n, "successes", "trials")
+    s = np.ceil(s - 1e-9)
+    if np.any(s > n):
+        worst = np.argmax(s - n)
+        raise ValueError(f"successes={s.flat[worst]:g} exceed trials={n.flat[worst]:g}; count each trial once")
+    result = np.zeros(s.shape)
+    inner = (s > 0) & (n > 0)
+    a, b = s[inner], n[inner] - s[inner] + 1.0
+    result[inner] = _log10_from(
+        special.betainc(a, b, rate), special.betaincc(a, b, rate), lambda i: _log10_beta_fraction(a[i], b[i], rate)
+    )
+    return result[()] if result.ndim == 0 else result
+
+
+def log10_gamma_tail(total: ArrayLike, count: ArrayLike) -> Any:
+    """log10 P(X ≥ total) for X ~ Gamma(count, 1), the sum of ``count`` unit exponentials, as log10 Q(count, total)."""
+    x, n = np.broadcast_arrays(np.asarray(total, np.float64), np.asarray(count, np.float64))
+    _check_counts(x, n, "total", "count")
+    if np.any(np.isinf(x)):
+        raise ValueError("total is infinite; every score must be finite")
+    result = np.zeros(x.shape)
+    inner = (x > 0) & (n > 0)
+    a, t = n[inner], x[inner]
+    result[inner] = _log10_from(special.gammaincc(a, t), _lower_gamma(a, t), lambda i: _log10_gamma_fraction(a[i], t[i]))
+    return result[()] if result.ndim == 0 else result
+
+
+def _check_counts(total: Floats, count: Floats, total_name: str, count_name: str) -> None:
+    if np.any(np.isnan(total)) or np.any(np.isnan(count)):
+        raise ValueError(f"{total_name} or {count_name} is NaN; every score must be a number")
+    if np.any(count < 0):
+        raise ValueError(f"{count_name} must not be negative, got {count.min():g}")
+    if np.any(np.isinf(count)):
+        raise ValueError(f"{count_name} is infinite; count what was scored")
+
+
+def _log10_from(tail: Floats, complement: Floats, far: Callable[[NDArray[np.bool_]], Floats]) -> Floats:
+    """log10 of a probability given with its complement; ``far`` computes it where the tail is too small to hold."""
+    with np.errstate(divide="ignore"):
+        result: Floats = np.where(tail > 0.5, np.log1p(-np.minimum(complement, 0.5)), np.log(tail)) / _LN10
+    tiny = tail < _SMALLEST
+    if np.any(tiny):
+        result[tiny] = far(tiny)
+    return np.minimum(result, 0.0)
+
+
+def _deviance(x: Floats, mean: Floats) -> Floats:
+    """Loader's bd0, x log(x / mean) − x + mean for positive arguments, without cancellation where they are close."""
+    with np.errstate(over="ignore"):
+        ratio = (x - mean) / (x + mean)
+    near = np.abs(ratio) < 0.1
+    v = np.where(near, ratio, 0.0)
+    series, power = np.zeros_like(v), v.copy()
+    for j in range(9):  # 0.1¹⁸ is below the last bit
+        power = power * v * v
+        series += power / (2 * j + 3)
+    result: Floats = np.where(near, (x - mean) * v + 2 * x * series, special.kl_div(x, mean))
+    return result
+
+
+def _lower_gamma(a: Floats, x: Floats) -> Floats:
+    """P(Gamma(a, 1) < x). For large a, four to forty deviations below the mean, Temme's uniform expansion of it."""
+    result: Floats = special.gammainc(a, x)
+    deviations = (x - a) / np.sqrt(a)
+    use = (a > _LARGE_SHAPE) & (deviations < -4.0) & (deviations > -40.0)
+    if np.any(use):
+        shape, point = a[use], x[use]
+        depth = _deviance(shape, point)  # a η² / 2
+        eta = -np.sqrt(2 * depth / shape)
+        first = shape / (point - shape) - 1 / eta
+        correction = (first - 1 / (540 * shape)) / np.sqrt(2 * np.pi * shape)
+        result[use] = np.exp(-depth) * (0.5 * special.erfcx(np.sqrt(depth)) - correction)
+    return result
+
+
+def _stirling_error(n: Floats) -> Floats:
+    """Loader's stirlerr, log n! − [½ log(2πn) + n log n − n], by its series for large n."""
+    direct = special.gammaln(n + 1.0) - (0.5 * np.log(2 * np.pi * np.maximum(n, _TINY)) + special.xlogy(n, n) - n)
+    big = np.maximum(n, 16.0)
+    series: Floats = (1 / 12 - (1 / 360 - (1 / 1260 - 1 / 1680 / big**2) / big**2) / big**2) / big
+    result: Floats = np.where(n < 16, direct, series)
+    return result
+
+
+def _log10_beta_fraction(a: Floats, b: Floats, x: float) -> Floats:
+    """log10 I_x(a, b) far in the upper binomial tail, x < a / (a + b)."""
+    n, s = a + b - 1.0, a
+    rest = n - s
+    # log [x^s (1 − x)^(n − s) · n! / (s! (n − s)!)], the probability of exactly s successes
+    inner = np.maximum(rest, 1.0)
+    mass = (
+        _stirling_error(n) - _stirling_error(s) - _stirling_error(inner)
+        - _deviance(s, n * x) - _deviance(inner, n * (1.0 - x)) + 0.5 * np.log(n / (2 * np.pi * s * inner))
+    )  # fmt: skip
+    mass = np.where(rest == 0, n * np.log(x), mass)  # nothing but successes: xⁿ
+    # I_x(a, b) = x^a (1 − x)^b / (a B(a, b)) · fraction, and x^a (1 − x)^b / (a B(a, b)) = mass · (1 − x)
+
+    def coefficient(m: int) -> Floats:
+        half = m // 2
+        if m % 2 == 0:
+            return half * (b - half) * x / ((a + 2 * half - 1) * (a + 2 * half))
+        return -(a + half) * (a + b + half) * x / ((a + 2 * half) * (a + 2 * half + 1))
+
+    value = _lentz(coefficient, lambda m: np.ones_like(a), np.ones_like(a))
+    result: Floats = (mass + np.log1p(-x) - np.log(value)) / _LN10
+    return result
+
+
+def _log10_gamma_fraction(a: Floats, x: Floats) -> Floats:
+    """log10 Q(a, x) far in the upper tail, x > a."""
+    # log [e^(−x) x^a / Γ(a)] = log a + log Poisson mass at a with mean x
+    mass = 0.5 * np.log(a / (2 * np.pi)) - _stirling_error(a) - _deviance(a, x)
+    value = _lentz(lambda m: -m * (m - a), lambda m: x + 2 * m + 1.0 - a, x + 1.0 - a)
+    return (mass - np.log(value)) / _LN10
+
+
+def _lentz(numerator: Callable[[int], Floats], denominator: Callable[[int], Floats], first: Floats) -> Floats:
+    """b₀ + a₁/(b₁ + a₂/(b₂ + …)) by the modified Lentz algorithm, elementwise."""
+    value = np.where(first == 0, _TINY, first)
+    c, d = value.copy(), np.zeros_like(value)
+    for m in range(1, 200_000):
+        an, bn = numerator(m), denominator(m)
+        d = bn + an * d
+        d = 1.0 / np.where(d == 0, _TINY, d)
+        c = bn + an / c
+        c = np.where(c == 0, _TINY, c)
+        step = c * d
+        value = value * step
+        if np.all(np.abs(step - 1.0) < 1e-15):
+            break
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class KSResult:
+    """A Kolmogorov–Smirnov test: the largest gap between two distribution functions and its p-value."""
+
+    statistic: float
+    log10_p: float
+
+    @property
+    def p_value(self) -> float:
+        """The p-value as a float; 0 where it underflows."""
+        return float(10.0**self.log10_p)
+
+
+def ks_two_sample(first: ArrayLike, second: ArrayLike) -> KSResult:
+    """Two-sample, two-sided Kolmogorov–Smirnov test, finite in log10 even where scipy's p underflows."""
+    x, y = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    for name, sample in (("first", x), ("second", y)):
+        if sample.ndim != 1 or sample.size < 2:
+            raise ValueError(f"{name} must be one-dimensional with at least 2 values, got shape {sample.shape}")
+        if not np.all(np.isfinite(sample)):
+            raise ValueError(f"{name} holds NaN or infinite values; drop them before testing")
+    result = stats.ks_2samp(x, y, method="auto")
+    statistic, p = float(result.statistic), float(result.pvalue)
+    if p > _SMALLEST:
+        return KSResult(statistic, float(np.log10(p)))
+    if x.size == y.size:
+        return KSResult(statistic, _log10_ks_equal(x.size, round(statistic * x.size)))
+    effective = x.size * y.size / (x.size + y.size)  # Smirnov's limit, one term suffices this far out
+    limit = (np.log(2.0) - 2.0 * effective * statistic**2) / _LN10
+    return KSResult(statistic, float(min(limit, np.log10(_SMALLEST))))  # the limit may lie above what is known to hold
+
+
+def _log10_ks_equal(n: int, steps: int) -> float:
+    """log10 P(n·D ≥ steps) for two samples of n, far in the tail: 2 Σⱼ (−1)ʲ⁺¹ C(2n, n − j·steps) / C(2n, n), exact."""
+    j = np.arange(1, n // steps + 1)
+    terms = 2 * special.gammaln(n + 1.0) - special.gammaln(n - j * steps + 1.0) - special.gammaln(n + j * steps + 1.0)
+    series = np.sum(np.where(j % 2, 1.0, -1.0) * np.exp(terms - terms[0]))
+    return float((np.log(2.0) + terms[0] + np.log(series)) / _LN10)
+
+
+def ks_uniform(p_values: ArrayLike) -> KSResult:
+    """One-sample Kolmogorov–Smirnov test that p-values are uniform on [0, 1]."""
+    p = np.asarray(p_values, np.float64)
+    if p.size < 5 or not np.all((p >= 0) & (p <= 1)):
+        raise ValueError(f"p_values must be at least 5 numbers in [0, 1], got {p.size}")
+    result = stats.kstest(p, "uniform")
+    return KSResult(float(result.statistic), float(np.log10(max(result.pvalue, _SMALLEST))))
+
+
+def randomised(log10_p: ArrayLike, log10_p_above: ArrayLike, generator: np.random.Generator) -> Floats:
+    """Exactly uniform p-values of a discrete statistic under the null.
+
+    ``log10_p`` is log10 P(S ≥ s), ``log10_p_above`` is log10 P(S > s); the result is drawn between the two. Used where
+    p-values are tested for uniformity, never as a verdict.
+    """
+    upper, lower = 10.0 ** np.asarray(log10_p, np.float64), 10.0 ** np.asarray(log10_p_above, np.float64)
+    return lower + generator.random(upper.shape) * (upper - lower)

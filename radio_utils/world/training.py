@@ -1,0 +1,151 @@
+"""Training: pre-training on packed documents and fine-tuning on instruction–answer pairs, on any device.
+
+Fine-tuning follows the recipe of Alpaca (Taori et al. 2023): the loss is taken on the answer only, the instruction is
+context. Examples of similar length share a batch, so that little is computed on padding.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
+Ids = NDArray[np.int64]
+IGNORED = -100  # the label that cross_entropy skips
+# models whose logits are the output embedding applied to the last hidden state, and nothing more
+_PLAIN_HEADS = {"llama", "gpt_neox", "gpt2", "mistral", "qwen2", "qwen3"}
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """Token ids and the first position whose token is predicted under the loss."""
+
+    ids: Ids
+    loss_from: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How long and how fast: AdamW, linear warm-up, cosine decay to a tenth of the learning rate."""
+
+    epochs: float = 1.0
+    learning_rate: float = 1e-3
+    batch_size: int = 32
+    warmup: float = 0.05
+    weight_decay: float = 0.0
+    max_length: int = 256
+
+    def __post_init__(self) -> None:
+        if not (self.epochs > 0 and self.learning_rate > 0 and self.batch_size > 0 and self.max_length > 1):
+            raise ValueError(f"epochs, learning_rate, batch_size and max_length must be positive, got {self}")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup must lie in [0, 1), got {self.warmup}")
+
+
+class DivergedError(RuntimeError):
+    """The loss became NaN or infinite."""
+
+
+def pack(documents: Sequence[Ids], length: int) -> list[Example]:
+    """Concatenate documents and cut them into examples of ``length`` tokens; the last, shorter piece is dropped."""
+    flat = np.concatenate(list(documents))
+    count = max(1, flat.size // length)
+    return [Example(piece) for piece in np.array_split(flat[: count * length], count)]
+
+
+def train(
+    model: Any, examples: Sequence[Example], recipe: Recipe, *, generator: np.random.Generator, progress: str | None = None
+) -> list[float]:
+    """Train in place; return the mean loss (nats a token) of each epoch, the last one possibly partial.
+
+    Raises ``DivergedError`` when the loss is not finite and ``ValueError`` without examples.
+    """
+    if not examples:
+        raise ValueError("examples is empty; there is nothing to train on")
+    device = next(model.parameters()).device
+    on_gpu = device.type == "cuda"
+    optimiser = torch.optim.AdamW(
+        model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.95), fused=True
+    )
+    batches = list(_epochs(examples, recipe, generator))
+    total = len(batches)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, total, recipe.warmup))
+    model.train()
+    sums: dict[int, list[float]] = {}
+    with tqdm(total=total, desc=progress, disable=progress is None, unit="step", mininterval=5.0) as bar:
+        for epoch, batch in batches:
+            ids, mask, labels = (tensor.to(device) for tensor in collate([examples[i] for i in batch], recipe.max_length))
+            with torch.autocast(device.type, torch.bfloat16, enabled=on_gpu and torch.cuda.is_bf16_supported()):
+                loss = mean_loss(model, ids, mask, labels)
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+            schedule.step()
+            optimiser.zero_grad(set_to_none=True)
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise DivergedError(
+                    f"the loss is {value} at learning_rate={recipe.learning_rate}; lower the learning rate and train again"
+                )
+            sums.setdefault(epoch, []).append(value)
+            bar.update()
+            bar.set_postfix(loss=f"{value:.2f}", refresh=False)
+    model.eval()
+    return [sum(values) / len(values) for values in sums.values()]
+
+
+def mean_loss(model: Any, ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy (nats) of the labelled tokens; ``labels[:, t]`` is the token to predict at position t."""
+    wanted = labels != IGNORED
+    if model.config.model_type in _PLAIN_HEADS:
+        hidden = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        logits = model.get_output_embeddings()(hidden[wanted])
+    else:
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[wanted]
+    return functional.cross_entropy(logits.float(), labels[wanted])
+
+
+def collate(examples: Sequence[Example], max_length: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Right-padded ids, attention mask and next-token labels, all int64 [n, longest]."""
+    longest = min(max_length, max(example.ids.size for example in examples))
+    ids = np.zeros((len(examples), longest), np.int64)
+    mask = np.zeros_like(ids)
+    labels = np.full_like(ids, IGNORED)
+    for row, example in enumerate(examples):
+        kept = example.ids[:longest]
+        ids[row, : kept.size], mask[row, : kept.size] = kept, 1
+        start = max(1, example.loss_from)
+        labels[row, start - 1 : kept.size - 1] = kept[start:]
+    return torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(labels)
+
+
+def _epochs(examples: Sequence[Example], recipe: Recipe, generator: np.random.Generator) -> Iterator[tuple[int, list[int]]]:
+    """(epoch, example numbers of a batch): lengths alike within a batch, batches in random order."""
+    lengths = np.array([min(example.ids.size, recipe.max_length) for example in examples])
+    remaining = max(1, round(recipe.epochs * math.ceil(len(examples) / recipe.batch_size)))
+    epoch = 0
+    while remaining > 0:
+        noisy = lengths + generator.uniform(-4, 4, lengths.size)  # so that batches differ from epoch to epoch
+        order = np.argsort(noisy, kind="stable")
+        batches = [order[i : i + recipe.batch_size].tolist() for i in range(0, order.size, recipe.batch_size)]
+        generator.shuffle(batches)
+        for batch in batches[:remaining]:
+            yield epoch, batch
+        remaining -= len(batches)
+        epoch += 1
+
+
+def _rate(step: int, total: int, warmup: float) -> float:
+    ramp = max(1.0, warmup * total)
+    if step < ramp:
+        return (step + 1) / ramp
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - ramp) / max(1.0, total - ramp)))

@@ -1,0 +1,234 @@
+"""Tails against mpmath, Kolmogorov–Smirnov against scipy and exact counting, randomised p-values against the uniform."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from fractions import Fraction
+
+import mpmath
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from radio_utils import pvalues
+
+mpmath.mp.dps = 50
+RELATIVE = 1e-9
+
+
+def sum_terms(first: mpmath.mpf, ratio: Callable[[int], mpmath.mpf]) -> mpmath.mpf:
+    """``first`` · (1 + ratio(0) + ratio(0) ratio(1) + …), to forty digits."""
+    total, term, i = mpmath.mpf(0), mpmath.mpf(1), 0
+    while term > total * mpmath.mpf(10) ** -40:
+        total += term
+        term *= ratio(i)
+        i += 1
+    return first * total
+
+
+def binomial_mass(n: int, s: int, rate: mpmath.mpf) -> mpmath.mpf:
+    return mpmath.exp(
+        mpmath.loggamma(n + 1) - mpmath.loggamma(s + 1) - mpmath.loggamma(n - s + 1)
+        + s * mpmath.log(rate) + (n - s) * mpmath.log1p(-rate)
+    )  # fmt: skip
+
+
+def reference_binomial(s: int, n: int, gamma: float) -> mpmath.mpf:
+    """log10 P(Bin(n, γ) ≥ s) by summing the smaller tail in fifty digits."""
+    rate = mpmath.mpf(gamma)
+    odds = rate / (1 - rate)
+    if s == 0:
+        return mpmath.mpf(0)
+    if s > n * rate:
+        return mpmath.log10(sum_terms(binomial_mass(n, s, rate), lambda i: odds * (n - s - i) / (s + i + 1)))
+    below = sum_terms(binomial_mass(n, s - 1, rate), lambda i: (s - 1 - i) / (odds * (n - s + 2 + i)))
+    return mpmath.log1p(-below) / mpmath.log(10)
+
+
+def reference_gamma(x: float, n: int) -> mpmath.mpf:
+    """log10 P(Gamma(n, 1) ≥ x) through the Poisson distribution, in fifty digits."""
+    mean = mpmath.mpf(x)
+    if x > n:  # P(Poisson(x) ≤ n − 1), from its largest term down
+        first = mpmath.exp(-mean + (n - 1) * mpmath.log(mean) - mpmath.loggamma(n))
+        return mpmath.log10(sum_terms(first, lambda i: (n - 1 - i) / mean))
+    first = mpmath.exp(-mean + n * mpmath.log(mean) - mpmath.loggamma(n + 1))
+    return mpmath.log1p(-sum_terms(first, lambda i: mean / (n + 1 + i))) / mpmath.log(10)
+
+
+def assert_close(found: float, reference: mpmath.mpf) -> None:
+    assert math.isfinite(found)
+    assert found <= 0.0
+    if abs(reference) < mpmath.mpf(10) ** -280:  # p differs from 1 by less than a double can say
+        assert abs(found) < 1e-279
+    else:
+        assert abs(found - reference) <= RELATIVE * abs(reference), (found, mpmath.nstr(reference, 20))
+
+
+DEVIATIONS = (-36, -20, -8, -5, -1, 0, 1, 3, 10, 30, 35.5, 36.5, 40, 100, 500)
+
+
+@pytest.mark.parametrize("gamma", [0.25, 0.5, 0.1, 1 / 3, 1 / 64, 0.99])
+@pytest.mark.parametrize("n", [1, 2, 5, 30, 100, 1000, 10**4, 10**6])
+def test_binomial_tail_equals_mpmath(n: int, gamma: float) -> None:
+    spread = math.sqrt(n * gamma * (1 - gamma))
+    counts = {min(n, max(0, round(n * gamma + z * spread))) for z in DEVIATIONS}
+    counts |= {0, 1, n - 1, n} if n <= 1000 else set()
+    for s in counts:
+        assert_close(float(pvalues.log10_binomial_tail(s, n, gamma)), reference_binomial(s, n, gamma))
+
+
+@pytest.mark.parametrize("n", [1, 2, 15, 16, 17, 100, 1000, 10**5, 10**6])
+def test_gamma_tail_equals_mpmath(n: int) -> None:
+    for z in DEVIATIONS:
+        x = n + z * math.sqrt(n)
+        if x > 0:
+            assert_close(float(pvalues.log10_gamma_tail(x, n)), reference_gamma(x, n))
+
+
+def test_tails_of_a_hundred_million_trials() -> None:
+    n = 10**8
+    for z in (-30, -6, 38):
+        s = round(n * 0.25 + z * math.sqrt(n * 0.25 * 0.75))
+        assert_close(float(pvalues.log10_binomial_tail(s, n, 0.25)), reference_binomial(s, n, 0.25))
+        x = n + z * math.sqrt(n)
+        assert_close(float(pvalues.log10_gamma_tail(x, n)), reference_gamma(x, n))
+
+
+def test_tails_down_to_one_in_ten_to_the_hundred_thousand() -> None:
+    n = 10**6
+    low = float(pvalues.log10_binomial_tail(650_000, n, 0.25))
+    assert low < -1e5
+    assert_close(low, reference_binomial(650_000, n, 0.25))
+    low = float(pvalues.log10_gamma_tail(2_000_000.0, n))
+    assert low < -1e5
+    assert_close(low, reference_gamma(2_000_000.0, n))
+    assert float(pvalues.log10_binomial_tail(n, n, 0.25)) == pytest.approx(n * math.log10(0.25), rel=1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 3000), st.data())
+def test_tails_at_random_points(n: int, data: st.DataObject) -> None:
+    s = data.draw(st.integers(0, n))
+    gamma = data.draw(st.floats(1e-4, 0.999))
+    assert_close(float(pvalues.log10_binomial_tail(s, n, gamma)), reference_binomial(s, n, gamma))
+    x = data.draw(st.floats(0.01, 20.0)) * n
+    assert_close(float(pvalues.log10_gamma_tail(x, n)), reference_gamma(x, n))
+
+
+def test_arrays_broadcast_and_agree_with_scalars() -> None:
+    s, n = np.array([0, 3, 50, 200, 1000]), np.array([[1000], [2000]])
+    table = pvalues.log10_binomial_tail(s, n, 0.25)
+    assert table.shape == (2, 5)
+    for i in range(2):
+        for j in range(5):
+            assert table[i, j] == pvalues.log10_binomial_tail(int(s[j]), int(n[i, 0]), 0.25)
+    x = np.array([1.0, 1000.0, 5000.0])
+    row = pvalues.log10_gamma_tail(x, 1000)
+    assert [float(v) for v in row] == [float(pvalues.log10_gamma_tail(float(v), 1000)) for v in x]
+    assert np.ndim(pvalues.log10_gamma_tail(3.0, 2)) == 0
+    assert np.ndim(pvalues.log10_binomial_tail(3, 4, 0.5)) == 0
+    assert pvalues.log10_binomial_tail([], [], 0.5).shape == (0,)
+
+
+def test_tails_fall_as_the_total_grows_across_the_seam_of_the_two_methods() -> None:
+    s = np.arange(2500, 10001)
+    assert np.all(np.diff(pvalues.log10_binomial_tail(s, 10_000, 0.25)) < 0)
+    x = np.linspace(8_000, 30_000, 5000)
+    values = pvalues.log10_gamma_tail(x, 10_000)
+    assert np.all(np.diff(values) <= 0)
+    assert values[-1] < -2000
+
+
+def test_edges() -> None:
+    assert pvalues.log10_binomial_tail(0, 10, 0.25) == 0.0
+    assert pvalues.log10_binomial_tail(0, 0, 0.25) == 0.0
+    assert pvalues.log10_gamma_tail(0.0, 5) == 0.0
+    assert pvalues.log10_gamma_tail(0.0, 0) == 0.0
+    assert pvalues.log10_binomial_tail(2.5, 4, 0.25) == pvalues.log10_binomial_tail(3, 4, 0.25)  # whole numbers only
+    assert float(10 ** pvalues.log10_binomial_tail(1, 1, 0.25)) == pytest.approx(0.25, rel=1e-14)
+    assert float(pvalues.log10_gamma_tail(7.0, 1)) == pytest.approx(-7 / math.log(10), rel=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: pvalues.log10_binomial_tail(5, 4, 0.25), "successes=5 exceed trials=4"),
+        (lambda: pvalues.log10_binomial_tail([1, 9], [4, 8], 0.25), "successes=9 exceed trials=8"),
+        (lambda: pvalues.log10_binomial_tail(math.nan, 4, 0.25), "successes or trials is NaN"),
+        (lambda: pvalues.log10_binomial_tail(1, math.nan, 0.25), "successes or trials is NaN"),
+        (lambda: pvalues.log10_binomial_tail(0, -1, 0.25), "trials must not be negative, got -1"),
+        (lambda: pvalues.log10_binomial_tail(3, math.inf, 0.25), "trials is infinite"),
+        (lambda: pvalues.log10_binomial_tail(1, 4, 0.0), "rate must lie strictly between 0 and 1, got 0"),
+        (lambda: pvalues.log10_binomial_tail(1, 4, 1.0), "rate must lie strictly between 0 and 1, got 1"),
+        (lambda: pvalues.log10_binomial_tail(1, 4, math.nan), "rate must lie strictly between 0 and 1, got nan"),
+        (lambda: pvalues.log10_gamma_tail(math.nan, 4), "total or count is NaN"),
+        (lambda: pvalues.log10_gamma_tail(math.inf, 4), "total is infinite"),
+        (lambda: pvalues.log10_gamma_tail(3.0, math.inf), "count is infinite"),
+        (lambda: pvalues.log10_gamma_tail(3.0, -2), "count must not be negative, got -2"),
+        (lambda: pvalues.ks_two_sample([1.0], [1.0, 2.0]), "first must be one-dimensional with at least 2 values"),
+        (lambda: pvalues.ks_two_sample([1.0, 2.0], [[1.0, 2.0]]), "second must be one-dimensional"),
+        (lambda: pvalues.ks_two_sample([1.0, math.nan], [1.0, 2.0]), "first holds NaN"),
+        (lambda: pvalues.ks_two_sample([1.0, 2.0], [math.inf, 2.0]), "second holds NaN or infinite"),
+        (lambda: pvalues.ks_uniform([0.1, 0.2]), "at least 5 numbers"),
+        (lambda: pvalues.ks_uniform([0.1, 0.2, 0.3, 0.4, 1.5]), r"numbers in \[0, 1\]"),
+        (lambda: pvalues.ks_uniform([0.1, 0.2, 0.3, 0.4, math.nan]), r"numbers in \[0, 1\]"),
+    ],
+)
+def test_bad_input_is_named(call: Callable[[], object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+@pytest.mark.parametrize(("n", "m", "shift"), [(50, 60, 0.0), (500, 500, 0.3), (900, 400, 1.0), (2000, 2000, 0.05)])
+def test_ks_two_sample_equals_scipy(n: int, m: int, shift: float) -> None:
+    rng = np.random.default_rng(n + m)
+    x, y = rng.normal(size=n), rng.normal(shift, size=m)
+    expected = stats.ks_2samp(x, y)
+    found = pvalues.ks_two_sample(x, y)
+    assert found.statistic == expected.statistic
+    assert found.p_value == pytest.approx(expected.pvalue, rel=1e-9)
+
+
+@pytest.mark.parametrize(("n", "m"), [(500, 500), (1000, 1000), (500, 700), (5000, 5000), (997, 1009)])
+def test_ks_two_sample_is_finite_and_monotone_beyond_underflow(n: int, m: int) -> None:
+    values = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # scipy says when it gives up the exact count
+        for gap in np.linspace(0.1, 1.0, 19):
+            values.append(pvalues.ks_two_sample(np.arange(n) / n, np.arange(m) / m + gap).log10_p)
+    assert np.all(np.isfinite(values))
+    assert np.all(np.diff(values) <= 1e-9)
+    assert values[-1] <= -200
+
+
+def test_ks_two_sample_of_equal_sizes_is_exact_beyond_underflow() -> None:
+    n, gap = 2000, 1500  # P(D ≥ gap/n), exactly, by Gnedenko's count of paths
+    paths = sum((-1) ** (j + 1) * math.comb(2 * n, n - j * gap) for j in range(1, n // gap + 1))
+    p = Fraction(2 * paths, math.comb(2 * n, n))
+    expected = float(mpmath.log10(mpmath.mpf(p.numerator) / mpmath.mpf(p.denominator)))
+    assert expected < -320
+    found = pvalues.ks_two_sample(np.arange(n, dtype=float), np.arange(n) + gap - 0.5)
+    assert found.statistic == pytest.approx(gap / n)
+    assert found.log10_p == pytest.approx(expected, rel=1e-10)
+    assert found.p_value == 0.0  # a float cannot say it; log10_p can
+
+
+def test_ks_uniform_equals_scipy_and_stays_finite() -> None:
+    p = np.random.default_rng(3).random(400)
+    assert pvalues.ks_uniform(p).p_value == pytest.approx(stats.kstest(p, "uniform").pvalue)
+    assert pvalues.ks_uniform(p**2).log10_p < -10
+    assert math.isfinite(pvalues.ks_uniform(np.zeros(5000)).log10_p)
+
+
+def test_randomised_p_values_of_a_discrete_statistic_are_uniform() -> None:
+    rng = np.random.default_rng(11)
+    n, gamma = 12, 0.25  # so few trials that plain p-values are far from uniform
+    s = rng.binomial(n, gamma, size=4000)
+    log10_p = pvalues.log10_binomial_tail(s, n, gamma)
+    above = np.where(s == n, -np.inf, pvalues.log10_binomial_tail(np.minimum(s + 1, n), n, gamma))
+    assert pvalues.ks_uniform(pvalues.randomised(log10_p, above, rng)).log10_p > -4
+    assert pvalues.ks_uniform(10**log10_p).log10_p < -20
