@@ -130,8 +130,10 @@ class GumbelMaxProcessor(_WindowedProcessor):
         device = "cpu" if scores.device.type == "mps" else scores.device  # MPS has no float64
         r = self.wm.uniform_rows_torch(windows.to(device), self.vocab_size)
         logits = warp(scores[:, : self.vocab_size].to(device, torch.float64), self.sampling)
-        chosen = (logits.log_softmax(dim=-1) - (-r.log()).log()).argmax(dim=-1, keepdim=True).to(scores.device)
-        return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
+        raced = (logits.log_softmax(dim=-1) - (-r.log()).log()).max(dim=-1, keepdim=True)
+        if not torch.isfinite(raced.values).all():
+            raise ValueError("logits of a row are all -inf, or hold +inf: no token can be drawn; check what truncates them")
+        return torch.full_like(scores, -torch.inf).scatter(1, raced.indices.to(scores.device), 0.0)
 
 
 def processor_for(wm: Watermark | None, sampling: Sampling) -> Callable[[torch.Tensor, Logits], Logits] | None:
@@ -142,6 +144,25 @@ def processor_for(wm: Watermark | None, sampling: Sampling) -> Callable[[torch.T
     if isinstance(processor, GumbelMaxProcessor):
         processor.sampling = sampling
     return processor  # type: ignore[no-any-return]
+
+
+def _checked_prompts(prompts: Sequence[ArrayLike], vocab_size: int, shortest: int) -> list[NDArray[np.int64]]:
+    """Prompts as int64 arrays. A short one is refused here: padded in a batch, it would be given a window of padding."""
+    arrays = [np.asarray(prompt) for prompt in prompts]
+    for i, array in enumerate(arrays):
+        if array.ndim != 1 or array.size < shortest:
+            raise ValueError(
+                f"prompts[{i}] has shape {list(array.shape)}; it must be a flat sequence of at least {shortest} token ids "
+                "(one to start from, and with a watermark a whole window)"
+            )
+        if array.dtype.kind not in "iu":
+            raise ValueError(f"prompts[{i}] must hold integer token ids, got dtype {array.dtype}; tokenise the text first")
+        if array.min() < 0 or array.max() >= vocab_size:
+            raise ValueError(
+                f"prompts[{i}] holds ids from {array.min()} to {array.max()}, outside the model's vocabulary "
+                f"[0, {vocab_size}); use the model's own tokenizer"
+            )
+    return [array.astype(np.int64) for array in arrays]
 
 
 @torch.inference_mode()
@@ -163,11 +184,9 @@ def generate(
     depends on ``generator`` and on the whole list, not on the batch alone: call it with the same list to repeat it.
     """
     sampling = sampling or Sampling()
-    arrays = [np.asarray(prompt, np.int64) for prompt in prompts]
-    if any(array.ndim != 1 or array.size == 0 for array in arrays):
-        raise ValueError("prompts must be non-empty token-id sequences; give at least one token to start from")
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+    if max_new_tokens < 1 or batch_size < 1:
+        raise ValueError(f"max_new_tokens and batch_size must be at least 1, got {max_new_tokens} and {batch_size}")
+    arrays = _checked_prompts(prompts, model.get_input_embeddings().weight.shape[0], 1 if wm is None else wm.window)
     processor = processor_for(wm, sampling)
     device = next(model.parameters()).device
     order = sorted(range(len(arrays)), key=lambda i: arrays[i].size)  # equal lengths together: little padding
@@ -184,10 +203,13 @@ def generate(
 
 
 class _FilledLayer(DynamicLayer):
-    """Keys and values of one layer in a buffer of known capacity: no copy a step, and attention sees the filled part only."""
+    """Keys and values of one layer in a buffer of known capacity: no copy a step; attention sees the filled part only."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
 
     def __init__(self, capacity: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.capacity, self.filled = capacity, 0
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
@@ -235,7 +257,7 @@ class _Batch:
         self.positions = torch.tensor([prompt.size for prompt in prompts], device=device)
         layers = model.config.get_text_config().num_hidden_layers
         self.layers = [_FilledLayer(self.width + max_new_tokens) for _ in range(layers)]
-        self.cache = Cache(layers=self.layers)
+        self.cache = Cache(layers=list(self.layers))
 
     def run(
         self,

@@ -13,6 +13,8 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import inspect
+import itertools
+import platform
 import re
 import sysconfig
 import warnings
@@ -51,14 +53,18 @@ def source_files(packages: Sequence[str]) -> Iterator[tuple[str, Path]]:
             root, prefix = Path(sysconfig.get_paths()["stdlib"]), ""
         else:
             spec = importlib.util.find_spec(package)
-            if spec is None or spec.origin is None:
+            if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
                 raise ModuleNotFoundError(
-                    f"corpus.packages names {package!r}, which is not installed; install it or drop it from the preset"
+                    f"corpus.packages names {package!r}, which is not installed as Python source; "
+                    "install it or drop it from the preset"
                 )
+            if spec.submodule_search_locations is None:  # one file, not a folder: its neighbours are other packages
+                yield package, Path(spec.origin)
+                continue
             root, prefix = Path(spec.origin).parent, package
         for path in sorted(root.rglob("*.py")):
             parts = path.relative_to(root).with_suffix("").parts
-            if _SKIPPED_FOLDERS.intersection(parts) or any(part.startswith("test_") for part in parts):
+            if not path.is_file() or _SKIPPED_FOLDERS.intersection(parts) or any(p.startswith("test_") for p in parts):
                 continue
             module = ".".join(part for part in (prefix, *parts) if part and part != "__init__")
             yield module, path
@@ -67,7 +73,8 @@ def source_files(packages: Sequence[str]) -> Iterator[tuple[str, Path]]:
 def docstrings(module: str, source: str) -> Iterator[tuple[str, str]]:
     """Yield (dotted name, cleaned docstring) of a module's source and of its public classes and functions."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SyntaxWarning)
+        for category in (SyntaxWarning, DeprecationWarning):  # old escapes; under -W error they would drop the module
+            warnings.simplefilter("ignore", category)
         try:
             tree = ast.parse(source)
         except (SyntaxError, ValueError):
@@ -80,9 +87,8 @@ def docstrings(module: str, source: str) -> Iterator[tuple[str, str]]:
             if text:
                 yield name, inspect.cleandoc(text)
         if isinstance(node, ast.Module | ast.ClassDef):
-            for child in node.body:
-                if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and not child.name.startswith("_"):
-                    stack.append((f"{name}.{child.name}", child))
+            definitions = (c for c in node.body if isinstance(c, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef))
+            stack.extend((f"{name}.{child.name}", child) for child in definitions if not child.name.startswith("_"))
 
 
 def _plain(lines: Sequence[str]) -> str:
@@ -165,32 +171,40 @@ def half(topic: str) -> int:
     return hashlib.sha256(topic.encode()).digest()[0] & 1
 
 
+def read_file(module: str, path: Path) -> list[Document]:
+    """All documents of one source file, in the file's order."""
+    source = path.read_text(encoding="utf-8", errors="ignore")
+    return [document for name, text in docstrings(module, source) for document in documents(name, text)]
+
+
 def read_corpus(packages: Sequence[str]) -> list[Document]:
     """All distinct documents of the packages, in a fixed order.
 
-    Raises ``EmptyCorpusError`` when nothing usable is found.
+    Raises :class:`EmptyCorpusError` when nothing usable is found.
     """
-    found: list[Document] = []
-    seen: set[str] = set()
-    for module, path in source_files(packages):
-        source = path.read_text(encoding="utf-8", errors="ignore")
-        for name, text in docstrings(module, source):
-            for document in documents(name, text):
-                if document.answer not in seen:
-                    seen.add(document.answer)
-                    found.append(document)
+    parsed = (read_file(module, path) for module, path in source_files(packages))
+    found: dict[str, Document] = {}
+    for document in itertools.chain.from_iterable(parsed):
+        found.setdefault(document.answer, document)
     if not found:
         raise EmptyCorpusError(
             f"corpus.packages={list(packages)!r} holds no docstring to learn from; name packages with documented code"
         )
-    return found
+    return list(found.values())
 
 
 def package_versions(packages: Sequence[str]) -> dict[str, str]:
-    """The version of each package, part of the corpus's identity in the artifact store."""
+    """The version of each package, part of the corpus's identity in the artifact store.
+
+    A package may be distributed under another name than it is imported by; one that no distribution claims (a folder on
+    the path) is "unversioned". The standard library counts with its patch level: its docstrings change with it.
+    """
+    distributions = importlib.metadata.packages_distributions()
     versions = {}
     for package in packages:
-        versions[package] = (
-            sysconfig.get_python_version() if package == STANDARD_LIBRARY else importlib.metadata.version(package)
-        )
+        if package == STANDARD_LIBRARY:
+            versions[package] = platform.python_version()
+        else:
+            names = [package] if package in distributions.get(package, []) else distributions.get(package, [])
+            versions[package] = importlib.metadata.version(names[0]) if names else "unversioned"
     return versions

@@ -56,7 +56,14 @@ class DivergedError(RuntimeError):
 
 
 def pack(documents: Sequence[Ids], length: int) -> list[Example]:
-    """Concatenate documents and cut them into examples of ``length`` tokens; the last, shorter piece is dropped."""
+    """Concatenate documents and cut them into examples of ``length`` tokens; the last, shorter piece is dropped.
+
+    Fewer than ``length`` tokens in all give one shorter example. Raises ``ValueError`` below two tokens.
+    """
+    if length < 2 or sum(document.size for document in documents) < 2:
+        raise ValueError(
+            f"documents must hold at least 2 tokens, and length={length} be at least 2: one to read and one to predict"
+        )
     flat = np.concatenate(list(documents))
     count = max(1, flat.size // length)
     return [Example(piece) for piece in np.array_split(flat[: count * length], count)]
@@ -65,12 +72,25 @@ def pack(documents: Sequence[Ids], length: int) -> list[Example]:
 def train(
     model: Any, examples: Sequence[Example], recipe: Recipe, *, generator: np.random.Generator, progress: str | None = None
 ) -> list[float]:
-    """Train in place; return the mean loss (nats a token) of each epoch, the last one possibly partial.
+    """Train in place; return the mean over batches of the loss (nats a token) of each epoch, the last one maybe partial.
 
-    Raises ``DivergedError`` when the loss is not finite and ``ValueError`` without examples.
+    Examples whose loss starts beyond ``max_length`` teach nothing: they are left out, with a warning. Raises
+    ``DivergedError`` when the loss is not finite (before that step changes the model) and ``ValueError`` without examples.
     """
     if not examples:
         raise ValueError("examples is empty; there is nothing to train on")
+    usable = [example for example in examples if _teaches(example, recipe.max_length)]
+    if not usable:
+        raise ValueError(
+            f"none of the {len(examples)} examples has a token to learn within max_length={recipe.max_length}; "
+            "raise max_length or shorten the instructions"
+        )
+    if len(usable) < len(examples):
+        logger.warning(
+            "%d of %d examples have no token to learn within max_length=%d and are left out",
+            len(examples) - len(usable), len(examples), recipe.max_length,
+        )  # fmt: skip
+    examples = usable
     device = next(model.parameters()).device
     on_gpu = device.type == "cuda"
     optimiser = torch.optim.AdamW(
@@ -86,16 +106,16 @@ def train(
             ids, mask, labels = (tensor.to(device) for tensor in collate([examples[i] for i in batch], recipe.max_length))
             with torch.autocast(device.type, torch.bfloat16, enabled=on_gpu and torch.cuda.is_bf16_supported()):
                 loss = mean_loss(model, ids, mask, labels)
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimiser.step()
-            schedule.step()
-            optimiser.zero_grad(set_to_none=True)
             value = float(loss.detach())
             if not math.isfinite(value):
                 raise DivergedError(
                     f"the loss is {value} at learning_rate={recipe.learning_rate}; lower the learning rate and train again"
                 )
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+            schedule.step()
+            optimiser.zero_grad(set_to_none=True)
             sums.setdefault(epoch, []).append(value)
             bar.update()
             bar.set_postfix(loss=f"{value:.2f}", refresh=False)
@@ -126,6 +146,11 @@ def collate(examples: Sequence[Example], max_length: int) -> tuple[torch.Tensor,
         start = max(1, example.loss_from)
         labels[row, start - 1 : kept.size - 1] = kept[start:]
     return torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(labels)
+
+
+def _teaches(example: Example, max_length: int) -> bool:
+    """Whether a token of the example stays under the loss after truncation."""
+    return min(example.ids.size, max_length) > max(1, example.loss_from)
 
 
 def _epochs(examples: Sequence[Example], recipe: Recipe, generator: np.random.Generator) -> Iterator[tuple[int, list[int]]]:

@@ -1,0 +1,187 @@
+"""What a chapter calls first and last: set up, then record.
+
+A chapter opens a :class:`Chapter`, adds rows to its tables as it measures, speaks in prose whose numbers come from those
+measurements, and records everything as ``results/<preset>/<chapter>.json``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import platform
+import sys
+import time
+import warnings
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from radio_utils import figures
+from radio_utils.artifacts import Store, default_root, write_json
+from radio_utils.presets import Preset, load_preset
+from radio_utils.world.world import World
+
+logger = logging.getLogger(__name__)
+
+# The columns of every table that a chapter may record. A row with other columns is an error.
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "detection": ("scheme", "k", "watermarked", "scored", "log10_p"),
+    "repetition": ("dedup", "repeats", "scored", "false_alarms", "keys"),
+    "settings": ("supervised", "access", "watermark", "test"),
+    "quality": ("rho", "task", "metric", "value", "stderr"),
+    "composition": ("rho", "watermarked", "plain", "loss_first", "loss_last"),
+    "membership": ("method", "d", "statistic", "log10_p"),
+    "membership_needed": ("d", "log10_p", "candidates"),
+    "open_model": ("rho", "setting", "method", "scored", "score", "log10_p"),
+    "closed_model": ("rho", "setting", "filtered", "scored", "score", "log10_p"),
+    "null_audit": ("test", "keys", "ks_p", "min_log10_p"),
+    "summary": ("rho", "setting", "access", "watermark", "log10_p"),
+}
+_PACKAGES = ("radio_utils", "torch", "transformers", "tokenizers", "numpy", "scipy")
+
+
+class Chapter:
+    """One run of one chapter."""
+
+    def __init__(self, name: str, *, preset: str, seed: int = 0, key_env: str = "", **changes: Any) -> None:
+        """``key_env`` names the environment variable that holds Alice's key; empty, a demonstration key is used.
+
+        ``changes`` replace fields of the preset (dots written as ``__``). Raises ``PresetError`` for an unknown preset or
+        field and ``KeyError`` for an environment variable that is not set.
+        """
+        self.name, self.seed, self.started = name, int(seed), time.monotonic()
+        self.preset: Preset = load_preset(preset, **changes)
+        self._quieten()
+        self.world = World(self.preset, seed=self.seed, key=_key_from(key_env), store=Store(default_root()))
+        self.tables: dict[str, list[dict[str, Any]]] = {}
+        figures.set_style()
+        if self.preset.device == "cuda" and self.world.device == "cpu":
+            warnings.warn(
+                f"preset {preset!r} is meant for a GPU and none is here; choose a GPU runtime or preset='laptop'", stacklevel=2
+            )
+
+    def add(self, table: str, **row: Any) -> None:
+        """Add one row. Raises ``ValueError`` for an unknown table or other columns than the table's."""
+        if table not in COLUMNS:
+            raise ValueError(f"unknown table {table!r}; choose one of {', '.join(COLUMNS)}")
+        if tuple(row) != COLUMNS[table]:
+            raise ValueError(f"a row of {table!r} has the columns {COLUMNS[table]}, got {tuple(row)}")
+        self.tables.setdefault(table, []).append({name: _plain(value) for name, value in row.items()})
+
+    def value(self, table: str, column: str, **where: Any) -> Any:
+        """The one recorded value of a column in the row that matches ``where``: what prose quotes."""
+        rows = [row for row in self.tables.get(table, []) if all(_same(row[k], v) for k, v in where.items())]
+        if len(rows) != 1:
+            raise LookupError(f"{len(rows)} rows of {table!r} match {where}; exactly one is needed")
+        return rows[0][column]
+
+    def say(self, text: str) -> None:
+        """Show a paragraph. Its numbers are filled in from the record by the caller, never typed."""
+        from IPython.display import Markdown, display
+
+        display(Markdown(" ".join(text.split())))
+
+    def show(self, table: str, *, columns: Iterable[str] | None = None, caption: str = "") -> Any:
+        """The recorded table, styled for the page."""
+        return figures.table(self.tables[table], columns=columns, caption=caption)
+
+    def record(self) -> Path:
+        """Write ``results/<preset>/<chapter>.json``, all or nothing, and return its path."""
+        folder = Path(os.environ.get("RADIO_UTILS_RESULTS", "results")) / self.preset.name
+        path = folder / f"{self.name}.json"
+        write_json(
+            path,
+            {
+                "chapter": self.name,
+                "preset": self.preset.name,
+                "seed": self.seed,
+                "config_hash": self.config_hash(),
+                "versions": versions(),
+                "hardware": hardware(),
+                "date": time.strftime("%Y-%m-%d", time.gmtime()),
+                "seconds": round(time.monotonic() - self.started, 1),
+                "tables": self.tables,
+            },
+        )
+        return path
+
+    def config_hash(self) -> str:
+        """Hash of every size of the preset and the seed."""
+        text = json.dumps([self.preset.model_dump(), self.seed], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @staticmethod
+    def _quieten() -> None:
+        """Pages show what was measured, not how the libraries chat about it."""
+        import transformers
+
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """The machine in words: processor cores and, where there is one, the GPU."""
+    import torch
+
+    found: dict[str, Any] = {"machine": platform.machine(), "system": platform.system(), "cores": os.cpu_count()}
+    found["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return found
+
+
+def power_of_ten(log10_p: float) -> str:
+    """A p-value for prose, as a power of ten: $10^{-12.3}$, or the plain number down to a thousandth."""
+    return f"{10**log10_p:.2g}" if log10_p > -3 else f"$10^{{{log10_p:.1f}}}$"
+
+
+def percent(share: float) -> str:
+    """A share for prose: 5 %."""
+    return f"{100 * share:g} %"
+
+
+def on_colab() -> bool:
+    """Whether this runs on Google Colab."""
+    return "google.colab" in sys.modules
+
+
+def _key_from(variable: str) -> str | None:
+    if not variable:
+        return None
+    if not os.environ.get(variable):
+        raise KeyError(f"key_env names the environment variable {variable!r}, which is not set; export it, or leave key_env empty")
+    return os.environ[variable]
+
+
+def _plain(value: Any) -> Any:
+    """Numbers as Python has them; NaN and infinity become None, because strict JSON has neither."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int | bool):
+        return value
+    raise TypeError(f"a table holds numbers, strings, booleans and None, got {type(value).__name__}: {value!r}")
+
+
+def _same(left: Any, right: Any) -> bool:
+    if isinstance(left, float) and isinstance(right, float | int):
+        return math.isclose(left, right, abs_tol=1e-12)
+    return bool(left == right)
+
+

@@ -1,0 +1,215 @@
+"""The book's figures: one style, a colour-blind-safe palette, labelled axes, error bars where there is an error."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+from numpy.typing import ArrayLike
+
+from radio_utils.detection import NullAudit
+from radio_utils.watermarks import GreenList, Watermark
+
+# Okabe and Ito's palette, told apart in every common form of colour blindness
+BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY = (
+    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#6B6B6B",
+)  # fmt: skip
+_THRESHOLD = -3.0  # where the figures draw a line: p = 1/1000
+
+
+def set_style() -> None:
+    """The look of every figure."""
+    sns.set_theme(context="notebook", style="ticks", palette=[BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY])
+    matplotlib.rcParams.update(
+        {
+            "figure.figsize": (7.2, 4.0), "figure.dpi": 110, "savefig.bbox": "tight", "axes.spines.top": False,
+            "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "legend.frameon": False, "font.size": 11,
+        }
+    )  # fmt: skip
+
+
+def log10_p_against_share(
+    rows: Sequence[Mapping[str, Any]], *, series: str, labels: Mapping[Any, str], x: str = "rho", ax: Axes | None = None
+) -> Axes:
+    """log10 p against ρ (or another share), one line for each value of the column ``series``."""
+    ax = ax or plt.subplots()[1]
+    markers = iter("osD^vP")
+    for value, label in labels.items():
+        points = sorted((row[x], row["log10_p"]) for row in rows if row[series] == value)
+        shares = [100 * share for share, _ in points]
+        ax.plot(shares, [p for _, p in points], marker=next(markers), label=label)
+    ax.axhline(_THRESHOLD, color=GREY, ls="--", lw=1)
+    ax.annotate("p = 0.001", (0.99, _THRESHOLD), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=GREY, size=9)
+    ax.set_xscale("symlog", linthresh=1)
+    ticks = sorted({100 * row[x] for row in rows})
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.minorticks_off()
+    ax.set_yscale("symlog", linthresh=10)
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.set_xlabel({"rho": "share of Bob's data from Alice, ρ (%)", "d": "degree of supervision, d (%)"}.get(x, x))
+    ax.set_ylabel("log10 p  (lower: stronger evidence)")
+    ax.legend()
+    return ax
+
+
+def p_curves(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], *, xlabel: str, ax: Axes | None = None) -> Axes:
+    """log10 p against a count, one line for each named (count, log10 p) pair."""
+    ax = ax or plt.subplots()[1]
+    styles = iter(["-", "--", "-.", ":"] * 3)
+    for label, (counts, log10_p) in curves.items():
+        ax.plot(np.asarray(counts), np.asarray(log10_p), ls=next(styles), lw=2, label=label)
+    ax.axhline(_THRESHOLD, color=GREY, ls="--", lw=1)
+    ax.annotate("p = 0.001", (0.01, _THRESHOLD), xycoords=("axes fraction", "data"), va="bottom", color=GREY, size=9)
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel("log10 p  (lower: stronger evidence)")
+    ax.legend()
+    return ax
+
+
+def audit(audits: Mapping[str, NullAudit]) -> Figure:
+    """Empirical distribution of each audit's p-values against the diagonal, with the 99 % band of uniform samples."""
+    figure, axes = plt.subplots(1, len(audits), figsize=(min(3.6 * len(audits) + 0.6, 11), 3.6), sharey=True, squeeze=False)
+    for ax, (name, one) in zip(axes[0], audits.items(), strict=True):
+        ordered = np.sort(one.uniform_p)
+        share = np.arange(1, ordered.size + 1) / ordered.size
+        band = 1.628 / np.sqrt(ordered.size)  # Kolmogorov's 99 % point
+        ax.fill_between([0, 1], [-band, 1 - band], [band, 1 + band], color=GREY, alpha=0.2, lw=0, label="99 % band")
+        ax.plot([0, 1], [0, 1], color=GREY, lw=1)
+        ax.plot(ordered, share, color=BLUE, lw=2, label=f"{one.keys} decoy keys")
+        ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="p-value", title=name)
+        ax.legend(loc="lower right", fontsize=9)
+    axes[0, 0].set_ylabel("share of decoys with a smaller p")
+    figure.tight_layout()
+    return figure
+
+
+def two_distributions(
+    panels: Mapping[str, tuple[ArrayLike, ArrayLike]], *, names: tuple[str, str], xlabel: str
+) -> Figure:
+    """Two histograms a panel, on common axes."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(min(4.6 * len(panels), 11), 3.6), sharex=True, sharey=True, squeeze=False)
+    everything = np.concatenate([np.concatenate([np.asarray(a), np.asarray(b)]) for a, b in panels.values()])
+    bins = np.histogram_bin_edges(everything, bins=40, range=tuple(np.quantile(everything, [0.001, 0.999])))
+    for ax, (title, pair) in zip(axes[0], panels.items(), strict=True):
+        for values, name, colour, fill in zip(pair, names, (VERMILION, BLUE), (True, False), strict=True):
+            ax.hist(
+                np.asarray(values), bins=bins, density=True, histtype="stepfilled" if fill else "step",
+                color=colour, alpha=0.45 if fill else 1.0, lw=2, label=name,
+            )  # fmt: skip
+        ax.set(title=title, xlabel=xlabel)
+    axes[0, 0].set_ylabel("density")
+    axes[0, 0].legend(fontsize=9)
+    figure.tight_layout()
+    return figure
+
+
+def bars(labels: Sequence[str], heights: ArrayLike, *, errors: ArrayLike | None = None, ylabel: str, xlabel: str) -> Axes:
+    """Bars with error bars."""
+    ax = plt.subplots()[1]
+    ax.bar(list(labels), np.asarray(heights), yerr=errors, color=SKY, edgecolor=BLUE, capsize=4)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    return ax
+
+
+class Html:
+    """A piece of HTML that notebooks and the rendered book show as it is."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+
+    def _repr_html_(self) -> str:
+        return self.source
+
+    def __repr__(self) -> str:
+        return "coloured text"
+
+
+def coloured(tokenizer: Any, texts: Mapping[str, ArrayLike], wm: Watermark) -> Html:
+    """Texts with each token marked: green-list tokens filled and underlined, others plain, unscored ones grey.
+
+    For Gumbel-max a token is marked when its score is above the median of a unit exponential, ln 2.
+    """
+    level = 0.5 if isinstance(wm, GreenList) else float(np.log(2.0))
+    blocks = []
+    for title, text in texts.items():
+        ids = np.asarray(text, np.int64)
+        marks: list[bool | None] = [None] * min(wm.window, ids.size)
+        if ids.size > wm.window:
+            windows = np.lib.stride_tricks.sliding_window_view(ids, wm.window)[:-1]
+            marks += [bool(score > level) for score in wm.scores(windows, ids[wm.window :])]
+        spans = "".join(_token(tokenizer.decode([int(i)]), mark) for i, mark in zip(ids, marks, strict=True))
+        scored = [mark for mark in marks if mark is not None]
+        share = f"{100 * sum(scored) / len(scored):.0f} % marked" if scored else "too short to score"
+        blocks.append(
+            f'<div class="radio-text"><div class="radio-title">{html.escape(title)} <small>({share})</small></div>{spans}</div>'
+        )
+    return Html(_TEXT_STYLE + "".join(blocks))
+
+
+_TEXT_STYLE = (
+    "<style>.radio-text{margin:.6em 0;line-height:1.9;overflow-wrap:anywhere}.radio-title{font-weight:600}"
+    ".radio-g{background:#b9e3d6;color:#06281f;border-bottom:2px solid #009E73;border-radius:2px}"
+    ".radio-n{color:#888}</style>"
+)
+
+
+def _token(text: str, mark: bool | None) -> str:
+    shown = html.escape(text).replace("\n", "⏎ ")
+    if mark is None:
+        return f'<span class="radio-n">{shown}</span>'
+    return f'<span class="radio-g">{shown}</span>' if mark else f"<span>{shown}</span>"
+
+
+def dialogue(question: str, answers: Mapping[str, str]) -> Html:
+    """One question and several models' answers, as a table."""
+    rows = "".join(
+        f"<tr><th scope='row' style='white-space:nowrap;text-align:left'>{html.escape(name)}</th>"
+        f"<td style='text-align:left'>{html.escape(answer)}</td></tr>"
+        for name, answer in answers.items()
+    )
+    return Html(f"<table class='radio-dialogue'><caption style='text-align:left'>{html.escape(question)}</caption>{rows}</table>")
+
+
+_HEADERS = {
+    "rho": "ρ", "d": "d", "k": "k", "log10_p": "log10 p", "scored": "scored pairs", "score": "mean score", "ks_p": "KS p",
+    "min_log10_p": "smallest log10 p", "keys": "decoy keys", "log10_p_text": "log10 p of the text",
+}  # fmt: skip
+
+
+def table(rows: Sequence[Mapping[str, Any]], *, columns: Iterable[str] | None = None, caption: str = "") -> Any:
+    """Rows as a table with readable headers and rounded numbers."""
+    frame = pd.DataFrame(list(rows))
+    if columns is not None:
+        frame = frame[list(columns)]
+    formats: dict[str, Any] = {}
+    for name in frame.columns:
+        header = _HEADERS.get(name, name.replace("_", " "))
+        if name in ("rho", "d"):
+            formats[header] = lambda v: f"{100 * v:g} %"
+        elif name in ("log10_p", "min_log10_p", "statistic", "value", "ks_p", "loss_first", "loss_last"):
+            formats[header] = lambda v: "–" if v is None or v != v else f"{v:.3g}" if abs(v) < 1000 else f"{v:,.0f}"
+        elif name in ("score", "stderr"):
+            formats[header] = lambda v: "–" if v is None or v != v else f"{v:.3f}"
+        elif pd.api.types.is_integer_dtype(frame[name]):
+            formats[header] = "{:,}"
+    frame = frame.rename(columns=lambda name: _HEADERS.get(name, name.replace("_", " ")))
+    return frame.style.hide(axis="index").format(formats).set_caption(caption)
+
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> Any:
+    """log10 p of every setting (rows) at every share ρ (columns)."""
+    frame = pd.DataFrame(list(rows))
+    frame["watermark"] = frame["watermark"].map({True: "with watermark", False: "without (membership)"})
+    wide = frame.pivot_table(index=["watermark", "access", "setting"], columns="rho", values="log10_p", sort=False)
+    wide.columns = [f"ρ = {100 * rho:g} %" for rho in wide.columns]
+    wide.index.names = [None, None, None]
+    return wide.style.format(lambda value: "–" if value != value else f"{value:.1f}").set_caption("log10 p; lower is stronger")

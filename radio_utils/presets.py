@@ -1,0 +1,270 @@
+"""Presets: one validated file, ``presets.yaml``, holds every size the chapters use at each tier.
+
+An unknown preset, an unknown field or a value out of range is a :class:`PresetError` that names the field.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import Annotated, Any, Literal
+
+import pydantic
+import yaml
+from pydantic import Field
+
+from radio_utils import decoding
+from radio_utils.watermarks import GreenList, GumbelMax, Key, Watermark
+
+Count = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class PresetError(ValueError):
+    """An unknown preset or field, or a value out of range."""
+
+
+class _Section(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+class Corpus(_Section):
+    """Packages whose docstrings are read."""
+
+    packages: Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+class Tokenizer(_Section):
+    """Byte-level BPE, trained on the corpus."""
+
+    vocab_size: Annotated[int, Field(ge=300)]
+
+
+class Build(_Section):
+    """A model to be made here: its architecture and sizes."""
+
+    architecture: Literal["llama", "gpt_neox"]
+    width: Count
+    layers: Count
+    heads: Count
+    key_value_heads: Count
+
+
+class Pretraining(_Section):
+    """Tokens seen, AdamW learning rate, sequences a batch, tokens a sequence."""
+
+    tokens: Count
+    learning_rate: Positive
+    batch_size: Count
+    length: Count
+
+
+class Model(_Section):
+    """A model made here (``build`` and ``pretraining``) or taken by folder or hub name (``hub``)."""
+
+    build: Build | None = None
+    pretraining: Pretraining | None = None
+    hub: str | None = None
+    parameters: Positive | None = None
+    bytes_per_parameter: Positive = 16
+
+    @pydantic.model_validator(mode="after")
+    def _one_source(self) -> Model:
+        made = self.build is not None and self.pretraining is not None
+        if made == (self.hub is not None):
+            raise ValueError("give either build with pretraining, or hub")
+        if self.hub is not None and self.parameters is None:
+            raise ValueError("a hub model needs parameters, for the memory estimate")
+        return self
+
+
+class Scheme(_Section):
+    """Alice's watermark."""
+
+    scheme: Literal["greenlist", "gumbelmax"]
+    window: Count
+    gamma: Annotated[float, Field(gt=0, lt=1)]
+    delta: Annotated[float, Field(ge=0)]
+
+    def make(self, key: Key, vocab_size: int) -> Watermark:
+        """The watermark under a key."""
+        if self.scheme == "greenlist":
+            return GreenList(key, vocab_size, self.window, self.gamma, self.delta)
+        return GumbelMax(key, vocab_size, self.window)
+
+
+class Sampling(_Section):
+    """How tokens are drawn."""
+
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+    def make(self) -> decoding.Sampling:
+        """The sampling that the decoder takes."""
+        return decoding.Sampling(self.temperature, self.top_k, self.top_p)
+
+
+class SelfInstruct(_Section):
+    """Pairs for Bob (``pairs``), kept but not used by Bob (``unused``), and fresh ones that nobody saw."""
+
+    pairs: Count
+    unused: Count
+    fresh: Count
+    shown: Count
+    max_new_tokens: Count
+    sampling: Sampling
+    batch_size: Count
+
+
+class Mixtures(_Section):
+    """|D| in pairs and the shares ρ."""
+
+    size: Count
+    rhos: Annotated[tuple[Share, ...], Field(min_length=1)]
+
+
+class FineTuning(_Section):
+    """Bob's recipe."""
+
+    epochs: Positive
+    learning_rate: Positive
+    batch_size: Count
+    max_length: Count
+
+
+class Suspect(_Section):
+    """How Bob's model answers."""
+
+    max_new_tokens: Count
+    sampling: Sampling
+    batch_size: Count
+
+
+class Reading(_Section):
+    """Open-model test: texts read at most."""
+
+    texts: Count
+    batch_size: Count
+
+
+class Querying(_Section):
+    """Closed-model test: prompts sent; a window is in the unsupervised filter from ``frequent`` occurrences."""
+
+    prompts: Count
+    frequent: Count
+
+
+class Membership(_Section):
+    """Candidates, fresh texts, tokens a piece, and the degrees d that are drawn."""
+
+    candidates: Count
+    fresh: Count
+    piece: Count
+    degrees: Annotated[tuple[Share, ...], Field(min_length=1)]
+
+
+class Preset(_Section):
+    """All sizes of one tier."""
+
+    name: str
+    description: str
+    minutes: Positive
+    device: Literal["cpu", "cuda"]
+    memory_gb: Positive = 4
+    devices: Count = 1
+    corpus: Corpus
+    tokenizer: Tokenizer
+    alice: Model
+    base: Model
+    watermark: Scheme
+    self_instruct: SelfInstruct
+    mixtures: Mixtures
+    fine_tuning: FineTuning
+    suspect: Suspect
+    reading: Reading
+    querying: Querying
+    membership: Membership
+    audit_keys: Annotated[int, Field(ge=5)]
+
+    @pydantic.model_validator(mode="after")
+    def _enough_pairs(self) -> Preset:
+        if self.mixtures.size > self.self_instruct.pairs:
+            raise ValueError(f"mixtures.size={self.mixtures.size} exceeds self_instruct.pairs={self.self_instruct.pairs}")
+        if self.membership.candidates > self.self_instruct.unused:
+            raise ValueError("membership.candidates exceeds self_instruct.unused: at d = 0 every candidate is an unused pair")
+        if self.membership.fresh > self.self_instruct.fresh:
+            raise ValueError("membership.fresh exceeds self_instruct.fresh")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _fits(self) -> Preset:
+        if self.memory_estimate_gb() > self.memory_gb:
+            raise ValueError(
+                f"the models need about {self.memory_estimate_gb():.1f} GB a device, more than memory_gb={self.memory_gb:g}; "
+                "take smaller models or more devices"
+            )
+        return self
+
+    def memory_estimate_gb(self) -> float:
+        """GB a device: weights (for Bob gradients and Adam's moments too) of the larger model, and a quarter for activations.
+
+        The models are never in memory together: Alice writes, is freed, and Bob is trained.
+        """
+        sizes = [
+            model.parameters * model.bytes_per_parameter / 1e9 for model in (self.alice, self.base) if model.parameters
+        ]
+        return 1.25 * max(sizes, default=0.0) / self.devices
+
+
+def names() -> list[str]:
+    """The presets there are."""
+    return list(_file())
+
+
+def load_preset(name: str, **changes: Any) -> Preset:
+    """The preset of that name, validated. ``changes`` replace fields by dotted name with ``__`` for the dot.
+
+    Raises :class:`PresetError` for an unknown name or field, or a value out of range.
+    """
+    raw = _file()
+    if name not in raw:
+        raise PresetError(f"unknown preset {name!r}; choose one of {', '.join(raw)}")
+    tree = _resolved(raw, name)
+    for field, value in changes.items():
+        branch = tree
+        *path, last = field.split("__")
+        for part in path:
+            branch = branch.setdefault(part, {})
+        branch[last] = value
+    return validate(name, tree)
+
+
+def validate(name: str, tree: dict[str, Any]) -> Preset:
+    """A preset from its fields, or a :class:`PresetError` that names the first field at fault."""
+    try:
+        return Preset(name=name, **tree)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join([name, *map(str, first["loc"])])
+        what = "unknown field" if first["type"] == "extra_forbidden" else first["msg"]
+        raise PresetError(f"presets: {where}: {what} (got {first.get('input')!r})") from error
+
+
+def _file() -> dict[str, Any]:
+    return dict(yaml.safe_load(resources.files("radio_utils").joinpath("presets.yaml").read_text(encoding="utf-8")))
+
+
+def _resolved(raw: dict[str, Any], name: str) -> dict[str, Any]:
+    tree = dict(raw[name])
+    parent = tree.pop("extends", None)
+    return _merged(_resolved(raw, parent), tree) if parent else tree
+
+
+def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """``new`` over ``old``, branch by branch; a model is replaced whole, as its source may differ."""
+    result = dict(old)
+    for field, value in new.items():
+        whole = field in ("alice", "base") or not (isinstance(value, dict) and isinstance(old.get(field), dict))
+        result[field] = value if whole else _merged(old[field], value)
+    return result

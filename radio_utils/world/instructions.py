@@ -1,0 +1,160 @@
+"""Instruction data that a model writes itself, after Self-Instruct (Wang et al. 2022).
+
+Alice is shown a few demonstrations and the start of the next pair; she writes the instruction and the answer, with or
+without her watermark. Whatever does not parse as a pair is thrown away, as a person collecting such data would do.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from radio_utils import decoding
+from radio_utils.artifacts import atomic_write
+from radio_utils.watermarks import Watermark
+from radio_utils.world.training import Example
+
+logger = logging.getLogger(__name__)
+Ids = NDArray[np.int64]
+
+OPENING = "Question:"
+_TURN = "\nAnswer:"
+_PAIR = re.compile(r"\s*(?P<instruction>[^\n]{8,}?)\nAnswer:\s*(?P<answer>.+?)\s*(?=\nQuestion:|\Z)", re.S)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """An instruction and its answer."""
+
+    instruction: str
+    answer: str
+
+    @property
+    def prompt(self) -> str:
+        """What a model is asked: everything before the answer."""
+        return f"{OPENING} {self.instruction}{_TURN}"
+
+    @property
+    def text(self) -> str:
+        """Prompt and answer as one text."""
+        return f"{self.prompt} {self.answer}"
+
+
+class TooFewPairsError(RuntimeError):
+    """The model did not write enough usable pairs."""
+
+
+def prompt_ids(tokenizer: Any, pairs: Sequence[Pair]) -> list[Ids]:
+    """Token ids of each pair's prompt."""
+    return _encode(tokenizer, [pair.prompt for pair in pairs])
+
+
+def answer_ids(tokenizer: Any, pairs: Sequence[Pair]) -> list[Ids]:
+    """Token ids of each pair's answer, as it stands after the prompt."""
+    return _encode(tokenizer, [f" {pair.answer}" for pair in pairs])
+
+
+def text_ids(tokenizer: Any, pairs: Sequence[Pair]) -> list[Ids]:
+    """Token ids of each pair as a document: prompt, answer, end of text."""
+    end = tokenizer.eos_token_id
+    both = zip(prompt_ids(tokenizer, pairs), answer_ids(tokenizer, pairs), strict=True)
+    return [np.concatenate([prompt, answer, [end]]) for prompt, answer in both]
+
+
+def examples(tokenizer: Any, pairs: Sequence[Pair]) -> list[Example]:
+    """Pairs as training examples: the loss is on the answer and the end of text only."""
+    prompts = prompt_ids(tokenizer, pairs)
+    return [Example(ids, prompt.size) for ids, prompt in zip(text_ids(tokenizer, pairs), prompts, strict=True)]
+
+
+def parse_pairs(text: str) -> list[Pair]:
+    """All complete pairs in a continuation of :data:`OPENING`."""
+    found = []
+    for part in text.split(f"\n{OPENING}"):
+        match = _PAIR.fullmatch(part.strip())
+        if match and len(match["answer"]) >= 20 and _TURN not in match["answer"]:
+            found.append(Pair(match["instruction"].strip(), match["answer"].strip()))
+    return found
+
+
+def self_instruct(
+    model: Any,
+    tokenizer: Any,
+    demonstrations: Sequence[Pair],
+    count: int,
+    *,
+    shown: int,
+    sampling: decoding.Sampling,
+    max_new_tokens: int,
+    generator: np.random.Generator,
+    wm: Watermark | None = None,
+    batch_size: int = 256,
+    progress: str | None = None,
+) -> list[Pair]:
+    """Let the model write ``count`` distinct pairs, each after ``shown`` random demonstrations.
+
+    Raises ``ValueError`` without demonstrations and :class:`TooFewPairsError` when under a twentieth of what it writes parses.
+    """
+    if len(demonstrations) < max(1, shown):
+        raise ValueError(f"demonstrations holds {len(demonstrations)} pairs, fewer than shown={shown}")
+    documents = text_ids(tokenizer, demonstrations)
+    opening = _encode(tokenizer, [OPENING])[0]
+    device = next(model.parameters()).device
+    pairs: dict[Pair, None] = {}
+    asked = 0
+    while len(pairs) < count:
+        # a tenth more than is missing, because not everything parses; in whole batches, because those cost the same
+        wanted = max(32, int(1.1 * (count - len(pairs))) + 8)
+        chosen = generator.integers(len(documents), size=(wanted, shown))
+        prompts = [np.concatenate([*(documents[i] for i in row), opening]) for row in chosen]
+        continuations = decoding.generate(
+            model,
+            prompts,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            wm=wm,
+            generator=torch.Generator(device).manual_seed(int(generator.integers(1 << 62))),
+            stop_tokens=[tokenizer.eos_token_id],
+            batch_size=batch_size,
+            progress=progress,
+        )
+        asked += wanted
+        for text in tokenizer.batch_decode(continuations):
+            pairs.update(dict.fromkeys(parse_pairs(text)))
+        if asked >= 64 and len(pairs) < asked / 20:
+            raise TooFewPairsError(
+                f"of {asked} texts only {len(pairs)} hold an instruction and an answer; train the model longer, lower the "
+                "temperature or show other demonstrations"
+            )
+    return list(pairs)[:count]
+
+
+def save_pairs(path: Path, pairs: Iterable[Pair]) -> None:
+    """Write pairs as JSON lines, all or nothing."""
+    atomic_write(path, "".join(json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in pairs))
+
+
+def load_pairs(path: Path) -> list[Pair]:
+    """Read pairs from JSON lines. Raises ``ValueError`` naming the file and line that is not a pair."""
+    pairs = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                row = json.loads(line)
+                pairs.append(Pair(str(row["instruction"]), str(row["answer"])))
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{path}, line {number}: not a pair with 'instruction' and 'answer': {error}") from error
+    return pairs
+
+
+def _encode(tokenizer: Any, texts: list[str]) -> list[Ids]:
+    return [np.array(ids, np.int64) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
