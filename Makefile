@@ -1,0 +1,88 @@
+# make book   run all chapters on the laptop preset and render book/_build/html/index.html
+# make test   lint, types, unit tests, all chapters on the smoke preset, and the rendered pages in a browser
+# `make help` lists the rest.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   ?= .venv
+PRESET ?= laptop
+ARGS   ?=
+NAME   ?=
+URL    ?=
+
+BIN   := $(VENV)/bin
+BOOK  := $(BIN)/python -m radio_utils.book
+STAMP := $(VENV)/.made
+TORCH := $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' requirements.txt)
+
+# Training on a processor frees and takes the same large blocks again and again; keeping them is about a tenth faster.
+TUNED := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=4294967296 TOKENIZERS_PARALLELISM=false
+# These tiers download nothing, so a library that tries to is a defect.
+ifneq ($(filter $(PRESET),laptop smoke),)
+RUN := $(TUNED) HF_HUB_OFFLINE=1
+else
+RUN := $(TUNED)
+endif
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help env book test lint chapter bench repository screenshots clean distclean
+
+help:
+	@echo "make env                     create $(VENV) from requirements.txt"
+	@echo "make book                    run the chapters (PRESET=$(PRESET)) and render them"
+	@echo "make test                    everything that continuous integration checks"
+	@echo "make chapter NAME=05_open_model ARGS='-p rho 0.2'   one chapter with your own parameters"
+	@echo "make bench                   measure speeds"
+	@echo "make repository URL=…        set the repository's address everywhere; without URL, print it"
+	@echo "make screenshots             save each page as an image under book/_build/screenshots"
+	@echo "make clean                   remove generated pages and caches, but not trained models"
+	@echo "make distclean               remove trained models and $(VENV) too"
+
+env: $(STAMP)
+
+# torch comes first and alone: it is by far the largest, and what follows must not choose another one.
+$(STAMP): requirements.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "no python3 found; install Python 3.11 or set PYTHON=/path/to/python"; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is older than Python 3.11; set PYTHON=/path/to/python3.11"; exit 1; }
+	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	touch $@
+
+book: $(STAMP)
+	$(RUN) $(BOOK) execute --preset $(PRESET)
+	$(BOOK) render --preset $(PRESET)
+
+lint: $(STAMP)
+	$(BIN)/ruff check radio_utils tests
+	$(BIN)/mypy
+	$(BOOK) check
+
+# The chapters run before pytest so that their times are seen; its browser tests find them done.
+test: lint
+	$(TUNED) HF_HUB_OFFLINE=1 $(BOOK) execute --preset smoke
+	$(BOOK) render --preset smoke
+	$(TUNED) HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests --ignore=tests/bench $(ARGS)
+
+chapter: $(STAMP)
+	@test -n "$(NAME)" || { echo "say which: make chapter NAME=05_open_model ARGS='-p rho 0.2'"; ls notebooks; exit 1; }
+	$(RUN) $(BOOK) run $(NAME) $(if $(filter-out file,$(origin PRESET)),--preset $(PRESET)) $(ARGS)
+
+bench: $(STAMP)
+	@if [ -d tests/bench ]; then $(TUNED) $(BIN)/python -m pytest tests/bench $(ARGS); \
+	  else echo "there are no benchmarks yet: tests/bench does not exist"; fi
+
+repository: $(STAMP)
+	@$(BOOK) repository $(URL)
+
+screenshots: $(STAMP)
+	$(BOOK) screenshots --preset $(PRESET) book/_build/screenshots
+
+clean:
+	rm -rf book/_build build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis results/smoke results/laptop
+	find radio_utils tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf .cache/radio_utils $(VENV)

@@ -1,0 +1,293 @@
+"""Run chapters through papermill: parameters checked, a time limit, whole outputs only, nothing stale.
+
+An executed chapter carries in its metadata the digest of everything that it was made from. It is used again only while
+that digest is what the sources, the package, the preset and the installed versions give today, and its record is unchanged.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import json
+import logging
+import os
+import re
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import filelock
+import papermill
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
+from papermill.exceptions import PapermillExecutionError
+
+from radio_utils.book.check import parameter_problems
+from radio_utils.book.project import (
+    BookError,
+    NotebookNode,
+    Project,
+    digest,
+    environment,
+    notebook_text,
+    read_notebook,
+    tags,
+    write_whole,
+)
+
+logger = logging.getLogger(__name__)
+
+_FORMAT = "1"  # raise it when an executed chapter of an older version of this module mustn't be used again
+_LIMITS = {"smoke": 300.0, "laptop": 1800.0}  # seconds for one chapter; other tiers train for hours
+_LONG = 24 * 3600.0
+_COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+class ChapterFailed(BookError):
+    """A cell of a chapter failed; the message holds its number, source and traceback."""
+
+
+def literal(text: str) -> Any:
+    """A parameter as typed on a command line: 0.2 → float, true → bool, [1, 2] → list, anything else → the text itself."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if text.lower() in ("none", "null"):
+        return None
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def time_limit(preset: str) -> float:
+    """The default limit of one chapter in seconds."""
+    return _LIMITS.get(preset, _LONG)
+
+
+def defaults(path: Path) -> dict[str, Any]:
+    """The parameters of a chapter and their default values.
+
+    Raises:
+        BookError: the chapter has no ``parameters`` cell, or that cell holds more than literals.
+    """
+    cells = [cell for cell in read_notebook(path).cells if cell.cell_type == "code" and "parameters" in tags(cell)]
+    if len(cells) != 1:
+        raise BookError(
+            f"{path}: {len(cells)} cells are tagged `parameters`; a chapter needs exactly one to be given parameters"
+        )
+    if problems := parameter_problems(cells[0].source):
+        raise BookError(f"{path}: {'; '.join(problems)}")
+    inferred = papermill.inspect_notebook(str(path))
+    return {name: ast.literal_eval(entry["default"]) for name, entry in inferred.items()}
+
+
+def run(
+    project: Project,
+    name: str,
+    parameters: Mapping[str, Any],
+    *,
+    output: Path | None = None,
+    results: Path | None = None,
+    timeout: float | None = None,
+) -> Path:
+    """Run one chapter with the reader's own parameters; returns the executed notebook's path.
+
+    The book's executed tree and records stay as they are: the output goes to ``output`` (default
+    ``book/_build/runs/NAME.ipynb``), the record to ``results`` (default RADIO_UTILS_RESULTS, else
+    ``book/_build/runs/results``).
+
+    Raises:
+        BookError: unknown chapter or parameter, no ``parameters`` cell, an output inside the book's executed tree.
+        ChapterFailed: a cell failed, or the chapter took longer than ``timeout`` seconds.
+    """
+    source = project.chapter(name)
+    known = defaults(source)
+    for parameter in parameters:
+        if parameter not in known:
+            raise BookError(f"chapter {name} has no parameter {parameter!r}; it has {', '.join(known)}")
+    target = (output or project.build / "runs" / f"{name}.ipynb").resolve()
+    for taken in (project.build / "executed", project.root / "notebooks"):
+        if target.is_relative_to(taken.resolve()):
+            raise BookError(f"output {target}: {taken} belongs to the book; choose another place")
+    records = results or Path(os.environ.get("RADIO_UTILS_RESULTS") or project.build / "runs" / "results")
+    preset = str(parameters.get("preset", known.get("preset", "laptop")))
+    with environment(RADIO_UTILS_RESULTS=str(records.resolve())):
+        notebook, seconds = _papermill(project, name, dict(parameters), target, timeout or time_limit(preset))
+    write_whole(target, notebook_text(notebook))
+    logger.info("%-24s %7.1f s  → %s", name, seconds, target)
+    return target
+
+
+def execute(
+    project: Project, preset: str, names: list[str] | None = None, *, timeout: float | None = None, force: bool = False
+) -> dict[str, float]:
+    """Run the chapters ``names`` (default: all) in order on ``preset``; those whose inputs didn't change are kept.
+
+    Logs the seconds of each chapter and the total. Returns the seconds of each chapter that ran.
+
+    Raises:
+        BookError, ChapterFailed: see ``run``.
+    """
+    ordered = [name for name in project.chapters() if names is None or name in names]
+    for name in names or []:
+        project.chapter(name)
+    ran: dict[str, float] = {}
+    folder = project.executed(preset)
+    folder.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(folder.parent / ".lock"):
+        start = time.monotonic()
+        for name in ordered:
+            if not force and (seconds := fresh(project, preset, name)) is not None:
+                logger.info("%-24s unchanged (it took %.1f s)", name, seconds)
+                continue
+            ran[name] = _execute_one(project, preset, name, timeout or time_limit(preset))
+            logger.info("%-24s %7.1f s", name, ran[name])
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+        told = f"{len(ran)} of {len(ordered)} chapters ran on {preset}" + (
+            f", largest kernel {peak:.2f} GiB" if ran else ""
+        )
+        logger.info("%-24s %7.1f s  (%s)", "total", time.monotonic() - start, told)
+    return ran
+
+
+def fresh(project: Project, preset: str, name: str) -> float | None:
+    """The seconds that the executed chapter took when it can still be used, else None."""
+    path = project.executed(preset) / f"{name}.ipynb"
+    if not path.is_file():
+        return None
+    try:
+        stamp = read_notebook(path).metadata["radio_utils_book"]
+        same = stamp["inputs"] == inputs(project, preset, name) and stamp["record"] == _record(project, preset, name)
+        return float(stamp["seconds"]) if same else None
+    except (BookError, KeyError, TypeError, ValueError):
+        return None
+
+
+def inputs(project: Project, preset: str, name: str) -> str:
+    """The digest of all that an executed chapter depends on, but for its record.
+
+    These are its source, the sources of earlier chapters that its code names (it may read their records), the package's
+    code and presets, the preset, Python's version and the installed versions of the packages in requirements.txt.
+    """
+    notebook = read_notebook(project.chapter(name))
+    code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    earlier = [other for other in project.chapters() if other < name and other in code]
+    installed = json.dumps(versions(project), sort_keys=True)
+    parts: list[str | bytes] = [_FORMAT, preset, sys.version, installed, notebook_text(notebook)]
+    parts += [inputs(project, preset, other) for other in earlier]
+    package = project.root / "radio_utils"
+    for path in sorted(package.rglob("*")):
+        # the tooling itself decides nothing of what a chapter computes
+        if path.suffix in (".py", ".yaml") and package / "book" not in path.parents:
+            parts += [path.relative_to(package).as_posix(), path.read_bytes()]
+    return digest(*parts)
+
+
+def versions(project: Project) -> dict[str, str]:
+    """The installed version of each package in requirements.txt, "missing" when it isn't installed."""
+    found = {}
+    requirements = project.root / "requirements.txt"
+    lines = requirements.read_text(encoding="utf-8").splitlines() if requirements.is_file() else []
+    for line in lines:
+        if match := re.match(r"[A-Za-z0-9][\w.-]*", line.strip()):
+            try:
+                found[match[0]] = importlib.metadata.version(match[0])
+            except importlib.metadata.PackageNotFoundError:
+                found[match[0]] = "missing"
+    return found
+
+
+def _record(project: Project, preset: str, name: str) -> str:
+    path = project.results(preset) / f"{name}.json"
+    return digest(path.read_bytes()) if path.is_file() else ""
+
+
+def _execute_one(project: Project, preset: str, name: str, timeout: float) -> float:
+    known = defaults(project.chapter(name))
+    if "preset" not in known:
+        raise BookError(f"chapter {name} has no parameter 'preset'; the book can't run it on {preset}")
+    before = inputs(project, preset, name)
+    target = project.executed(preset) / f"{name}.ipynb"
+    target.unlink(missing_ok=True)  # what it held is stale; nobody shall meet it if this run dies
+    # a notebook whose default it is shows no injected cell
+    parameters = {} if known["preset"] == preset else {"preset": preset}
+    with environment(RADIO_UTILS_RESULTS=str(project.results(preset).parent.resolve())):
+        notebook, seconds = _papermill(project, name, parameters, target, timeout)
+    record = _record(project, preset, name)
+    if not record:
+        path = project.results(preset) / f"{name}.json"
+        raise ChapterFailed(f"chapter {name} ended without its record {path}; its last cell must call chapter.record()")
+    notebook.metadata["radio_utils_book"] = {"inputs": before, "record": record, "seconds": round(seconds, 3)}
+    write_whole(target, notebook_text(notebook))
+    return seconds
+
+
+def _papermill(
+    project: Project, name: str, parameters: dict[str, Any], target: Path, timeout: float
+) -> tuple[NotebookNode, float]:
+    """Run chapter ``name``; the executed notebook and the seconds it took. A failed one is left beside ``target``."""
+    source = project.chapter(name)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.stem}.{os.getpid()}.partial.ipynb")
+    failed = target.with_name(f"{target.stem}.failed.ipynb")
+    failed.unlink(missing_ok=True)
+    start = time.monotonic()
+    running: list[str] = [""]
+
+    def left(cell: NotebookNode) -> float:
+        # nbclient limits each cell; what is left of the whole is a limit for the chapter
+        running[0] = cell.source
+        return max(0.5, timeout - (time.monotonic() - start))
+
+    try:
+        with environment(PYTHONHASHSEED="0"):
+            notebook = papermill.execute_notebook(
+                str(source),
+                str(partial),
+                parameters=parameters,
+                kernel_name="python3",
+                language="python",
+                progress_bar=sys.stderr.isatty(),
+                cwd=str(project.root),
+                timeout_func=left,
+                extra_arguments=["--IPKernelApp.log_level=ERROR"],  # the kernel talks on loopback, and warns of it
+            )
+        return notebook, time.monotonic() - start
+    except PapermillExecutionError as error:
+        running[0] = error.source
+        trace = "\n".join(error.traceback) if error.traceback else f"{error.ename}: {error.evalue}"
+        raise _failure(source, "failed", running[0], trace, start, _keep(partial, failed)) from None
+    except CellTimeoutError:
+        what = f"took longer than the chapter's time limit of {timeout:g} s (--timeout changes it)"
+        raise _failure(source, what, running[0], "", start, _keep(partial, failed)) from None
+    except DeadKernelError as error:
+        what = "lost its kernel; it was killed, perhaps for want of memory"
+        raise _failure(source, what, running[0], str(error), start, _keep(partial, failed)) from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _keep(partial: Path, failed: Path) -> Path | None:
+    if not partial.exists():
+        return None
+    partial.replace(failed)
+    return failed
+
+
+def _failure(source: Path, what: str, cell: str, trace: str, start: float, kept: Path | None) -> ChapterFailed:
+    cells = read_notebook(source).cells
+    numbers = (str(number) for number, one in enumerate(cells, start=1) if one.source == cell)
+    number = next(numbers, "of the injected parameters")
+    lines = [
+        f"chapter {source.stem}: cell {number} of {len(cells)} {what}, {time.monotonic() - start:.1f} s after the start",
+        *_framed("source of the cell", cell),
+        *(_framed("traceback", _COLOURS.sub("", trace)) if trace else []),
+        *([f"the chapter as far as it got: {kept}"] if kept else []),
+    ]
+    return ChapterFailed("\n".join(lines))
+
+
+def _framed(title: str, text: str) -> list[str]:
+    return [f"---- {title} ".ljust(76, "-"), text.rstrip("\n"), "-" * 76]

@@ -1,0 +1,228 @@
+"""The rendered book in headless Chromium: what a reader meets on each page, at the widths of a desktop and of a phone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from radio_utils.book import BookError, Project
+from radio_utils.book.execute import execute
+from radio_utils.book.project import owner_and_name, read_notebook
+from radio_utils.book.render import pages, render
+from radio_utils.book.screens import browser, browser_path, served, wait_for_mathjax
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(browser_path() is None, reason="no Chromium is installed: `apt-get install chromium` gives one"),
+]
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = Project(ROOT)
+PRESET = "smoke"
+PAGES = pages(PROJECT)
+CHAPTERS = [name for name in PAGES if name.startswith("notebooks/")]
+
+
+@pytest.fixture(scope="session")
+def html() -> Path:
+    """The book on the smoke preset; what `make test` has just built is used as it is."""
+    try:
+        execute(PROJECT, PRESET)
+        return render(PROJECT, PRESET)
+    except BookError as error:
+        pytest.fail(str(error), pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def address(html: Path) -> Iterator[str]:
+    with served(html) as where:
+        yield where
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    with browser() as opened:
+        yield opened
+
+
+class Visit:
+    """One page, opened, with everything that went wrong while it loaded."""
+
+    def __init__(self, chromium: Any, address: str, name: str, width: int = 1280) -> None:
+        self.page = chromium.new_page(viewport={"width": width, "height": 900})
+        self.console: list[str] = []
+        self.failed: list[str] = []
+        self.hosts: set[str] = set()
+        self.page.on("console", lambda message: self.console.append(message.text) if message.type == "error" else None)
+        self.page.on("pageerror", lambda error: self.console.append(str(error)))
+        self.page.on("requestfailed", lambda request: self.failed.append(request.url))
+        self.page.on("response", lambda answer: self.failed.append(answer.url) if answer.status >= 400 else None)
+        self.page.on("request", lambda request: self.hosts.add(urlsplit(request.url).netloc))
+        self.page.goto(f"{address}/{name}.html", wait_until="load")
+        wait_for_mathjax(self.page)
+
+
+@pytest.fixture(scope="module")
+def visits(chromium: Any, address: str) -> Iterator[dict[str, Visit]]:
+    """Every page of the table of contents, opened once."""
+    opened = {name: Visit(chromium, address, name) for name in PAGES}
+    yield opened
+    for visit in opened.values():
+        visit.page.close()
+
+
+def test_the_table_of_contents_holds_every_chapter() -> None:
+    assert [name.removeprefix("notebooks/") for name in CHAPTERS] == PROJECT.chapters()
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_loads_without_errors_and_without_the_network(visits: dict[str, Visit], address: str, name: str) -> None:
+    visit = visits[name]
+    assert visit.console == []
+    assert visit.failed == []
+    assert visit.hosts <= {urlsplit(address).netloc, ""}, "a page asked another host for something"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_has_one_title(visits: dict[str, Visit], name: str) -> None:
+    titles = visits[name].page.locator("article h1")
+    assert titles.count() == 1
+    assert titles.first.inner_text().strip()
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_images_load_and_say_what_they_show(visits: dict[str, Visit], name: str) -> None:
+    page = visits[name].page
+    page.evaluate("() => document.querySelectorAll('img[loading=lazy]').forEach(image => image.loading = 'eager')")
+    page.wait_for_function("() => [...document.images].every(image => image.complete)", timeout=10_000)
+    images = page.evaluate(
+        "() => [...document.querySelectorAll('article img')].map(one => [one.src, one.getAttribute('alt'), one.naturalWidth])"
+    )
+    for source, alternative, width in images:
+        assert width > 0, f"{source} doesn't load"
+        assert alternative and len(alternative) > 10, f"{source} has no alternative text; give it by the cell's mystnb metadata"
+        assert not re.search(r"\.(png|svg|jpe?g)$|^\.\./", alternative), f"{source}: its alternative text is a file name"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_equations_are_typeset(visits: dict[str, Visit], name: str) -> None:
+    page = visits[name].page
+    raw = page.evaluate(
+        """() => {
+            const article = document.querySelector('article').cloneNode(true);
+            article.querySelectorAll('pre, code, script').forEach(one => one.remove());
+            return [article.innerText, document.querySelectorAll('article .math.notranslate').length,
+                    document.querySelectorAll('article .math.notranslate .MathJax').length,
+                    document.querySelectorAll('.merror, .MathJax_Error, .MathJax .noError').length];
+        }"""
+    )
+    text, equations, typeset, errors = raw
+    assert typeset >= equations
+    assert errors == 0
+    assert "$$" not in text
+    assert not re.search(r"\\(begin|frac|mathrm|gamma|rho|log)\b|\$\\", text), "TeX is seen as text"
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_figures_are_numbered_and_have_captions(visits: dict[str, Visit], name: str) -> None:
+    for figure in visits[name].page.locator("article figure").all():
+        assert re.match(r"Fig\.\s*\d+\.\d+", figure.locator(".caption-number").inner_text())
+        assert len(figure.locator("figcaption").inner_text()) > 30
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_contents_lead_to_every_chapter(visits: dict[str, Visit], address: str, name: str) -> None:
+    links = visits[name].page.evaluate("() => [...document.querySelectorAll('nav.bd-links a')].map(link => link.href.split('#')[0])")
+    assert {f"{address}/{chapter}.html" for chapter in CHAPTERS} <= {*links, f"{address}/{name}.html"}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_internal_links_lead_somewhere(visits: dict[str, Visit], html: Path, address: str, name: str) -> None:
+    links = visits[name].page.evaluate("() => [...document.querySelectorAll('a[href]')].map(link => link.href)")
+    inner = [urlsplit(link) for link in links if link.startswith(address)]
+    assert inner
+    for link in inner:
+        target = html / link.path.lstrip("/")
+        assert target.is_file(), f"{link.geturl()} leads nowhere"
+        if link.fragment and target.suffix == ".html":
+            anchor = re.escape(link.fragment)
+            assert re.search(rf'id="{anchor}"', target.read_text(encoding="utf-8")), f"{link.geturl()}: no such anchor"
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_colab_opens_the_source_notebook(visits: dict[str, Visit], name: str) -> None:
+    links = visits[name].page.evaluate("() => [...document.querySelectorAll('a[href]')].map(link => link.href)")
+    colab = [link for link in links if link.startswith("https://colab.research.google.com/")]
+    expected = f"https://colab.research.google.com/github/{owner_and_name(PROJECT.address())}/blob/main/{name}.ipynb"
+    assert len(colab) >= 2, "the theme's button and the badge of the chapter's head"
+    assert set(colab) == {expected}
+    assert (ROOT / f"{name}.ipynb").is_file()
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_progress_bars_and_warnings_do_not_litter_the_page(visits: dict[str, Visit], name: str) -> None:
+    outputs = visits[name].page.locator("article .cell_output").all_inner_texts()
+    for text in outputs:
+        assert not re.search(r"\d+%\|", text)
+        assert "Traceback (most recent call last)" not in text
+        assert "Warning:" not in text
+        assert str(ROOT) not in text, "a path of this machine"
+
+
+def test_search_finds_a_word(chromium: Any, address: str) -> None:
+    visit = Visit(chromium, address, "search")
+    visit.page.goto(f"{address}/search.html?q=watermark", wait_until="load")
+    visit.page.wait_for_selector("#search-results ul.search li a", timeout=15_000)
+    found = visit.page.evaluate("() => [...document.querySelectorAll('#search-results ul.search li a')].map(link => link.href)")
+    assert any("/notebooks/" in link for link in found)
+    assert visit.console == []
+    assert visit.failed == []
+    visit.page.close()
+
+
+def test_hidden_solutions_open(visits: dict[str, Visit]) -> None:
+    clicked = 0
+    for name in CHAPTERS:
+        page = visits[name].page
+        for box in page.locator("article .admonition.toggle, article .admonition.dropdown").all()[:1]:
+            body = box.locator("p:not(.admonition-title)").first
+            assert not body.is_visible()
+            box.locator("button, .admonition-title").first.click()
+            assert body.is_visible()
+            clicked += 1
+    if not clicked:
+        pytest.skip("no chapter has a hidden solution")
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_is_readable_on_a_phone(chromium: Any, address: str, name: str) -> None:
+    visit = Visit(chromium, address, name, width=390)
+    wide = visit.page.evaluate("() => [document.documentElement.scrollWidth, window.innerWidth]")
+    # what is wider than the screen and lies in no box that scrolls
+    outside = visit.page.evaluate(
+        """() => [...document.querySelectorAll('article *')].filter(one => {
+            if (one.getBoundingClientRect().right <= window.innerWidth + 1) return false;
+            for (let box = one.parentElement; box && box.tagName !== 'ARTICLE'; box = box.parentElement)
+                if (['auto', 'scroll', 'hidden'].includes(getComputedStyle(box).overflowX)) return false;
+            return !['auto', 'scroll', 'hidden'].includes(getComputedStyle(one).overflowX) && one.getClientRects().length > 0;
+        }).map(one => one.outerHTML.slice(0, 120))"""
+    )
+    size = visit.page.evaluate("() => parseFloat(getComputedStyle(document.querySelector('article p')).fontSize)")
+    visit.page.close()
+    assert wide[0] <= wide[1], f"the page scrolls sideways: {wide[0]} px wide on a screen of {wide[1]} px"
+    assert outside == []
+    assert size >= 14
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_the_page_is_of_the_executed_chapter(html: Path, name: str) -> None:
+    executed = read_notebook(PROJECT.executed(PRESET) / f"{name.removeprefix('notebooks/')}.ipynb")
+    assert all(cell.execution_count for cell in executed.cells if cell.cell_type == "code" and cell.source.strip())
+    sources = read_notebook(html / "_sources" / f"{name}.ipynb")
+    assert [cell.source for cell in sources.cells] == [cell.source for cell in executed.cells]
+    assert "papermill" not in sources.metadata
