@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from fractions import Fraction
 
-import mpmath
+import mpmath  # type: ignore[import-untyped]
 import numpy as np
 import pytest
 from hypothesis import given, settings

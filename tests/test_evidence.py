@@ -1,0 +1,208 @@
+"""Evidence: set laws, and windows, exclusion, filter and de-duplication against plain Python."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from radio_utils import evidence as ev
+
+BIG = 2**40
+Pair = tuple[tuple[int, ...], int]
+few_ids = st.sampled_from([0, 1, 2, 3, 7])
+huge_ids = st.sampled_from([0, 1, 2**31, 2**39, BIG - 1])
+MODES: tuple[ev.Dedup, ...] = ("window+token", "window", None)
+
+
+def texts_of(ids: st.SearchStrategy[int], shortest: int = 5, most: int = 6) -> st.SearchStrategy[list[list[int]]]:
+    return st.lists(st.lists(ids, min_size=shortest, max_size=20), min_size=1, max_size=most)
+
+
+def as_set(found: ev.Evidence) -> set[Pair]:
+    return set(as_list(found))
+
+
+def as_list(found: ev.Evidence) -> list[Pair]:
+    return [(tuple(w), t) for w, t in zip(found.windows.tolist(), found.tokens.tolist(), strict=True)]
+
+
+def plain_collect(
+    texts: list[list[int]],
+    k: int,
+    prompts: list[list[int]] | None = None,
+    keep: list[tuple[int, ...]] | None = None,
+    dedup: ev.Dedup = "window+token",
+) -> list[Pair]:
+    """The definition, one token at a time."""
+    found: list[Pair] = []
+    for i, text in enumerate(texts):
+        prompt = prompts[i] if prompts else []
+        known = {tuple(prompt[j : j + k]) for j in range(len(prompt) - k + 1)}
+        for t in range(k, len(text)):
+            window = tuple(text[t - k : t])
+            if window not in known and (keep is None or window in keep):
+                found.append((window, text[t]))
+    if dedup is None:
+        return found
+    if dedup == "window+token":
+        return list(dict.fromkeys(found))
+    smallest: dict[tuple[int, ...], int] = {}
+    for window, token in found:
+        smallest[window] = min(token, smallest.get(window, token))
+    return [pair for pair in dict.fromkeys(found) if smallest[pair[0]] == pair[1]]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data(), st.integers(1, 4), st.sampled_from(MODES), st.booleans())
+def test_collect_equals_plain_python(data: st.DataObject, k: int, dedup: ev.Dedup, huge: bool) -> None:
+    ids = huge_ids if huge else few_ids
+    texts = data.draw(texts_of(ids))
+    prompts = data.draw(st.none() | st.lists(st.lists(ids, max_size=10), min_size=len(texts), max_size=len(texts)))
+    keep = data.draw(st.none() | st.lists(st.tuples(*[ids] * k), max_size=8))
+    array = None if keep is None else np.array(keep, np.int64).reshape(-1, k)
+    found = ev.collect(texts, k, BIG, prompts=prompts, keep=array, dedup=dedup)
+    assert as_list(found) == plain_collect(texts, k, prompts, keep, dedup)
+    assert found.seen == sum(len(text) - k for text in texts)
+    assert found.dedup == dedup
+    assert found.windows.shape == (len(found), k)
+    assert found.windows.dtype == found.tokens.dtype == np.int64
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.data(), st.integers(1, 4), st.sampled_from(["window+token", "window"]))
+def test_merging_is_a_set_union(data: st.DataObject, k: int, dedup: ev.Dedup) -> None:
+    a, b, c = (ev.collect(data.draw(texts_of(few_ids | huge_ids)), k, BIG, dedup=dedup) for _ in range(3))
+    assert as_set(a.merge(b)) == as_set(b.merge(a))
+    assert as_set(a.merge(b).merge(c)) == as_set(a.merge(b.merge(c))) == as_set(a.merge(b, c)) == as_set(c.merge(a, b))
+    assert as_list(a.merge(a)) == as_list(a)
+    assert as_list(a.merge()) == as_list(a)
+    assert a.merge(b, c).seen == a.seen + b.seen + c.seen
+    assert len(as_list(a.merge(b))) == len(as_set(a.merge(b)))
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.data(), st.integers(1, 4), st.sampled_from(MODES))
+def test_shards_give_the_evidence_of_the_whole(data: st.DataObject, k: int, dedup: ev.Dedup) -> None:
+    texts = data.draw(texts_of(few_ids, most=8))
+    prompts = data.draw(st.lists(st.lists(few_ids, max_size=8), min_size=len(texts), max_size=len(texts)))
+    whole = ev.collect(texts, k, BIG, prompts=prompts, dedup=dedup)
+    order = data.draw(st.permutations(range(len(texts))))
+    cut = data.draw(st.integers(1, len(texts)))
+    groups = [g for g in (order[:cut], order[cut:]) if g]
+    shards = [ev.collect([texts[i] for i in g], k, BIG, prompts=[prompts[i] for i in g], dedup=dedup) for g in groups]
+    merged = shards[0].merge(*shards[1:])
+    assert Counter(as_list(merged)) == Counter(as_list(whole))
+    assert merged.seen == whole.seen
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.data(), st.integers(1, 4), st.integers(1, 3))
+def test_frequent_windows_equal_a_counter(data: st.DataObject, k: int, at_least: int) -> None:
+    texts = data.draw(st.lists(st.lists(few_ids | huge_ids, max_size=15), min_size=1, max_size=5))
+    counts = Counter(tuple(t[i : i + k]) for t in texts for i in range(len(t) - k + 1))
+    found = ev.frequent_windows(texts, k, BIG, at_least=at_least)
+    assert found.shape[1] == k
+    assert [tuple(row) for row in found.tolist()] == [w for w, n in counts.items() if n >= at_least]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(huge_ids, huge_ids, huge_ids), max_size=30))
+def test_first_rows_packed_and_raw(rows: list[tuple[int, ...]]) -> None:
+    array = np.array(rows, np.int64).reshape(-1, 3)
+    expected = [rows.index(row) for row in dict.fromkeys(rows)]
+    assert ev.first_rows(array).tolist() == expected  # 40-bit ids times three: the raw path
+    small = [tuple(row) for row in (array >> 30).tolist()]
+    assert ev.first_rows(array >> 30).tolist() == [small.index(row) for row in dict.fromkeys(small)]
+
+
+def test_packing_at_the_brink_of_64_bits() -> None:
+    brink = np.array(
+        [[2**32 - 1, 2**32 - 1], [2**32 - 1, 2**32 - 2], [0, 2**32 - 1], [2**32 - 1, 0], [2**32 - 1, 2**32 - 1]]
+    )
+    assert ev.first_rows(brink).tolist() == [0, 1, 2, 3]
+    assert ev.first_rows(brink + [1, 0]).tolist() == [0, 1, 2, 3]  # noqa: RUF005
+    top = np.iinfo(np.int64).max
+    assert ev.first_rows(np.array([[top], [0], [top]])).tolist() == [0, 1]
+    assert ev.first_rows(np.array([[top, top], [0, 1], [top, top], [0, 0]])).tolist() == [0, 1, 3]
+
+
+def test_from_pairs_filters_and_deduplicates() -> None:
+    windows, tokens = np.array([[1, 2], [1, 2], [3, 4], [1, 2], [5, 6]]), np.array([9, 9, 9, 8, 7])
+    found = ev.from_pairs(windows, tokens, seen=20, keep=[[1, 2], [5, 6], [7, 7]])
+    assert as_list(found) == [((1, 2), 9), ((1, 2), 8), ((5, 6), 7)]
+    assert found.seen == 20
+    assert len(ev.from_pairs(windows, tokens, seen=20, keep=np.zeros((0, 2), int))) == 0
+    assert as_list(ev.from_pairs(windows, tokens, seen=5, dedup="window")) == [((3, 4), 9), ((1, 2), 8), ((5, 6), 7)]
+
+
+def test_every_kind_of_sequence_is_taken() -> None:
+    rows = [[1, 2, 3, 4], [2, 3, 4, 5]]
+    expected = as_list(ev.collect(rows, 2, 10))
+    kinds: list[Any] = [
+        np.array(rows),
+        np.array(rows, np.uint8),
+        [np.array(r, np.int32) for r in rows],
+        tuple(map(tuple, rows)),
+        iter(rows),
+    ]
+    for texts in kinds:
+        assert as_list(ev.collect(texts, 2, 10)) == expected
+    assert as_list(ev.collect(rows, 2, 10, prompts=np.array(rows))) == []
+    assert len(ev.collect(rows, 2, 10, prompts=[[], [1]])) == len(expected)
+
+
+def test_a_prompt_excludes_windows_of_its_own_text_only() -> None:
+    found = ev.collect([[1, 2, 3], [1, 2, 3]], 2, 10, prompts=[[0, 1, 2], [5, 6, 7]], dedup=None)
+    assert as_list(found) == [((1, 2), 3)]
+
+
+def test_windows_do_not_straddle_texts_or_reach_into_the_prompt() -> None:
+    found = ev.collect([[1, 2, 3], [4, 5, 6]], 2, 10, prompts=[[8, 9], [8, 9]])
+    assert as_list(found) == [((1, 2), 3), ((4, 5), 6)]
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: ev.collect([], 1, 10), "texts is empty"),
+        (lambda: ev.collect([[1, 2], []], 1, 10), r"texts\[1\] has 0 tokens; at least 2 are needed"),
+        (lambda: ev.collect([[1, 2, 3], [1, 2]], 2, 10), r"texts\[1\] has 2 tokens; at least 3 are needed"),
+        (lambda: ev.collect([[1, 2, [3]]], 1, 10), r"texts\[0\] is ragged"),  # type: ignore[list-item]
+        (lambda: ev.collect([[1.0, 2.0]], 1, 10), r"texts\[0\] must hold integer token ids, got dtype float64"),
+        (lambda: ev.collect([[1, math.nan]], 1, 10), r"texts\[0\] holds NaN"),
+        (lambda: ev.collect([[1, -2]], 1, 10), r"texts\[0\] holds token id -2"),
+        (lambda: ev.collect([[1, 2], [3, 10]], 1, 10), r"texts\[1\] holds token id 10, outside .*\[0, 10\)"),
+        (lambda: ev.collect([np.array([1, 2**63], np.uint64)], 1, 10), r"texts\[0\] holds token id 9223372036854775808"),
+        (lambda: ev.collect([[1, 2**70]], 1, 10), r"texts\[0\] must hold integer token ids, got dtype object"),
+        (lambda: ev.collect("abc", 1, 10), "got a string; tokenise it first"),
+        (lambda: ev.collect(["abc", "de"], 1, 10), r"texts\[0\] must hold integer token ids"),
+        (lambda: ev.collect([[True, False]], 1, 10), r"texts\[0\] must hold integer token ids"),
+        (lambda: ev.collect(np.array([1, 2, 3]), 1, 10), r"texts\[0\] must be a flat sequence"),
+        (lambda: ev.collect(np.zeros((2, 3, 4), int), 1, 10), r"texts\[0\] must be a flat sequence"),
+        (lambda: ev.collect([[1, 2], [3, 4]], 1, 10, prompts=[[1]]), "got 1 prompts for 2 texts"),
+        (lambda: ev.collect([[1, 2]], 1, 10, prompts=[]), "got 0 prompts for 1 texts"),
+        (lambda: ev.collect([[1, 2]], 1, 10, prompts="a"), "prompts must be sequences of token ids, got a string"),
+        (lambda: ev.collect([[1, 2]], 1, 10, prompts=[[11]]), r"prompts\[0\] holds token id 11"),
+        (lambda: ev.collect([[1, 2]], 1, 10, keep=[[1, 2]]), r"keep must be windows of shape \[m, 1\], got \[1, 2\]"),
+        (lambda: ev.collect([[1, 2]], 1, 10, keep=[[12]]), "keep holds token id 12"),
+        (lambda: ev.collect([[1, 2]], 1, 10, keep=[[0.5]]), "keep must hold integer token ids"),
+        (lambda: ev.collect([[1, 2]], 0, 10), "window must be at least 1, got 0"),
+        (lambda: ev.collect([[1, 2]], 1, 10, dedup="both"), "dedup must be one of .* got 'both'"),  # type: ignore[arg-type]
+        (lambda: ev.deduplicate(np.array([[1]]), np.array([1]), "x"), "dedup must be one of"),  # type: ignore[arg-type]
+        (lambda: ev.from_pairs(np.array([[1]]), np.array([1]), seen=1, keep=[[1.5]]), "keep must hold integer"),
+        (lambda: ev.from_pairs(np.array([[1]]), np.array([1]), seen=1, keep=[[1, 2]]), r"shape \[m, 1\]"),
+        (lambda: ev.frequent_windows([[1, 2]], 1, 10, at_least=0), "at_least must be 1 or more, got 0"),
+        (lambda: ev.collect([[1, 2]], 1, 10).merge(ev.collect([[1, 2, 3]], 2, 10)), "cannot be merged"),
+        (lambda: ev.collect([[1, 2]], 1, 10).merge(ev.collect([[1, 2]], 1, 10, dedup=None)), "cannot be merged"),
+    ],
+)
+def test_bad_input_is_named(call: Callable[[], object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        call()
