@@ -1,7 +1,7 @@
 """Helper package of the book "Radioactive Watermarks".
 
-The statistical core (:mod:`radio_utils.prf`, ``watermarks``, ``pvalues``, ``evidence``, ``detection``) needs numpy and scipy
-only; names that need torch are imported when they are first used.
+The statistical core (:mod:`radio_utils.prf`, ``watermarks``, ``pvalues``, ``evidence``, ``detection``) needs numpy and
+scipy only; names that need torch are imported when they are first used.
 """
 
 from __future__ import annotations

@@ -53,8 +53,11 @@ class Chapter:
         """``key_env`` names the environment variable that holds Alice's key; empty, a demonstration key is used.
 
         ``changes`` replace fields of the preset (dots written as ``__``). Raises ``PresetError`` for an unknown preset or
-        field and ``KeyError`` for an environment variable that is not set.
+        field, ``KeyError`` for an environment variable that is not set, and ``ValueError`` for a seed that is no whole
+        number from 0 on.
         """
+        if isinstance(seed, bool) or seed != int(seed) or seed < 0:
+            raise ValueError(f"seed must be a whole number from 0 on, got {seed!r}")
         self.name, self.seed, self.started = name, int(seed), time.monotonic()
         self.preset: Preset = load_preset(preset, **changes)
         self._quieten()
@@ -63,7 +66,8 @@ class Chapter:
         figures.set_style()
         if self.preset.device == "cuda" and self.world.device == "cpu":
             warnings.warn(
-                f"preset {preset!r} is meant for a GPU and none is here; choose a GPU runtime or preset='laptop'", stacklevel=2
+                f"preset {preset!r} is meant for a GPU and none is here; choose a GPU runtime or preset='laptop'",
+                stacklevel=2,
             )
 
     def add(self, table: str, **row: Any) -> None:
@@ -164,7 +168,7 @@ def _key_from(variable: str) -> str | None:
     if not variable:
         return None
     if not os.environ.get(variable):
-        raise KeyError(f"key_env names the environment variable {variable!r}, which is not set; export it, or leave key_env empty")
+        raise KeyError(f"key_env={variable!r} is not set in the environment; export it, or leave key_env empty")
     return os.environ[variable]
 
 

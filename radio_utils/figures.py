@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,6 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
 from numpy.typing import ArrayLike
 
 from radio_utils.detection import NullAudit
@@ -42,21 +42,17 @@ def log10_p_against_share(
 ) -> Axes:
     """log10 p against ρ (or another share), one line for each value of the column ``series``."""
     ax = ax or plt.subplots()[1]
-    markers = iter("osD^vP")
+    markers = itertools.cycle("osD^vP")
     for value, label in labels.items():
         points = sorted((row[x], row["log10_p"]) for row in rows if row[series] == value)
         shares = [100 * share for share, _ in points]
         ax.plot(shares, [p for _, p in points], marker=next(markers), label=label)
-    ax.axhline(_THRESHOLD, color=GREY, ls="--", lw=1)
-    ax.annotate("p = 0.001", (0.99, _THRESHOLD), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=GREY, size=9)
     ax.set_xscale("symlog", linthresh=1)
     ticks = sorted({100 * row[x] for row in rows})
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     ax.minorticks_off()
-    ax.set_yscale("symlog", linthresh=10)
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    _log10_p_axis(ax)
     ax.set_xlabel({"rho": "share of Bob's data from Alice, ρ (%)", "d": "degree of supervision, d (%)"}.get(x, x))
-    ax.set_ylabel("log10 p  (lower: stronger evidence)")
     ax.legend()
     return ax
 
@@ -64,20 +60,33 @@ def log10_p_against_share(
 def p_curves(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], *, xlabel: str, ax: Axes | None = None) -> Axes:
     """log10 p against a count, one line for each named (count, log10 p) pair."""
     ax = ax or plt.subplots()[1]
-    styles = iter(["-", "--", "-.", ":"] * 3)
+    styles = itertools.cycle(["-", "--", "-.", ":"])
     for label, (counts, log10_p) in curves.items():
         ax.plot(np.asarray(counts), np.asarray(log10_p), ls=next(styles), lw=2, label=label)
-    ax.axhline(_THRESHOLD, color=GREY, ls="--", lw=1)
-    ax.annotate("p = 0.001", (0.01, _THRESHOLD), xycoords=("axes fraction", "data"), va="bottom", color=GREY, size=9)
+    _log10_p_axis(ax)
     ax.set_xlabel(xlabel)
-    ax.set_ylabel("log10 p  (lower: stronger evidence)")
     ax.legend()
     return ax
 
 
+def _log10_p_axis(ax: Axes) -> None:
+    """A log10 p axis: even steps down to -10, where verdicts are made, and compressed below; a line at p = 0.001."""
+    lowest = min(float(np.nanmin(line.get_ydata())) for line in ax.get_lines())
+    ax.axhline(_THRESHOLD, color=GREY, ls="--", lw=1)
+    ax.text(0.99, _THRESHOLD + 0.2, "p = 0.001", color=GREY, size=9, ha="right", transform=ax.get_yaxis_transform())
+    ax.set_yscale("symlog", linthresh=10, linscale=1.6)
+    ticks = [0, -3, -6, -10, *(-step * 10**power for power in range(1, 8) for step in (2, 5, 10))]
+    last = next(i for i, tick in enumerate(ticks) if i == len(ticks) - 1 or tick <= lowest)
+    ax.set_yticks(ticks[: last + 1], [f"{tick:,}".replace("-", "−") for tick in ticks[: last + 1]])
+    ax.minorticks_off()
+    ax.set_ylim(min(1.15 * lowest, 1.5 * _THRESHOLD), 0.6)
+    ax.set_ylabel("log10 p  (lower: stronger evidence)")
+
+
 def audit(audits: Mapping[str, NullAudit]) -> Figure:
     """Empirical distribution of each audit's p-values against the diagonal, with the 99 % band of uniform samples."""
-    figure, axes = plt.subplots(1, len(audits), figsize=(min(3.6 * len(audits) + 0.6, 11), 3.6), sharey=True, squeeze=False)
+    size = (min(3.6 * len(audits) + 0.6, 11), 3.6)
+    figure, axes = plt.subplots(1, len(audits), figsize=size, sharey=True, squeeze=False)
     for ax, (name, one) in zip(axes[0], audits.items(), strict=True):
         ordered = np.sort(one.uniform_p)
         share = np.arange(1, ordered.size + 1) / ordered.size
@@ -96,7 +105,8 @@ def two_distributions(
     panels: Mapping[str, tuple[ArrayLike, ArrayLike]], *, names: tuple[str, str], xlabel: str
 ) -> Figure:
     """Two histograms a panel, on common axes."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(min(4.6 * len(panels), 11), 3.6), sharex=True, sharey=True, squeeze=False)
+    size = (min(4.6 * len(panels), 11), 3.6)
+    figure, axes = plt.subplots(1, len(panels), figsize=size, sharex=True, sharey=True, squeeze=False)
     everything = np.concatenate([np.concatenate([np.asarray(a), np.asarray(b)]) for a, b in panels.values()])
     bins = np.histogram_bin_edges(everything, bins=40, range=tuple(np.quantile(everything, [0.001, 0.999])))
     for ax, (title, pair) in zip(axes[0], panels.items(), strict=True):
@@ -109,6 +119,36 @@ def two_distributions(
     axes[0, 0].set_ylabel("density")
     axes[0, 0].legend(fontsize=9)
     figure.tight_layout()
+    return figure
+
+
+def threat_model() -> Figure:
+    """Who gives what to whom: the diagram of the threat model."""
+    boxes = {
+        "Alice's model A\nkey s": (0.09, 0.75, BLUE), "watermarked text\n$D^A$": (0.36, 0.75, GREY),
+        "Bob's data D\nshare ρ from A": (0.63, 0.75, VERMILION), "suspect B": (0.91, 0.75, VERMILION),
+        "other data": (0.36, 0.2, GREY), "base model $B_0$": (0.63, 0.2, GREY),
+        "Alice's test\nkey s, p-value": (0.91, 0.2, BLUE),
+    }  # fmt: skip
+    arrows = {
+        (0, 1): "writes", (1, 2): "", (2, 3): "fine-tuning", (4, 2): "", (5, 3): "", (3, 6): "open: logits\nclosed: answers",
+    }  # fmt: skip
+    figure, ax = plt.subplots(figsize=(10, 3.2))
+    ax.set(xlim=(0, 1), ylim=(0, 1))
+    ax.set_axis_off()
+    style = {"boxstyle": "round,pad=0.5", "fc": "white", "lw": 2}
+    drawn = [
+        ax.text(x, y, label, ha="center", va="center", bbox=style | {"ec": whose}) for label, (x, y, whose) in boxes.items()
+    ]
+    for (start, end), label in arrows.items():
+        (x0, y0), (x1, y1) = drawn[start].get_position(), drawn[end].get_position()
+        line = {"arrowstyle": "->", "color": GREY, "lw": 1.5, "shrinkA": 2, "shrinkB": 2}
+        patches = {"patchA": drawn[start].get_bbox_patch(), "patchB": drawn[end].get_bbox_patch()}
+        ax.annotate("", (x1, y1), (x0, y0), arrowprops=line | patches)
+        if label:
+            across = y0 == y1
+            where = ((x0 + x1) / 2, y0 + 0.09) if across else (x0 + 0.012, (y0 + y1) / 2)
+            ax.text(*where, label, ha="center" if across else "left", va="center", fontsize=9, color=GREY)
     return figure
 
 
@@ -149,9 +189,8 @@ def coloured(tokenizer: Any, texts: Mapping[str, ArrayLike], wm: Watermark) -> H
         spans = "".join(_token(tokenizer.decode([int(i)]), mark) for i, mark in zip(ids, marks, strict=True))
         scored = [mark for mark in marks if mark is not None]
         share = f"{100 * sum(scored) / len(scored):.0f} % marked" if scored else "too short to score"
-        blocks.append(
-            f'<div class="radio-text"><div class="radio-title">{html.escape(title)} <small>({share})</small></div>{spans}</div>'
-        )
+        heading = f'<div class="radio-title">{html.escape(title)} <small>({share})</small></div>'
+        blocks.append(f'<div class="radio-text">{heading}{spans}</div>')
     return Html(_TEXT_STYLE + "".join(blocks))
 
 
@@ -176,7 +215,8 @@ def dialogue(question: str, answers: Mapping[str, str]) -> Html:
         f"<td style='text-align:left'>{html.escape(answer)}</td></tr>"
         for name, answer in answers.items()
     )
-    return Html(f"<table class='radio-dialogue'><caption style='text-align:left'>{html.escape(question)}</caption>{rows}</table>")
+    caption = f"<caption style='text-align:left'>{html.escape(question)}</caption>"
+    return Html(f"<table class='radio-dialogue'>{caption}{rows}</table>")
 
 
 _HEADERS = {
@@ -205,6 +245,9 @@ def table(rows: Sequence[Mapping[str, Any]], *, columns: Iterable[str] | None = 
     return frame.style.hide(axis="index").format(formats).set_caption(caption)
 
 
+_SETTINGS = ("open, supervised", "open, unsupervised", "closed, supervised", "closed, unsupervised")
+
+
 def summary(rows: Sequence[Mapping[str, Any]]) -> Any:
     """log10 p of every setting (rows) at every share ρ (columns)."""
     frame = pd.DataFrame(list(rows))
@@ -212,4 +255,11 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> Any:
     wide = frame.pivot_table(index=["watermark", "access", "setting"], columns="rho", values="log10_p", sort=False)
     wide.columns = [f"ρ = {100 * rho:g} %" for rho in wide.columns]
     wide.index.names = [None, None, None]
-    return wide.style.format(lambda value: "–" if value != value else f"{value:.1f}").set_caption("log10 p; lower is stronger")
+    shown = wide.style.format(lambda value: "–" if value != value else f"{value:.1f}")
+    return shown.set_caption("log10 p; lower is stronger")
+
+
+def story(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """The book in one figure: log10 p against ρ in the four settings, from the rows of the summary table."""
+    lines = [row | {"series": f"{row['access']}, {row['setting']}"} for row in rows if row["watermark"]]
+    return log10_p_against_share(lines, series="series", labels={name: name for name in _SETTINGS}).figure

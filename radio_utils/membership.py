@@ -33,7 +33,7 @@ def pieces(tokenizer: Any, texts: Sequence[str], *, length: int = 256, shortest:
     """Cut texts into pieces of at most ``length`` tokens; pieces under ``shortest`` tokens are dropped."""
     if length < 2:
         raise ValueError(f"length must be at least 2 tokens, got {length}")
-    found = []
+    found: list[str] = []
     for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]:
         cuts = [ids[i : i + length] for i in range(0, len(ids), length)]
         found.extend(tokenizer.decode(cut) for cut in cuts if len(cut) >= shortest)
@@ -51,10 +51,15 @@ def losses(
 ) -> Floats:
     """B's total loss (nats) on each text, given its prompt if there is one: float array [n].
 
-    Raises ``ValueError`` for no texts, an empty text, or unequal numbers of prompts.
+    Raises ``ValueError`` for no texts, an empty text, one longer than ``max_length`` tokens with its prompt (cut, its loss
+    would be that of another text), or unequal numbers of prompts.
     """
     import torch
 
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if isinstance(texts, str):
+        raise ValueError("texts must be a sequence of strings, got one string; put it in a list")
     if not texts:
         raise ValueError("texts is empty; there is no loss to compute")
     if prompts is not None and len(prompts) != len(texts):
@@ -65,7 +70,12 @@ def losses(
     for i, (head, body) in enumerate(zip(heads, bodies, strict=True)):
         if len(head) + len(body) < 2 or not body:
             raise ValueError(f"texts[{i}] is too short to have a loss: {texts[i]!r}; drop such texts first")
-        rows.append((np.array(head + body)[:max_length], max(1, len(head))))
+        if len(head) + len(body) > max_length:
+            raise ValueError(
+                f"texts[{i}] has {len(head) + len(body)} tokens with its prompt, more than max_length={max_length}; "
+                "cut texts with membership.pieces first, or raise max_length"
+            )
+        rows.append((np.array(head + body), max(1, len(head))))
     order = np.argsort([ids.size for ids, _ in rows], kind="stable")
     result = np.zeros(len(rows))
     device = next(model.parameters()).device
@@ -91,13 +101,13 @@ def _batch_losses(model: Any, rows: list[tuple[NDArray[np.int64], int]], device:
     ids, mask, wanted = ids.to(device), mask.to(device), wanted.to(device)
     logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
     each = functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
-    return (each.double() * wanted[:, 1:]).sum(dim=1).cpu().numpy()  # type: ignore[no-any-return]
+    return (each.double() * wanted[:, 1:]).sum(dim=1).cpu().numpy()
 
 
 def zlib_calibrated_losses(
     model: Any, tokenizer: Any, texts: Sequence[str], *, prompts: Sequence[str] | None = None, batch_size: int = 64
 ) -> Floats:
-    """B's loss on each text (nats) divided by the text's zlib entropy (bytes): float array [n]; small looks like a member."""
+    """B's loss on each text (nats) over the text's zlib entropy (bytes): float array [n]; small looks like a member."""
     entropies = np.array([zlib_entropy(text) for text in texts], np.float64)
     return losses(model, tokenizer, texts, prompts=prompts, batch_size=batch_size) / entropies
 
@@ -113,7 +123,7 @@ class MembershipTest:
 
     @property
     def p_value(self) -> float:
-        """p as a float; 0 where it underflows."""
+        """The p-value as a float; 0 where it underflows."""
         return float(10.0**self.log10_p)
 
 

@@ -13,7 +13,8 @@ import yaml
 from pydantic import Field
 
 from radio_utils import decoding
-from radio_utils.watermarks import GreenList, GumbelMax, Key, Watermark
+from radio_utils.prf import Key
+from radio_utils.watermarks import GreenList, GumbelMax, Watermark
 
 Count = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -25,7 +26,7 @@ class PresetError(ValueError):
 
 
 class _Section(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=False)
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
 
 
 class Corpus(_Section):
@@ -49,6 +50,14 @@ class Build(_Section):
     heads: Count
     key_value_heads: Count
 
+    @pydantic.model_validator(mode="after")
+    def _divides(self) -> Build:
+        if self.width % self.heads or self.heads % self.key_value_heads:
+            raise ValueError(
+                f"heads={self.heads} must divide width={self.width}; key_value_heads={self.key_value_heads} must divide heads"
+            )
+        return self
+
 
 class Pretraining(_Section):
     """Tokens seen, AdamW learning rate, sequences a batch, tokens a sequence."""
@@ -70,8 +79,8 @@ class Model(_Section):
 
     @pydantic.model_validator(mode="after")
     def _one_source(self) -> Model:
-        made = self.build is not None and self.pretraining is not None
-        if made == (self.hub is not None):
+        given = [part is not None for part in (self.build, self.pretraining, self.hub)]
+        if given not in ([True, True, False], [False, False, True]):
             raise ValueError("give either build with pretraining, or hub")
         if self.hub is not None and self.parameters is None:
             raise ValueError("a hub model needs parameters, for the memory estimate")
@@ -190,26 +199,36 @@ class Preset(_Section):
     @pydantic.model_validator(mode="after")
     def _enough_pairs(self) -> Preset:
         if self.mixtures.size > self.self_instruct.pairs:
-            raise ValueError(f"mixtures.size={self.mixtures.size} exceeds self_instruct.pairs={self.self_instruct.pairs}")
+            raise ValueError(
+                f"mixtures.size={self.mixtures.size} exceeds self_instruct.pairs={self.self_instruct.pairs}"
+            )
         if self.membership.candidates > self.self_instruct.unused:
-            raise ValueError("membership.candidates exceeds self_instruct.unused: at d = 0 every candidate is an unused pair")
+            raise ValueError("membership.candidates exceeds self_instruct.unused; at d = 0 every candidate is unused")
+        if self.membership.candidates > self.mixtures.size:
+            raise ValueError("membership.candidates exceeds mixtures.size: at d = 1 every candidate is one of Bob's pairs")
         if self.membership.fresh > self.self_instruct.fresh:
             raise ValueError("membership.fresh exceeds self_instruct.fresh")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _one_tokenizer(self) -> Preset:
+        if (self.alice.hub is None) != (self.base.hub is None):
+            raise ValueError("alice and base must both be made here or both come from a hub: they share one tokenizer")
         return self
 
     @pydantic.model_validator(mode="after")
     def _fits(self) -> Preset:
         if self.memory_estimate_gb() > self.memory_gb:
             raise ValueError(
-                f"the models need about {self.memory_estimate_gb():.1f} GB a device, more than memory_gb={self.memory_gb:g}; "
+                f"the models need about {self.memory_estimate_gb():.1f} GB a device, over memory_gb={self.memory_gb:g}; "
                 "take smaller models or more devices"
             )
         return self
 
     def memory_estimate_gb(self) -> float:
-        """GB a device: weights (for Bob gradients and Adam's moments too) of the larger model, and a quarter for activations.
+        """GB a device: weights (for Bob gradients and Adam's moments too) of the larger model, plus a quarter.
 
-        The models are never in memory together: Alice writes, is freed, and Bob is trained.
+        The quarter is for activations. Alice and Bob are never in memory together: she writes, is freed, he is trained.
         """
         sizes = [
             model.parameters * model.bytes_per_parameter / 1e9 for model in (self.alice, self.base) if model.parameters
@@ -236,6 +255,8 @@ def load_preset(name: str, **changes: Any) -> Preset:
         *path, last = field.split("__")
         for part in path:
             branch = branch.setdefault(part, {})
+            if not isinstance(branch, dict):
+                raise PresetError(f"presets: {name}.{field.replace('__', '.')}: unknown field ({part!r} holds no fields)")
         branch[last] = value
     return validate(name, tree)
 
@@ -247,8 +268,9 @@ def validate(name: str, tree: dict[str, Any]) -> Preset:
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         where = ".".join([name, *map(str, first["loc"])])
-        what = "unknown field" if first["type"] == "extra_forbidden" else first["msg"]
-        raise PresetError(f"presets: {where}: {what} (got {first.get('input')!r})") from error
+        what = "unknown field" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
+        got = "" if isinstance(first["input"], dict) else f" (got {first['input']!r})"  # a whole branch says nothing
+        raise PresetError(f"presets: {where}: {what}{got}") from error
 
 
 def _file() -> dict[str, Any]:

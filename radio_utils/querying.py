@@ -67,6 +67,6 @@ def as_suspect(suspect: Suspect | Any) -> Suspect:
         return suspect
     if not hasattr(suspect, "config") or not hasattr(suspect, "forward"):
         raise TypeError(f"suspect must have answer(prompts) or be a transformers model, got {type(suspect).__name__}")
-    eos = getattr(suspect.generation_config, "eos_token_id", None)
+    eos = getattr(getattr(suspect, "generation_config", None), "eos_token_id", None)
     stops = () if eos is None else tuple(eos) if isinstance(eos, list | tuple) else (int(eos),)
     return LocalSuspect(suspect, stops)

@@ -40,8 +40,8 @@ def read_open_model(
     them and not scored, as B saw them in training. ``keep`` is the filter φ. ``skip_seen=False`` scores windows already
     met in the context too, which is unsound where the text is watermarked: it is there to show why.
 
-    Raises ``ValueError`` for ids outside the vocabulary, too short texts, unequal numbers of prompts and sequences, or a
-    model with fewer logits than the watermark has tokens.
+    Raises ``ValueError`` for ids outside the vocabulary, too short texts, unequal numbers of prompts and sequences, a
+    model with fewer logits than the watermark has tokens, or NaN among its logits.
     """
     found = read_evidence(
         model, sequences, wm.window, wm.vocab_size,
@@ -78,7 +78,9 @@ def read_evidence(
     contexts = [np.concatenate(pair) for pair in zip(given, texts, strict=True)]
     for i, context in enumerate(contexts):
         if context.size <= window:
-            raise ValueError(f"sequences[{i}] has {context.size} tokens with its prompt; more than window={window} are needed")
+            raise ValueError(
+                f"sequences[{i}] has {context.size} tokens with its prompt; more than window={window} are needed"
+            )
     filter_windows = None if keep is None else ev.checked_filter(keep, window, vocab_size)
 
     found: list[tuple[Ids, Ids]] = []
@@ -86,7 +88,8 @@ def read_evidence(
     order = np.argsort([context.size for context in contexts], kind="stable")
     device = next(model.parameters()).device
     model.eval()
-    for start in tqdm(range(0, len(order), batch_size), desc=progress, disable=progress is None, unit="batch", mininterval=5):
+    starts = range(0, len(order), batch_size)
+    for start in tqdm(starts, desc=progress, disable=progress is None, unit="batch", mininterval=5.0):
         rows = order[start : start + batch_size]
         predicted = _predictions(model, [contexts[i] for i in rows], vocab_size, device)
         for i, prediction in zip(rows, predicted, strict=True):
@@ -115,8 +118,11 @@ def _predictions(model: Any, contexts: list[Ids], vocab_size: int, device: torch
             f"the model has {output.logits.shape[-1]} logits, fewer than the watermark's vocab_size={vocab_size}; "
             "the suspect does not use Alice's tokenizer"
         )
-    best = output.logits[..., :vocab_size].argmax(dim=-1).cpu().numpy()
-    return [best[row, : context.size] for row, context in enumerate(contexts)]
+    best = output.logits[..., :vocab_size].max(dim=-1)
+    if bool((best.values.isnan().cpu() & torch.from_numpy(mask).bool()).any()):
+        raise ValueError("the model's logits hold NaN; it diverged in training, or its precision overflowed")
+    predicted = best.indices.cpu().numpy()
+    return [predicted[row, : context.size] for row, context in enumerate(contexts)]
 
 
 def _pairs(context: Ids, prediction: Ids, window: int, prompt_size: int, skip_seen: bool) -> tuple[Ids, Ids]:

@@ -7,7 +7,7 @@ suspect only answers prompts. Both speak token ids of Alice's tokenizer.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -35,7 +35,7 @@ class LocalSuspect:
 
     model: Any
     stop_tokens: tuple[int, ...]
-    sampling: decoding.Sampling = decoding.Sampling(temperature=0.8, top_p=0.95)
+    sampling: decoding.Sampling = field(default_factory=lambda: decoding.Sampling(temperature=0.8, top_p=0.95))
     max_new_tokens: int = 128
     batch_size: int = 256
     seed: int = 0

@@ -102,7 +102,7 @@ def self_instruct(
 ) -> list[Pair]:
     """Let the model write ``count`` distinct pairs, each after ``shown`` random demonstrations.
 
-    Raises ``ValueError`` without demonstrations and :class:`TooFewPairsError` when under a twentieth of what it writes parses.
+    Raises ``ValueError`` without demonstrations and :class:`TooFewPairsError` when under a twentieth of the texts parse.
     """
     if len(demonstrations) < max(1, shown):
         raise ValueError(f"demonstrations holds {len(demonstrations)} pairs, fewer than shown={shown}")

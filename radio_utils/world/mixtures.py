@@ -35,7 +35,9 @@ class Mixture:
         return len(self.watermarked) + len(self.plain)
 
 
-def mix(watermarked: Sequence[Pair], plain: Sequence[Pair], rho: float, size: int, *, generator: np.random.Generator) -> Mixture:
+def mix(
+    watermarked: Sequence[Pair], plain: Sequence[Pair], rho: float, size: int, *, generator: np.random.Generator
+) -> Mixture:
     """A mixture of ``size`` pairs of which exactly round(ρ·size) are watermarked."""
     check_share("rho", rho)
     if size < 1:
@@ -43,7 +45,9 @@ def mix(watermarked: Sequence[Pair], plain: Sequence[Pair], rho: float, size: in
     wanted = round(rho * size)
     for name, pool, number in (("watermarked", watermarked, wanted), ("plain", plain, size - wanted)):
         if number > len(pool):
-            raise ShareError(f"rho={rho} of {size} pairs needs {number} {name} pairs, but only {len(pool)} exist; lower size")
+            raise ShareError(
+                f"rho={rho} of {size} pairs needs {number} {name} pairs, but only {len(pool)} exist; lower size"
+            )
     first, second = generator.permutation(len(watermarked)), generator.permutation(len(plain))
     return Mixture(
         rho,
@@ -73,7 +77,9 @@ def keep_with_degree(
     wanted = round(d * size)
     for name, pool, number in (("used", used, wanted), ("unused", unused, size - wanted)):
         if number > len(pool):
-            raise ShareError(f"d={d} of {size} pairs needs {number} {name} pairs, but only {len(pool)} exist; lower size or d")
+            raise ShareError(
+                f"d={d} of {size} pairs needs {number} {name} pairs, but only {len(pool)} exist; lower size or d"
+            )
     first, second = generator.permutation(len(used)), generator.permutation(len(unused))
     return Kept(tuple(used[i] for i in first[:wanted]), tuple(unused[i] for i in second[: size - wanted]))
 

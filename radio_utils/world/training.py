@@ -93,6 +93,10 @@ def train(
     examples = usable
     device = next(model.parameters()).device
     on_gpu = device.type == "cuda"
+    # a T4 has no bf16 of its own; fp16 needs its loss scaled, or small gradients vanish
+    bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    precision = torch.bfloat16 if bf16 or not on_gpu else torch.float16
+    scaler = torch.amp.GradScaler(device.type, enabled=on_gpu and not bf16)
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.95), fused=True
     )
@@ -104,16 +108,18 @@ def train(
     with tqdm(total=total, desc=progress, disable=progress is None, unit="step", mininterval=5.0) as bar:
         for epoch, batch in batches:
             ids, mask, labels = (tensor.to(device) for tensor in collate([examples[i] for i in batch], recipe.max_length))
-            with torch.autocast(device.type, torch.bfloat16, enabled=on_gpu and torch.cuda.is_bf16_supported()):
+            with torch.autocast(device.type, precision, enabled=on_gpu):
                 loss = mean_loss(model, ids, mask, labels)
             value = float(loss.detach())
             if not math.isfinite(value):
                 raise DivergedError(
                     f"the loss is {value} at learning_rate={recipe.learning_rate}; lower the learning rate and train again"
                 )
-            loss.backward()  # type: ignore[no-untyped-call]
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimiser)
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimiser.step()
+            scaler.step(optimiser)
+            scaler.update()
             schedule.step()
             optimiser.zero_grad(set_to_none=True)
             sums.setdefault(epoch, []).append(value)

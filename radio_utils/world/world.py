@@ -22,8 +22,10 @@ import torch
 import transformers
 
 from radio_utils.artifacts import Artifact, Store, atomic_write, default_root, write_json
+from radio_utils.evidence import Evidence
 from radio_utils.presets import Model, Preset
 from radio_utils.prf import Key
+from radio_utils.reading import read_evidence
 from radio_utils.suspects import LocalSuspect, check_vocabulary, load_model, load_tokenizer
 from radio_utils.watermarks import Watermark
 from radio_utils.world import corpus, instructions, mixtures, models, training
@@ -128,14 +130,15 @@ class World:
             documents = instructions.text_ids(self.tokenizer, self.half(half))
             generator.shuffle(documents)  # type: ignore[arg-type]
             examples = training.pack(documents, schedule.length)
-            network = models.new_model(made, len(self.tokenizer), self.tokenizer.eos_token_id, self._number(name)).to(self.device)
+            network = models.new_model(made, len(self.tokenizer), self.tokenizer.eos_token_id, self._number(name))
             recipe = training.Recipe(
                 epochs=schedule.tokens / (len(examples) * schedule.length),
                 learning_rate=schedule.learning_rate,
                 batch_size=schedule.batch_size,
                 max_length=schedule.length,
             )
-            losses = training.train(network, examples, recipe, generator=generator, progress=self._bar(f"pre-training {name}"))
+            label = self._bar(f"pre-training {name}")
+            losses = training.train(network.to(self.device), examples, recipe, generator=generator, progress=label)
             self._save(network, folder, losses)
 
         config = {"model": model.model_dump(), "name": name, "seed": self.seed, **_versions()}
@@ -217,6 +220,38 @@ class World:
         )  # fmt: skip
         rows = json.loads((artifact / "answers.json").read_text(encoding="utf-8"))
         return asked, [np.array(row, np.int64) for row in rows]
+
+    def reading(self, rho: float, setting: Literal["supervised", "unsupervised"]) -> Evidence:
+        """What Bob expects along Alice's texts (reading mode), from the store: it depends on no key, so audits rescore it.
+
+        Supervised, the texts are Dᴬ; unsupervised, fresh watermarked text that Bob never saw.
+        """
+        texts = {"supervised": self.kept_by_alice, "unsupervised": lambda _: self.pairs("fresh")}
+        if setting not in texts:
+            raise ValueError(f"setting must be 'supervised' or 'unsupervised', got {setting!r}")
+
+        def build(folder: Path) -> None:
+            pairs = texts[setting](rho)[: self.preset.reading.texts]
+            found = read_evidence(
+                self.bob(rho),
+                instructions.answer_ids(self.tokenizer, pairs),
+                self.watermark.window,
+                self.watermark.vocab_size,
+                prompts=instructions.prompt_ids(self.tokenizer, pairs),
+                batch_size=self.preset.reading.batch_size,
+                progress=self._bar(f"reading with Bob at rho = {rho:g}, {setting}"),
+            )
+            np.savez(folder / "evidence.npz", windows=found.windows, tokens=found.tokens, seen=found.seen)
+
+        artifact = self.store.get(
+            "reading",
+            {"setting": setting, "texts": self.preset.reading.texts, "window": self.watermark.window, "seed": self.seed},
+            build,
+            inputs=[self._fine_tuned(rho), self._pairs_artifact("fresh")],
+            version=_code("reading.py", "evidence.py", "world/instructions.py", "world/mixtures.py"),
+        )
+        with np.load(artifact / "evidence.npz", allow_pickle=False) as arrays:
+            return Evidence(arrays["windows"], arrays["tokens"], int(arrays["seen"]))
 
     # --- instruction data -----------------------------------------------------------------------------------------
 
