@@ -22,7 +22,7 @@ Dedup = Literal["window+token", "window"] | None
 DEDUPS: tuple[Dedup, ...] = ("window+token", "window", None)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Evidence:
     """Pairs to be scored: ``windows`` [n, k] and ``tokens`` [n], in order of first appearance.
 

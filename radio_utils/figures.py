@@ -131,7 +131,8 @@ def threat_model() -> Figure:
         "Alice's test\nkey s, p-value": (0.91, 0.2, BLUE),
     }  # fmt: skip
     arrows = {
-        (0, 1): "writes", (1, 2): "", (2, 3): "fine-tuning", (4, 2): "", (5, 3): "", (3, 6): "open: logits\nclosed: answers",
+        (0, 1): "writes", (1, 2): "", (2, 3): "fine-tuning", (4, 2): "", (5, 3): "",
+        (3, 6): "open: logits\nclosed: answers",
     }  # fmt: skip
     figure, ax = plt.subplots(figsize=(10, 3.2))
     ax.set(xlim=(0, 1), ylim=(0, 1))
@@ -261,5 +262,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> Any:
 
 def story(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """The book in one figure: log10 p against ρ in the four settings, from the rows of the summary table."""
-    lines = [row | {"series": f"{row['access']}, {row['setting']}"} for row in rows if row["watermark"]]
-    return log10_p_against_share(lines, series="series", labels={name: name for name in _SETTINGS}).figure
+    lines = [{**row, "series": f"{row['access']}, {row['setting']}"} for row in rows if row["watermark"]]
+    figure, ax = plt.subplots()
+    log10_p_against_share(lines, series="series", labels={name: name for name in _SETTINGS}, ax=ax)
+    return figure

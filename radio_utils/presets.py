@@ -54,7 +54,8 @@ class Build(_Section):
     def _divides(self) -> Build:
         if self.width % self.heads or self.heads % self.key_value_heads:
             raise ValueError(
-                f"heads={self.heads} must divide width={self.width}; key_value_heads={self.key_value_heads} must divide heads"
+                f"heads={self.heads} must divide width={self.width}, and be a multiple of "
+                f"key_value_heads={self.key_value_heads}"
             )
         return self
 

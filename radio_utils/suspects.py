@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from safetensors import SafetensorError
 
 from radio_utils import decoding
 
@@ -64,12 +65,12 @@ def load_tokenizer(name: str | Path) -> Any:
     """The fast tokenizer of a folder or hub name. Raises :class:`ModelFolderError` where there is none."""
     from transformers import AutoTokenizer
 
-    _check_folder(name)
-    folder = Path(name)
+    checked = _checked_name(name)
+    folder = Path(checked)
     if folder.is_dir() and not any((folder / f).exists() for f in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise ModelFolderError(f"model folder {folder} holds no tokenizer; save one there with tokenizer.save_pretrained")
     try:
-        return AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(checked, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ModelFolderError(f"no tokenizer could be read from {str(name)!r}: {_first_line(error)}") from error
 
@@ -78,14 +79,24 @@ def load_model(name: str | Path, *, device: str | torch.device = "cpu", dtype: t
     """A causal model by folder or hub name, from safetensors only, in evaluation mode on ``device``."""
     from transformers import AutoModelForCausalLM
 
-    _check_folder(name)
+    checked = _checked_name(name)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            str(name), use_safetensors=True, trust_remote_code=False, dtype=dtype or torch.float32
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            checked,
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype=dtype or torch.float32,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelFolderError(f"no causal model could be read from {str(name)!r}: {_first_line(error)}") from error
-    return model.to(device).eval()
+    model, loading = loaded
+    if loading["missing_keys"]:
+        raise ModelFolderError(
+            f"{str(name)!r} lacks the weights {sorted(loading['missing_keys'])[:3]} …, which would be random; "
+            "save the whole model with save_pretrained"
+        )
+    return model.to(torch.device(device)).eval()
 
 
 def check_vocabulary(tokenizer: Any, vocab_size: int) -> None:
@@ -97,11 +108,26 @@ def check_vocabulary(tokenizer: Any, vocab_size: int) -> None:
         )
 
 
-def _check_folder(name: str | Path) -> None:
+def check_same_tokenizer(first: Any, second: Any) -> None:
+    """Raise ``ValueError`` unless both tokenizers give every token the same id."""
+    ours, theirs = first.get_vocab(), second.get_vocab()
+    if ours != theirs:
+        differing = sum(ours.get(token) != theirs.get(token) for token in ours.keys() | theirs.keys())
+        raise ValueError(
+            f"the two tokenizers differ in {differing} of {len(ours.keys() | theirs.keys())} tokens; "
+            "Alice's and Bob's models must share one, or the watermark's windows mean nothing to the suspect"
+        )
+
+
+def _checked_name(name: str | Path) -> str:
+    """A hub name as it is, a folder with its ~ expanded; an error if it should be a folder and is not."""
     text = str(name)
-    looks_local = isinstance(name, Path) or text.startswith((".", "/", "~"))
-    if looks_local and not Path(text).expanduser().is_dir():
+    if not isinstance(name, Path) and not text.startswith((".", "/", "~")):
+        return text
+    folder = Path(text).expanduser()
+    if not folder.is_dir():
         raise ModelFolderError(f"model folder {text} does not exist; give a folder made by save_pretrained, or a hub name")
+    return str(folder)
 
 
 def _first_line(error: BaseException) -> str:

@@ -132,7 +132,6 @@ class GreenList(Watermark):
         self.lane_bits = next(b for b in (8, 16, 32) if finest % 2 ** (32 - b) == 0)
         self._threshold = finest >> (32 - self.lane_bits)
         self.gamma = self._threshold / 2**self.lane_bits
-        self._key = key
         self._prf = PRF(key, domain=self.scheme)
 
     @property
@@ -210,7 +209,6 @@ class GumbelMax(Watermark):
     def __init__(self, key: Key, vocab_size: int, window: int = 2) -> None:
         _check_common(vocab_size, window)
         self.vocab_size, self.window = int(vocab_size), int(window)
-        self._key = key
         self._prf = PRF(key, domain=self.scheme)
 
     @property

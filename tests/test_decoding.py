@@ -93,6 +93,9 @@ def test_neutral_settings_change_nothing() -> None:
     greedy = warp(logits, Sampling(temperature=0.0))
     assert torch.equal(greedy.argmax(1), logits.argmax(1))
     assert torch.equal(torch.isfinite(greedy).sum(1), torch.ones(3, dtype=torch.long))
+    level = torch.zeros(1, 4)  # probabilities of exactly ¼: two of them reach one half
+    assert torch.isfinite(keep_nucleus(level, 0.5)).sum() == 2
+    assert torch.equal(keep_nucleus(level, 0.5), TopPLogitsWarper(0.5)(torch.zeros(1, 1, dtype=torch.long), level))
     assert torch.isfinite(keep_nucleus(logits, 1e-9)).sum() == 3  # the most likely token always stays
 
 

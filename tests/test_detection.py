@@ -129,6 +129,14 @@ def test_null_audit_is_uniform_even_on_marked_and_repetitive_text(wm: Watermark)
     assert null_audit(texts, wm, keys=400, seed=1, dedup=None).ks.log10_p < -10  # the audit sees what is dishonest
 
 
+def test_null_audit_is_uniform_on_a_handful_of_pairs() -> None:
+    """Ten pairs have eleven possible p-values: only the randomised ones can be uniform."""
+    audit = null_audit(random_texts(8, 1, 12), BOTH[0], keys=400)
+    assert len(np.unique(audit.log10_p)) < 11
+    assert audit.ks_p > 1e-4
+    assert pvalues.ks_uniform(10**audit.log10_p).log10_p < -10
+
+
 def test_null_audit_scores_what_detect_scores() -> None:
     wm = BOTH[0]
     texts, prompts = random_texts(3, 6), random_texts(4, 6, 30, 40)

@@ -128,6 +128,8 @@ def test_packing_at_the_brink_of_64_bits() -> None:
     )
     assert ev.first_rows(brink).tolist() == [0, 1, 2, 3]
     assert ev.first_rows(brink + [1, 0]).tolist() == [0, 1, 2, 3]  # noqa: RUF005
+    beyond = np.array([[2**32, 2**32 - 1], [0, 2**32 - 1], [2**32, 2**32 - 1]])  # 33 + 32 bits: packed, they would collide
+    assert ev.first_rows(beyond).tolist() == [0, 1]
     top = np.iinfo(np.int64).max
     assert ev.first_rows(np.array([[top], [0], [top]])).tolist() == [0, 1]
     assert ev.first_rows(np.array([[top, top], [0, 1], [top, top], [0, 0]])).tolist() == [0, 1, 3]

@@ -217,6 +217,14 @@ def test_ks_two_sample_of_equal_sizes_is_exact_beyond_underflow() -> None:
     assert found.p_value == 0.0  # a float cannot say it; log10_p can
 
 
+@pytest.mark.parametrize(("n", "steps"), [(10, 2), (10, 5), (60, 13), (300, 30)])
+def test_series_for_equal_sizes_equals_scipy_where_scipy_can_say_it(n: int, steps: int) -> None:
+    x, y = np.arange(n, dtype=float), np.arange(n) + steps - 0.5
+    expected = stats.ks_2samp(x, y, method="exact")
+    assert expected.statistic == pytest.approx(steps / n)
+    assert 10 ** pvalues._log10_ks_equal(n, steps) == pytest.approx(expected.pvalue, rel=1e-9)
+
+
 def test_ks_uniform_equals_scipy_and_stays_finite() -> None:
     p = np.random.default_rng(3).random(400)
     assert pvalues.ks_uniform(p).p_value == pytest.approx(stats.kstest(p, "uniform").pvalue)

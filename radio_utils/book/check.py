@@ -142,6 +142,9 @@ def _structure(notebook: NotebookNode) -> list[str]:
         problems.append("metadata.kernelspec.name must be python3: papermill starts that kernel")
     if notebook.metadata.get("language_info", {}).get("name") != "python":
         problems.append("metadata.language_info.name must be python: papermill reads the language there")
+    prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    for image in re.findall(r"!\[[^\]]*\]\((https?://[^)\s]+)|<img[^>]+src=[\"'](https?://[^\"']+)", prose):
+        problems.append(f"an image is fetched from another host, {''.join(image)}; pages must do without the network")
     if "widgets" in notebook.metadata:
         problems.append("metadata.widgets makes viewers refuse the notebook; remove it and use plain-text progress bars")
     return problems

@@ -113,7 +113,7 @@ def run(
             raise BookError(f"output {target}: {taken} belongs to the book; choose another place")
     records = results or Path(os.environ.get("RADIO_UTILS_RESULTS") or project.build / "runs" / "results")
     preset = str(parameters.get("preset", known.get("preset", "laptop")))
-    with environment(RADIO_UTILS_RESULTS=str(records.resolve())):
+    with environment(RADIO_UTILS_RESULTS=_from_root(project, records)):
         notebook, seconds = _papermill(project, name, dict(parameters), target, timeout or time_limit(preset))
     write_whole(target, notebook_text(notebook))
     logger.info("%-24s %7.1f s  → %s", name, seconds, target)
@@ -199,6 +199,12 @@ def versions(project: Project) -> dict[str, str]:
     return found
 
 
+def _from_root(project: Project, folder: Path) -> str:
+    # chapters run in the root; a page that shows a path shall not show where this machine keeps the checkout
+    whole, root = folder.resolve(), project.root.resolve()
+    return str(whole.relative_to(root) if whole.is_relative_to(root) else whole)
+
+
 def _record(project: Project, preset: str, name: str) -> str:
     path = project.results(preset) / f"{name}.json"
     return digest(path.read_bytes()) if path.is_file() else ""
@@ -213,7 +219,7 @@ def _execute_one(project: Project, preset: str, name: str, timeout: float) -> fl
     target.unlink(missing_ok=True)  # what it held is stale; nobody shall meet it if this run dies
     # a notebook whose default it is shows no injected cell
     parameters = {} if known["preset"] == preset else {"preset": preset}
-    with environment(RADIO_UTILS_RESULTS=str(project.results(preset).parent.resolve())):
+    with environment(RADIO_UTILS_RESULTS=_from_root(project, project.results(preset).parent)):
         notebook, seconds = _papermill(project, name, parameters, target, timeout)
     record = _record(project, preset, name)
     if not record:

@@ -83,7 +83,9 @@ def for_page(notebook: NotebookNode) -> NotebookNode:
         cell.metadata.pop("papermill", None)
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if not _only_bars(output)]
+            # what the last line of a figure's cell returned is the name of an object, and would get the caption too
+            figure = "figure" in cell.metadata.get("mystnb", {})
+            cell.outputs = [one for one in cell.outputs if not _only_bars(one) and not (figure and _only_repr(one))]
     return notebook
 
 
@@ -94,6 +96,10 @@ def _only_bars(output: NotebookNode) -> bool:
     kept = [line for line in re.split(r"[\r\n]", output.text) if not _BAR.search(re.sub(r"\x1b\[\w", "", line))]
     output.text = "\n".join(kept) + "\n"
     return not kept
+
+
+def _only_repr(output: NotebookNode) -> bool:
+    return output.output_type == "execute_result" and set(output.data) == {"text/plain"}
 
 
 def _staged(project: Project, preset: str) -> dict[str, bytes]:

@@ -94,7 +94,7 @@ def wait_for_mathjax(page: Any, timeout: float = 20.0) -> None:
         playwright's TimeoutError: they are not.
     """
     page.wait_for_function(
-        """() => [...document.querySelectorAll('.math.notranslate')].every(one => one.querySelector('.MathJax, .MathJax_Display'))
-                 && (!window.MathJax || !MathJax.Hub || (MathJax.isReady && !MathJax.Hub.queue.pending))""",
+        """() => [...document.querySelectorAll('.math.notranslate')].every(one => one.querySelector('.MathJax'))
+                 && (!window.MathJax?.Hub || MathJax.isReady && !MathJax.Hub.queue.pending)""",
         timeout=1000 * timeout,
     )

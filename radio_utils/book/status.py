@@ -37,7 +37,7 @@ def status_page(project: Project, preset: str = "laptop") -> str:
         cells = [_seconds(records[tier, name]) if (tier, name) in records else "not yet run" for tier in tiers]
         lines += _row([f"[](/notebooks/{name}.ipynb)", *cells])
     totals = [[float(records[tier, name]["seconds"]) for name in chapters if (tier, name) in records] for tier in tiers]
-    lines += _row(["total", *(f"{sum(total):,.1f} s" if total else "–" for total in totals)])
+    lines += _row(["total", *(f"{sum(total):,.1f}\u00a0s" if total else "–" for total in totals)])
     lines += ["```", ""]
     for tier in tiers:
         lines += _tier(tier, {name: records[tier, name] for name in chapters if (tier, name) in records})
@@ -93,14 +93,14 @@ def _row(cells: Iterable[str]) -> list[str]:
 
 
 def _seconds(record: Mapping[str, Any]) -> str:
-    return f"{float(record['seconds']):,.1f} s"
+    return f"{float(record['seconds']):,.1f}\u00a0s"
 
 
 def _text(value: Any) -> str:
     if value is None:
         return "–"
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_text(item)}" for key, item in value.items())
+        return ", ".join(f"{key} {_text(item)}" for key, item in value.items() if item is not None)
     if isinstance(value, list):
         return ", ".join(_text(item) for item in value)
     return f"{value:g}" if isinstance(value, float) else str(value).replace("\n", " ")

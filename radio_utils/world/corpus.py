@@ -94,7 +94,7 @@ def docstrings(module: str, source: str) -> Iterator[tuple[str, str]]:
 def _plain(lines: Sequence[str]) -> str:
     """Running text: markup roles unwrapped, white space folded, plain ASCII."""
     text = re.sub(r"\s+", " ", " ".join(lines)).strip()
-    text = _ROLE.sub(r"\1", text).replace("``", "").replace("`", "").replace("**", "")
+    text = _ROLE.sub(r"\1", text).replace("`~", "").replace("``", "").replace("`", "").replace("**", "")
     return text.encode("ascii", "ignore").decode()
 
 

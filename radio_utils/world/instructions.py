@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from radio_utils import decoding
 from radio_utils.artifacts import atomic_write
+from radio_utils.suspects import check_vocabulary
 from radio_utils.watermarks import Watermark
 from radio_utils.world.training import Example
 
@@ -102,10 +103,13 @@ def self_instruct(
 ) -> list[Pair]:
     """Let the model write ``count`` distinct pairs, each after ``shown`` random demonstrations.
 
-    Raises ``ValueError`` without demonstrations and :class:`TooFewPairsError` when under a twentieth of the texts parse.
+    Raises ``ValueError`` without demonstrations or with another tokenizer's watermark, and :class:`TooFewPairsError` when
+    under a twentieth of the texts parse.
     """
     if len(demonstrations) < max(1, shown):
         raise ValueError(f"demonstrations holds {len(demonstrations)} pairs, fewer than shown={shown}")
+    if wm is not None:
+        check_vocabulary(tokenizer, wm.vocab_size)
     documents = text_ids(tokenizer, demonstrations)
     opening = _encode(tokenizer, [OPENING])[0]
     device = next(model.parameters()).device

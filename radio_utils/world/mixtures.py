@@ -74,6 +74,8 @@ def keep_with_degree(
 ) -> Kept:
     """A set of ``size`` pairs of which exactly round(d·size) come from ``used``: degree of supervision d."""
     check_share("d", d)
+    if size < 1:
+        raise ShareError(f"size must be at least 1 pair, got {size}")
     wanted = round(d * size)
     for name, pool, number in (("used", used, wanted), ("unused", unused, size - wanted)):
         if number > len(pool):

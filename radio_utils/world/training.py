@@ -115,7 +115,7 @@ def train(
                 raise DivergedError(
                     f"the loss is {value} at learning_rate={recipe.learning_rate}; lower the learning rate and train again"
                 )
-            scaler.scale(loss).backward()
+            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             scaler.unscale_(optimiser)
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             scaler.step(optimiser)

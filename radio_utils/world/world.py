@@ -26,7 +26,7 @@ from radio_utils.evidence import Evidence
 from radio_utils.presets import Model, Preset
 from radio_utils.prf import Key
 from radio_utils.reading import read_evidence
-from radio_utils.suspects import LocalSuspect, check_vocabulary, load_model, load_tokenizer
+from radio_utils.suspects import LocalSuspect, check_same_tokenizer, load_model, load_tokenizer
 from radio_utils.watermarks import Watermark
 from radio_utils.world import corpus, instructions, mixtures, models, training
 from radio_utils.world.instructions import Pair
@@ -94,7 +94,7 @@ class World:
             return load_tokenizer(self._tokenizer.path)
         tokenizer = load_tokenizer(self.preset.alice.hub)
         if self.preset.base.hub is not None:
-            check_vocabulary(load_tokenizer(self.preset.base.hub), len(tokenizer))
+            check_same_tokenizer(tokenizer, load_tokenizer(self.preset.base.hub))
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
@@ -128,7 +128,7 @@ class World:
         def build(folder: Path) -> None:
             generator = self._generator(f"pretraining/{name}")
             documents = instructions.text_ids(self.tokenizer, self.half(half))
-            generator.shuffle(documents)  # type: ignore[arg-type]
+            generator.shuffle(documents)
             examples = training.pack(documents, schedule.length)
             network = models.new_model(made, len(self.tokenizer), self.tokenizer.eos_token_id, self._number(name))
             recipe = training.Recipe(
@@ -200,8 +200,7 @@ class World:
     def answers(self, rho: float, prompts_of: PairSet, count: int) -> tuple[list[Any], list[Any]]:
         """Bob's answers to ``count`` prompts of a set, from the store: (prompts, answers) as token ids.
 
-        For "watermarked" the prompts are those of Dᴬ, asked again and again until ``count``; an innocent Bob (ρ = 0) is
-        asked the prompts of the smallest mixture that holds any.
+        For "watermarked" the prompts are those of :meth:`kept_by_alice`, asked again and again until ``count``.
         """
         pairs = self.kept_by_alice(rho) if prompts_of == "watermarked" else self.pairs(prompts_of)
         asked = instructions.prompt_ids(self.tokenizer, [pairs[i % len(pairs)] for i in range(count)])
@@ -211,8 +210,12 @@ class World:
             write_json(folder / "answers.json", [answer.tolist() for answer in given])
 
         config = {
-            "suspect": self.preset.suspect.model_dump(), "prompts": prompts_of, "count": count, "seed": self.seed
-        }  # fmt: skip
+            "suspect": self.preset.suspect.model_dump(),
+            "prompts": prompts_of,
+            "count": count,
+            "seed": self.seed,
+            "stand_in": self.stand_in(),
+        }
         artifact = self.store.get(
             "answers", config, build,
             inputs=[self._fine_tuned(rho), self._pairs_artifact(prompts_of)],
@@ -226,12 +229,12 @@ class World:
 
         Supervised, the texts are Dᴬ; unsupervised, fresh watermarked text that Bob never saw.
         """
-        texts = {"supervised": self.kept_by_alice, "unsupervised": lambda _: self.pairs("fresh")}
-        if setting not in texts:
+        if setting not in ("supervised", "unsupervised"):
             raise ValueError(f"setting must be 'supervised' or 'unsupervised', got {setting!r}")
+        texts = self.kept_by_alice(rho) if setting == "supervised" else self.pairs("fresh")
 
         def build(folder: Path) -> None:
-            pairs = texts[setting](rho)[: self.preset.reading.texts]
+            pairs = texts[: self.preset.reading.texts]
             found = read_evidence(
                 self.bob(rho),
                 instructions.answer_ids(self.tokenizer, pairs),
@@ -243,9 +246,16 @@ class World:
             )
             np.savez(folder / "evidence.npz", windows=found.windows, tokens=found.tokens, seen=found.seen)
 
+        config = {
+            "setting": setting,
+            "texts": self.preset.reading.texts,
+            "window": self.watermark.window,
+            "seed": self.seed,
+            "stand_in": self.stand_in(),
+        }
         artifact = self.store.get(
             "reading",
-            {"setting": setting, "texts": self.preset.reading.texts, "window": self.watermark.window, "seed": self.seed},
+            config,
             build,
             inputs=[self._fine_tuned(rho), self._pairs_artifact("fresh")],
             version=_code("reading.py", "evidence.py", "world/instructions.py", "world/mixtures.py"),
@@ -270,9 +280,20 @@ class World:
         )
 
     def kept_by_alice(self, rho: float) -> tuple[Pair, ...]:
-        """D̃ᴬ at d = 1: the watermarked pairs that Bob used. For ρ = 0, those of the smallest ρ above it in the preset."""
-        positive = [r for r in self.preset.mixtures.rhos if r > 0] or [1.0]
-        return self.mixture(rho if rho > 0 else min(positive)).watermarked
+        """D̃ᴬ at d = 1: the watermarked pairs that Bob used. An innocent Bob used none and is tested on :meth:`stand_in`'s.
+
+        Raises ``ShareError`` where ρ of the mixture's size rounds to no pair.
+        """
+        kept = self.mixture(rho if rho > 0 else self.stand_in()).watermarked
+        if not kept:
+            raise mixtures.ShareError(
+                f"rho={rho} of {self.preset.mixtures.size} pairs holds no watermarked pair; raise rho or mixtures.size"
+            )
+        return kept
+
+    def stand_in(self) -> float:
+        """The share whose Dᴬ an innocent Bob (ρ = 0) is tested on: the smallest above 0 in the preset."""
+        return min((rho for rho in self.preset.mixtures.rhos if rho > 0), default=1.0)
 
     def members_and_candidates(self, d: float) -> mixtures.Kept:
         """D̃ᴬ without a watermark at degree d, against Bob at ρ = 0, whose data are the plain pairs."""
@@ -317,6 +338,7 @@ class World:
             "set": which,
             "count": counts[which],
             "self_instruct": settings.model_dump(exclude={"pairs", "unused", "fresh"}),
+            "demonstration_tokens": _DEMONSTRATION_TOKENS,
             "alice": self.preset.alice.model_dump(),
             "watermark": None if wm is None else {"fingerprint": wm.fingerprint, "delta": self.preset.watermark.delta},
             "seed": self.seed,
@@ -331,7 +353,7 @@ class World:
         return [pair for pair, tokens in zip(pairs, ids, strict=True) if tokens.size <= _DEMONSTRATION_TOKENS]
 
     def held_out(self, count: int) -> list[Pair]:
-        """Real documents of Alice's half: neither Bob's base nor any Bob has seen them."""
+        """Real documents of Alice's half, which Bob's base has not seen."""
         pairs = self.half(0)
         chosen = self._generator("held out").permutation(len(pairs))[:count]
         return [pairs[i] for i in chosen]

@@ -50,6 +50,9 @@ def chromium() -> Iterator[Any]:
         yield opened
 
 
+LINKS = "() => [...document.querySelectorAll('a[href]')].map(link => link.href)"
+
+
 class Visit:
     """One page, opened, with everything that went wrong while it loaded."""
 
@@ -98,14 +101,14 @@ def test_has_one_title(visits: dict[str, Visit], name: str) -> None:
 @pytest.mark.parametrize("name", PAGES)
 def test_images_load_and_say_what_they_show(visits: dict[str, Visit], name: str) -> None:
     page = visits[name].page
-    page.evaluate("() => document.querySelectorAll('img[loading=lazy]').forEach(image => image.loading = 'eager')")
+    page.evaluate("() => document.querySelectorAll('img[loading=lazy]').forEach(one => one.loading = 'eager')")
     page.wait_for_function("() => [...document.images].every(image => image.complete)", timeout=10_000)
     images = page.evaluate(
-        "() => [...document.querySelectorAll('article img')].map(one => [one.src, one.getAttribute('alt'), one.naturalWidth])"
+        "() => [...document.querySelectorAll('article img')].map(one => [one.src, one.alt, one.naturalWidth])"
     )
     for source, alternative, width in images:
         assert width > 0, f"{source} doesn't load"
-        assert alternative and len(alternative) > 10, f"{source} has no alternative text; give it by the cell's mystnb metadata"
+        assert alternative and len(alternative) > 10, f"{source} has no alternative text; its mystnb metadata gives it"
         assert not re.search(r"\.(png|svg|jpe?g)$|^\.\./", alternative), f"{source}: its alternative text is a file name"
 
 
@@ -137,13 +140,14 @@ def test_figures_are_numbered_and_have_captions(visits: dict[str, Visit], name: 
 
 @pytest.mark.parametrize("name", PAGES)
 def test_contents_lead_to_every_chapter(visits: dict[str, Visit], address: str, name: str) -> None:
-    links = visits[name].page.evaluate("() => [...document.querySelectorAll('nav.bd-links a')].map(link => link.href.split('#')[0])")
+    script = "() => [...document.querySelectorAll('nav.bd-links a')].map(link => link.href.split('#')[0])"
+    links = visits[name].page.evaluate(script)
     assert {f"{address}/{chapter}.html" for chapter in CHAPTERS} <= {*links, f"{address}/{name}.html"}
 
 
 @pytest.mark.parametrize("name", PAGES)
 def test_internal_links_lead_somewhere(visits: dict[str, Visit], html: Path, address: str, name: str) -> None:
-    links = visits[name].page.evaluate("() => [...document.querySelectorAll('a[href]')].map(link => link.href)")
+    links = visits[name].page.evaluate(LINKS)
     inner = [urlsplit(link) for link in links if link.startswith(address)]
     assert inner
     for link in inner:
@@ -156,7 +160,7 @@ def test_internal_links_lead_somewhere(visits: dict[str, Visit], html: Path, add
 
 @pytest.mark.parametrize("name", CHAPTERS)
 def test_colab_opens_the_source_notebook(visits: dict[str, Visit], name: str) -> None:
-    links = visits[name].page.evaluate("() => [...document.querySelectorAll('a[href]')].map(link => link.href)")
+    links = visits[name].page.evaluate(LINKS)
     colab = [link for link in links if link.startswith("https://colab.research.google.com/")]
     expected = f"https://colab.research.google.com/github/{owner_and_name(PROJECT.address())}/blob/main/{name}.ipynb"
     assert len(colab) >= 2, "the theme's button and the badge of the chapter's head"
@@ -178,7 +182,8 @@ def test_search_finds_a_word(chromium: Any, address: str) -> None:
     visit = Visit(chromium, address, "search")
     visit.page.goto(f"{address}/search.html?q=watermark", wait_until="load")
     visit.page.wait_for_selector("#search-results ul.search li a", timeout=15_000)
-    found = visit.page.evaluate("() => [...document.querySelectorAll('#search-results ul.search li a')].map(link => link.href)")
+    script = "() => [...document.querySelectorAll('#search-results ul.search li a')].map(link => link.href)"
+    found = visit.page.evaluate(script)
     assert any("/notebooks/" in link for link in found)
     assert visit.console == []
     assert visit.failed == []
@@ -209,7 +214,8 @@ def test_is_readable_on_a_phone(chromium: Any, address: str, name: str) -> None:
             if (one.getBoundingClientRect().right <= window.innerWidth + 1) return false;
             for (let box = one.parentElement; box && box.tagName !== 'ARTICLE'; box = box.parentElement)
                 if (['auto', 'scroll', 'hidden'].includes(getComputedStyle(box).overflowX)) return false;
-            return !['auto', 'scroll', 'hidden'].includes(getComputedStyle(one).overflowX) && one.getClientRects().length > 0;
+            const flow = getComputedStyle(one).overflowX;
+            return !['auto', 'scroll', 'hidden'].includes(flow) && one.getClientRects().length > 0;
         }).map(one => one.outerHTML.slice(0, 120))"""
     )
     size = visit.page.evaluate("() => parseFloat(getComputedStyle(document.querySelector('article p')).fontSize)")

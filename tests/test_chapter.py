@@ -1,0 +1,168 @@
+"""What a chapter records: checked tables, strict JSON, no key."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from radio_utils import chapter as chapter_module
+from radio_utils.chapter import COLUMNS, Chapter, percent, power_of_ten
+from radio_utils.presets import PresetError
+
+
+@pytest.fixture(autouse=True)
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("RADIO_UTILS_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("RADIO_UTILS_RESULTS", str(tmp_path / "results"))
+    return tmp_path
+
+
+def smoke(**changes: Any) -> Chapter:
+    return Chapter("05_open_model", preset="smoke", **changes)
+
+
+def refuse_constant(name: str) -> None:
+    raise AssertionError(f"{name} is not strict JSON")
+
+
+def test_the_record_has_every_key_and_is_strict_json(folders: Path) -> None:
+    chapter = smoke(seed=3)
+    chapter.add("membership", method="zlib", d=np.float64(0.5), statistic=math.nan, log10_p=np.float32(-2.5))
+    chapter.add("membership", method="zlib", d=0.0, statistic=math.inf, log10_p=-math.inf)
+    chapter.add("detection", scheme="greenlist", k=np.int64(1), watermarked=np.bool_(True), scored=7, log10_p=-400.25)
+    path = chapter.record()
+    assert path == folders / "results" / "smoke" / "05_open_model.json"
+    record = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse_constant)
+    wanted = {"chapter", "preset", "seed", "config_hash", "versions", "hardware", "seconds", "tables"}
+    assert wanted <= set(record)
+    assert (record["chapter"], record["preset"], record["seed"]) == ("05_open_model", "smoke", 3)
+    assert record["config_hash"] == chapter.config_hash()
+    assert {"python", "torch", "transformers", "numpy"} <= set(record["versions"])
+    assert {"machine", "cores", "gpu"} <= set(record["hardware"])
+    assert 0 <= record["seconds"] < 600
+    assert record["tables"]["membership"] == [
+        {"method": "zlib", "d": 0.5, "statistic": None, "log10_p": -2.5},
+        {"method": "zlib", "d": 0.0, "statistic": None, "log10_p": None},
+    ]
+    row = record["tables"]["detection"][0]
+    assert row == {"scheme": "greenlist", "k": 1, "watermarked": True, "scored": 7, "log10_p": -400.25}
+    assert row["watermarked"] is True and isinstance(row["k"], int)
+    assert json.loads(chapter.record().read_text()) | {"seconds": 0} == record | {"seconds": 0}  # recording again is fine
+
+
+@pytest.mark.parametrize(
+    ("table", "columns"),
+    [
+        ("detection", "scheme k watermarked scored log10_p"),
+        ("membership", "method d statistic log10_p"),
+        ("open_model", "rho setting method scored score log10_p"),
+        ("closed_model", "rho setting filtered scored score log10_p"),
+        ("null_audit", "test keys ks_p min_log10_p"),
+        ("quality", "rho task metric value stderr"),
+    ],
+)
+def test_the_public_tables_have_their_columns(table: str, columns: str) -> None:
+    assert COLUMNS[table] == tuple(columns.split())
+
+
+def test_rows_are_checked() -> None:
+    chapter = smoke()
+    with pytest.raises(ValueError, match="unknown table 'open_modle'; choose one of"):
+        chapter.add("open_modle", rho=0.1)
+    good = dict.fromkeys(COLUMNS["null_audit"], 1)
+    for bad in (good | {"p": 1}, {k: v for k, v in good.items() if k != "ks_p"}, {}):
+        with pytest.raises(ValueError, match="a row of 'null_audit' has the columns"):
+            chapter.add("null_audit", **bad)
+    for value in (np.zeros(2), [1], object(), 1 + 2j):
+        with pytest.raises(TypeError, match="a table holds numbers"):
+            chapter.add("null_audit", **(good | {"ks_p": value}))
+    assert not chapter.tables.get("null_audit")
+
+
+def test_value_needs_exactly_one_row() -> None:
+    chapter = smoke()
+    for rho in (0.0, 0.1, 0.1 + 0.2):
+        for setting in ("supervised", "unsupervised"):
+            chapter.add("open_model", rho=rho, setting=setting, method="reading", scored=5, score=0.3, log10_p=-10 * rho)
+    assert chapter.value("open_model", "log10_p", rho=0.3, setting="supervised") == pytest.approx(-3)
+    assert chapter.value("open_model", "log10_p", rho=0, setting="supervised") == 0
+    for where, count in (({"rho": 0.1}, 2), ({"rho": 0.2}, 0), ({}, 6)):
+        with pytest.raises(LookupError, match=f"{count} rows of 'open_model'"):
+            chapter.value("open_model", "log10_p", **where)
+    with pytest.raises(LookupError):
+        chapter.value("closed_model", "log10_p", rho=0.1)
+    with pytest.raises(LookupError):
+        chapter.value("open_model", "log10_p", colour="blue")
+
+
+def test_the_key_comes_from_the_environment_and_stays_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(KeyError, match=r"ALICES_KEY.*not set"):
+        smoke(key_env="ALICES_KEY")
+    monkeypatch.setenv("ALICES_KEY", "")
+    with pytest.raises(KeyError, match="not set"):
+        smoke(key_env="ALICES_KEY")
+    monkeypatch.setenv("ALICES_KEY", "very-secret-4711")
+    chapter = smoke(key_env="ALICES_KEY")
+    # the watermark under that key, without the tokenizer that would have to be trained
+    wm, same = (chapter.preset.watermark.make(key, 500) for key in (chapter.world._key, "very-secret-4711"))
+    assert wm.fingerprint == same.fingerprint
+    assert smoke().preset.watermark.make(smoke().world._key, 500).fingerprint != wm.fingerprint
+    chapter.add("quality", rho=0.0, task="t", metric="m", value=1.0, stderr=0.1)
+    assert "very-secret-4711" not in chapter.record().read_text()
+    for shown in (repr(chapter), repr(chapter.world), repr(wm), wm.fingerprint):
+        assert "very-secret-4711" not in shown
+
+
+def test_config_hash_changes_with_any_field() -> None:
+    base = smoke().config_hash()
+    assert base == smoke().config_hash()
+    changes: list[dict[str, Any]] = [
+        {"seed": 1}, {"minutes": 5}, {"watermark__delta": 2.0}, {"fine_tuning__epochs": 3}, {"mixtures__rhos": [0.0, 1.0]},
+        {"alice__build__layers": 2}, {"suspect__sampling__top_p": 0.9}, {"corpus__packages": ["numpy"]}, {"audit_keys": 99},
+    ]  # fmt: skip
+    hashes = {smoke(**change).config_hash() for change in changes}
+    assert len(hashes) == len(changes) and base not in hashes
+    assert Chapter("06_closed_model", preset="smoke").config_hash() == base
+
+
+def test_bad_parameters_are_named() -> None:
+    with pytest.raises(PresetError, match="unknown preset 'tiny'"):
+        Chapter("05_open_model", preset="tiny")
+    with pytest.raises(PresetError, match="unknown field"):
+        smoke(epochs=3)
+    for seed in (-1, 1.5, True):
+        with pytest.raises(ValueError, match="seed must be a whole number from 0 on"):
+            smoke(seed=seed)
+
+
+def test_a_gpu_preset_without_gpu_warns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.warns(UserWarning, match="meant for a GPU and none is here"):
+        chapter = Chapter("05_open_model", preset="gpu")
+    assert chapter.world.device == "cpu"
+
+
+def test_numbers_in_prose() -> None:
+    assert power_of_ten(-12.34) == "$10^{-12.3}$"
+    assert power_of_ten(-3.0) == "$10^{-3.0}$"
+    assert power_of_ten(-1.0) == "0.1" and power_of_ten(0.0) == "1"
+    assert [percent(share) for share in (0, 0.01, 0.07, 0.5, 1)] == ["0 %", "1 %", "7 %", "50 %", "100 %"]
+
+
+def test_say_and_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    import IPython.display
+
+    shown: list[Any] = []
+    monkeypatch.setattr(IPython.display, "display", shown.append)
+    chapter = smoke()
+    chapter.say("One line\n   and   another.")
+    assert shown[0].data == "One line and another."
+    chapter.add("null_audit", test="open", keys=1000, ks_p=0.42, min_log10_p=-3.21)
+    page = chapter.show("null_audit", caption="Audit").to_html()
+    assert "1,000" in page and "0.42" in page and "KS p" in page and "Audit" in page
+    assert not chapter_module.on_colab()

@@ -1,0 +1,130 @@
+"""Figures: what is drawn is what was measured; text of a model cannot inject markup."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+import radio_utils as ru
+from radio_utils import figures
+
+
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    backend = matplotlib.get_backend()
+    plt.switch_backend("Agg")
+    with matplotlib.rc_context():
+        figures.set_style()
+        yield
+    plt.close("all")
+    plt.switch_backend(backend)
+
+
+ROWS = [
+    {"rho": rho, "setting": setting, "access": "open", "watermark": True, "log10_p": -100 * rho * factor}
+    for rho in (0.5, 0.0, 0.05)
+    for setting, factor in (("supervised", 2), ("unsupervised", 1))
+]
+
+
+def test_p_against_share_draws_every_row_in_order() -> None:
+    ax = figures.log10_p_against_share(ROWS, series="setting", labels={"supervised": "S", "unsupervised": "U"})
+    lines = {line.get_label(): line for line in ax.get_lines()}
+    np.testing.assert_allclose(lines["S"].get_xdata(), [0, 5, 50])
+    np.testing.assert_allclose(lines["S"].get_ydata(), [0, -10, -100])
+    np.testing.assert_allclose(lines["U"].get_ydata(), [0, -5, -50])
+    assert "ρ" in ax.get_xlabel() and "log10 p" in ax.get_ylabel()
+    low, high = sorted(ax.get_ylim())
+    assert low <= -100 and high >= 0
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["0", "5", "50"]
+    ax.figure.canvas.draw()
+
+
+def test_more_lines_than_markers() -> None:
+    rows = [{"rho": 0.1, "setting": i, "log10_p": -i} for i in range(9)]
+    ax = figures.log10_p_against_share(rows, series="setting", labels={i: str(i) for i in range(9)})
+    assert {str(i) for i in range(9)} <= {line.get_label() for line in ax.get_lines()}
+    curves = {str(i): ([1, 2, 3], [-1.0 * i, -2.0, -3.0]) for i in range(14)}
+    assert len(figures.p_curves(curves, xlabel="n").get_legend().get_texts()) == 14
+
+
+def test_p_curves() -> None:
+    ax = figures.p_curves({"a": ([1, 10, 100], [-0.1, -1, -20])}, xlabel="pairs")
+    line = next(line for line in ax.get_lines() if line.get_label() == "a")
+    np.testing.assert_allclose(line.get_ydata(), [-0.1, -1, -20])
+    assert ax.get_xlabel() == "pairs"
+
+
+def test_audit_draws_the_empirical_distribution() -> None:
+    texts = np.random.default_rng(0).integers(0, 50, (10, 40))
+    audit = ru.null_audit(texts, ru.GreenList("k", 50, 1, 0.25, 2.0), keys=60)
+    figure = figures.audit({"one": audit, "two": audit})
+    assert [ax.get_title() for ax in figure.axes] == ["one", "two"]
+    drawn = next(line for line in figure.axes[0].get_lines() if "decoy" in str(line.get_label()))
+    np.testing.assert_allclose(np.sort(audit.uniform_p), drawn.get_xdata())
+    np.testing.assert_allclose(drawn.get_ydata(), np.arange(1, 61) / 60)
+
+
+def test_distributions_and_bars() -> None:
+    rng = np.random.default_rng(0)
+    members, fresh = rng.normal(0, 1, 99), rng.normal(1, 1, 50)
+    pairs = {"d = 100 %": (members, fresh), "d = 0 %": (members, members)}
+    figure = figures.two_distributions(pairs, names=("candidates", "fresh"), xlabel="m")
+    assert [ax.get_title() for ax in figure.axes] == list(pairs)
+    ax = figures.bars(["a", "b"], [1.0, 2.5], errors=[0.1, 0.2], ylabel="y", xlabel="x")
+    assert [bar.get_height() for bar in ax.patches] == [1.0, 2.5]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("x", "y")
+
+
+class Tokenizer:
+    def decode(self, ids: list[int]) -> str:
+        return {0: "<script>", 1: "a&b", 2: "\n"}.get(ids[0], f"t{ids[0]} ")
+
+
+@pytest.mark.parametrize("wm", [ru.GreenList("k", 90, 2, 0.25, 2.0), ru.GumbelMax("k", 90, 2)], ids=["green", "gumbel"])
+def test_coloured_marks_what_the_watermark_scores(wm: Any) -> None:
+    text = np.concatenate([[0, 1, 2], np.random.default_rng(0).integers(3, 90, 60)])
+    page = figures.coloured(Tokenizer(), {"A <b>title</b>": text}, wm)._repr_html_()
+    scores = wm.scores([text[t - 2 : t] for t in range(2, text.size)], text[2:])
+    level = 0.5 if isinstance(wm, ru.GreenList) else np.log(2)
+    marked = int((scores > level).sum())
+    assert page.count('class="radio-g"') == marked
+    assert page.count('class="radio-n"') == 2  # the first window is not scored
+    assert f"({100 * marked / 61:.0f} % marked)" in page
+    assert "<script>" not in page and "&lt;script&gt;" in page and "a&amp;b" in page and "<b>" not in page
+
+
+def test_coloured_takes_texts_too_short_to_score() -> None:
+    page = figures.coloured(Tokenizer(), {"short": [5], "empty": []}, ru.GreenList("k", 90, 2, 0.25, 2.0))._repr_html_()
+    assert page.count("too short to score") == 2
+
+
+def test_dialogue_escapes() -> None:
+    page = figures.dialogue("What is <x>?", {"B": "<img src=x onerror=alert(1)>"})._repr_html_()
+    assert "<img" not in page and "&lt;img" in page and "&lt;x&gt;" in page
+
+
+def test_table_rounds_and_survives_missing_values() -> None:
+    rows = [
+        {"rho": 0.05, "scored": 12345, "score": 0.25678, "log10_p": -1234.5},
+        {"rho": 0.0, "scored": 9, "score": None, "log10_p": None},
+    ]
+    page = figures.table(rows, caption="Caption").to_html()
+    for shown in ("5 %", "0 %", "12,345", "0.257", "-1,234", "–", "Caption", "scored pairs"):
+        assert shown in page, shown
+    assert "nan" not in page.lower().replace("nonan", "")
+    narrow = figures.table(rows, columns=["rho", "scored"]).to_html()
+    assert "12,345" in narrow and "0.257" not in narrow
+
+
+def test_summary_spreads_the_settings_over_rho() -> None:
+    rows = [*ROWS, {"rho": 0.0, "setting": "supervised", "access": "open", "watermark": False, "log10_p": -42.0}]
+    page = figures.summary(rows).to_html()
+    columns, values = ("ρ = 0 %", "ρ = 5 %", "ρ = 50 %"), ("-100.0", "-5.0", "-42.0", "–")
+    for shown in (*columns, *values, "with watermark", "without (membership)"):
+        assert shown in page, shown

@@ -1,0 +1,167 @@
+"""The presets: all of them hold, and what is wrong in one is named."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from radio_utils import GreenList, GumbelMax, decoding, presets
+from radio_utils.presets import PresetError, load_preset
+
+
+@pytest.mark.parametrize("name", presets.names())
+def test_every_preset_is_valid(name: str) -> None:
+    preset = load_preset(name)
+    assert preset.name == name and preset.description
+    assert preset.memory_estimate_gb() <= preset.memory_gb
+    rhos = list(preset.mixtures.rhos)
+    assert rhos == sorted(set(rhos)) and rhos[0] == 0.0 and rhos[-1] == 1.0
+    assert {0.0, 1.0} <= set(preset.membership.degrees)
+    smallest = min(rho for rho in rhos if rho > 0)
+    assert round(smallest * preset.mixtures.size) >= 1, "the innocent Bob is read on the smallest mixture's texts"
+    assert preset.self_instruct.max_new_tokens > 0
+
+
+def test_the_five_tiers_are_there() -> None:
+    assert set(presets.names()) == {"smoke", "laptop", "gpu", "colab", "paper"}
+    assert load_preset("laptop").device == load_preset("smoke").device == "cpu"
+    assert load_preset("gpu").watermark.window == 2
+
+
+def test_colab_fits_a_free_t4_with_open_models() -> None:
+    preset = load_preset("colab")
+    assert preset.memory_gb <= 14 and preset.devices == 1 and preset.device == "cuda"
+    # 2.8e9 parameters at 2 bytes, against 0.41e9 at 16, and a quarter for activations
+    assert preset.memory_estimate_gb() == pytest.approx(1.25 * max(2.8e9 * 2, 0.41e9 * 16) / 1e9)
+    assert preset.alice.hub != preset.base.hub
+    for model in (preset.alice, preset.base):
+        assert model.hub and "/" in model.hub and "llama" not in model.hub.lower()  # ungated
+    longest = preset.self_instruct.max_new_tokens + (preset.self_instruct.shown + 1) * 80
+    assert longest <= 2048  # the context of both
+
+
+def test_paper_names_the_papers_models() -> None:
+    preset = load_preset("paper")
+    assert preset.alice.hub == "meta-llama/Llama-2-7b-chat-hf" and preset.base.hub == "huggyllama/llama-7b"
+    assert preset.mixtures.size == 100_000
+    with pytest.raises(PresetError, match="memory_gb=80; take smaller models or more devices"):
+        load_preset("paper", devices=1)
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(PresetError, match=r"unknown preset 'laptpo'; choose one of .*laptop"):
+        load_preset("laptpo")
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["minuts", "corpus__package", "alice__build__wdth", "suspect__sampling__top_q", "brand__new__section", "minutes__a__b",
+     "mixtures__rhos__0"],
+)  # fmt: skip
+def test_unknown_fields_at_every_depth(field: str) -> None:
+    with pytest.raises(PresetError, match="unknown field") as caught:
+        load_preset("smoke", **{field: 3})
+    assert field.split("__")[0] in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("minutes", 0), ("minutes", math.inf), ("minutes", math.nan), ("device", "tpu"), ("memory_gb", -1),
+        ("mixtures__rhos", [0.0, 1.2]), ("mixtures__rhos", [-0.1]), ("mixtures__rhos", []), ("mixtures__rhos", [math.nan]),
+        ("mixtures__size", 0), ("mixtures__size", 2.5), ("membership__degrees", [2.0]), ("watermark__gamma", 1.0),
+        ("watermark__gamma", 0.0), ("watermark__delta", -1.0), ("watermark__delta", math.nan), ("watermark__window", 0),
+        ("watermark__scheme", "redlist"), ("tokenizer__vocab_size", 100), ("self_instruct__sampling__temperature", -1.0),
+        ("self_instruct__sampling__top_p", 0.0), ("fine_tuning__learning_rate", math.inf), ("audit_keys", 4),
+        ("alice__build__architecture", "rnn"), ("alice__build__heads", 5), ("alice__build__key_value_heads", 3),
+        ("corpus__packages", []), ("reading__texts", "many"), ("seedling", None),
+    ],
+)  # fmt: skip
+def test_values_out_of_range_are_named(field: str, value: Any) -> None:
+    with pytest.raises(PresetError) as caught:
+        load_preset("smoke", **{field: value})
+    message = str(caught.value)
+    assert message.startswith("presets: smoke.") and field.split("__")[1 if "__" in field else 0] in message
+    assert len(message) < 300
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"mixtures__size": 61}, r"mixtures\.size=61 exceeds self_instruct\.pairs=60"),
+        ({"membership__candidates": 41}, r"exceeds self_instruct\.unused"),
+        ({"membership__candidates": 30, "mixtures__size": 20}, r"membership\.candidates exceeds mixtures\.size"),
+        ({"membership__fresh": 61}, r"membership\.fresh exceeds"),
+    ],
+)
+def test_more_data_than_there_is(changes: dict[str, Any], match: str) -> None:
+    with pytest.raises(PresetError, match=match) as caught:
+        load_preset("smoke", **changes)
+    assert len(str(caught.value)) < 200  # and not the whole preset
+
+
+BUILD = {"architecture": "llama", "width": 8, "layers": 1, "heads": 1, "key_value_heads": 1}
+PRETRAINING = {"tokens": 10, "learning_rate": 0.1, "batch_size": 1, "length": 8}
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"hub": "a/b", "parameters": 1e6, "build": BUILD, "pretraining": PRETRAINING},
+        {"hub": "a/b", "parameters": 1e6, "build": BUILD},
+        {"hub": "a/b", "parameters": 1e6, "pretraining": PRETRAINING},
+        {"build": BUILD},
+        {"pretraining": PRETRAINING},
+        {},
+    ],
+)
+def test_a_model_has_one_source(model: dict[str, Any]) -> None:
+    with pytest.raises(PresetError, match="give either build with pretraining, or hub"):
+        load_preset("smoke", alice=model)
+
+
+def test_hub_models_come_together_and_are_weighed() -> None:
+    hub = {"hub": "a/b", "parameters": 1e6}
+    assert load_preset("smoke", alice=hub, base=hub).base.hub == "a/b"
+    with pytest.raises(PresetError, match="share one tokenizer"):
+        load_preset("smoke", alice=hub)
+    with pytest.raises(PresetError, match="share one tokenizer"):
+        load_preset("smoke", base=hub)
+    with pytest.raises(PresetError, match="needs parameters"):
+        load_preset("smoke", alice={"hub": "a/b"}, base=hub)
+    with pytest.raises(PresetError, match=r"need about 20\.0 GB a device, .*memory_gb=4"):
+        load_preset("smoke", alice=hub, base=hub | {"parameters": 1e9})
+    with pytest.raises(PresetError, match=r"need about 10\.0 GB"):
+        load_preset("smoke", alice=hub, base=hub | {"parameters": 1e9}, devices=2)
+
+
+def test_extends_merges_branch_by_branch() -> None:
+    laptop, smoke, gpu = (load_preset(name) for name in ("laptop", "smoke", "gpu"))
+    assert smoke.mixtures.rhos == laptop.mixtures.rhos and smoke.mixtures.size != laptop.mixtures.size
+    assert smoke.watermark == laptop.watermark
+    assert gpu.watermark.window == 2 and gpu.watermark.gamma == laptop.watermark.gamma
+    colab = load_preset("colab")  # a grandchild, whose models replace the built ones whole
+    assert colab.alice.build is None and colab.watermark == gpu.watermark
+    assert presets._merged({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 9}}) == {"a": {"b": 9, "c": 2}, "d": 3}
+    assert presets._merged({"alice": {"build": 1}}, {"alice": {"hub": 2}}) == {"alice": {"hub": 2}}
+
+
+def test_changes_touch_nothing_else() -> None:
+    changed = load_preset("smoke", fine_tuning__epochs=1.5, watermark__scheme="gumbelmax")
+    assert changed.fine_tuning.epochs == 1.5
+    assert load_preset("smoke").fine_tuning.epochs != 1.5
+    untouched = changed.model_dump(exclude={"fine_tuning", "watermark"})
+    assert untouched == load_preset("smoke").model_dump(exclude={"fine_tuning", "watermark"})
+    with pytest.raises(Exception, match="frozen"):
+        changed.minutes = 3  # type: ignore[misc]
+
+
+def test_sections_make_what_they_describe() -> None:
+    preset = load_preset("smoke")
+    wm = preset.watermark.make("key", 500)
+    assert isinstance(wm, GreenList) and (wm.vocab_size, wm.window, wm.gamma, wm.delta) == (500, 1, 0.25, 3.0)
+    other = load_preset("smoke", watermark__scheme="gumbelmax", watermark__window=3).watermark.make("key", 500)
+    assert isinstance(other, GumbelMax) and other.window == 3
+    assert preset.suspect.sampling.make() == decoding.Sampling(0.7, 0, 1.0)
