@@ -8,6 +8,7 @@ PRESET ?= laptop
 ARGS   ?=
 NAME   ?=
 URL    ?=
+SEEDS  ?= 1 2
 
 BIN   := $(VENV)/bin
 BOOK  := $(BIN)/python -m radio_utils.book
@@ -25,13 +26,15 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env book test lint chapter bench repository screenshots clean distclean
+.PHONY: help env book test lint chapter seeds figure bench repository screenshots clean distclean
 
 help:
 	@echo "make env                     create $(VENV) from requirements.txt"
 	@echo "make book                    run the chapters (PRESET=$(PRESET)) and render them"
 	@echo "make test                    everything that continuous integration checks"
 	@echo "make chapter NAME=05_open_model ARGS='-p rho 0.2'   one chapter with your own parameters"
+	@echo "make seeds SEEDS='1 2'       the chapters at other seeds, records under results/seed-N, then the book's claims tested"
+	@echo "make figure                  draw the introduction's figure from the last \`make book\`"
 	@echo "make bench                   measure speeds"
 	@echo "make repository URL=…        set the repository's address everywhere; without URL, print it"
 	@echo "make screenshots             save each page as an image under book/_build/screenshots"
@@ -69,6 +72,17 @@ test: lint
 chapter: $(STAMP)
 	@test -n "$(NAME)" || { echo "say which: make chapter NAME=05_open_model ARGS='-p rho 0.2'"; ls notebooks; exit 1; }
 	$(RUN) $(BOOK) run $(NAME) $(if $(filter-out file,$(origin PRESET)),--preset $(PRESET)) $(ARGS)
+
+# What the book claims must hold at other seeds too; tests/test_claims.py reads the records that this leaves.
+seeds: $(STAMP)
+	for seed in $(SEEDS); do for chapter in $(basename $(notdir $(wildcard notebooks/*.ipynb))); do \
+	  $(RUN) $(BOOK) run $$chapter --preset $(PRESET) -p seed $$seed \
+	    --output book/_build/runs/seed-$$seed/$$chapter.ipynb --results results/seed-$$seed || exit 1; \
+	done; done
+	$(BIN)/python -m pytest tests/test_claims.py
+
+figure: $(STAMP)
+	$(BOOK) figure --preset $(PRESET)
 
 bench: $(STAMP)
 	@if [ -d tests/bench ]; then $(TUNED) $(BIN)/python -m pytest tests/bench $(ARGS); \

@@ -119,3 +119,28 @@ def test_a_tokenizer_of_another_size_is_named(tokenizer_folder: Path) -> None:
 
 def test_errors_are_value_errors() -> None:
     assert issubclass(ModelFolderError, ValueError)
+
+
+def test_a_damaged_model_is_never_loaded(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    whole = tmp_path / "whole"
+    tiny("gpt_neox").save_pretrained(whole, safe_serialization=True)
+    weights = whole / "model.safetensors"
+    tensors = load_file(weights)
+    lost = next(name for name in tensors if "attention" in name and name.endswith("weight"))
+    save_file({name: tensor for name, tensor in tensors.items() if name != lost}, weights, metadata={"format": "pt"})
+    with pytest.raises(ModelFolderError, match="lacks the weights"):
+        suspects.load_model(whole)
+    weights.write_bytes(weights.read_bytes()[:200])
+    with pytest.raises(ModelFolderError, match="no causal model could be read"):
+        suspects.load_model(whole)
+
+
+def test_tokenizers_are_compared_by_content(tokenizer_folder: Path, tmp_path: Path) -> None:
+    first = suspects.load_tokenizer(tokenizer_folder)
+    suspects.check_same_tokenizer(first, suspects.load_tokenizer(tokenizer_folder))
+    models.train_tokenizer(["zebras zigzag across zones of azure haze"] * 9, VOCABULARY, tmp_path)
+    other = suspects.load_tokenizer(tmp_path)
+    with pytest.raises(ValueError, match="the two tokenizers differ in"):
+        suspects.check_same_tokenizer(first, other)

@@ -74,6 +74,19 @@ def _screenshots(project: Project, options: argparse.Namespace) -> None:
     print(f"{len(files)} screenshots in {options.folder}")
 
 
+def _figure(project: Project, options: argparse.Namespace) -> None:
+    from radio_utils import figures
+    from radio_utils.book.status import read_record
+
+    record = read_record(project, options.preset, "06_closed_model")
+    if record is None:
+        raise BookError(f"chapter 06_closed_model has no record on {options.preset}; run `make book` first")
+    figures.set_style()
+    target = project.root / "book" / "_static" / "story.png"
+    figures.story(record["tables"]["summary"]).savefig(target, dpi=150)
+    print(f"drew {target.relative_to(project.root)} from seed {record['seed']}")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m radio_utils.book", description="Run, check and render the book.")
     parser.add_argument("--root", type=Path, help="the checkout (default: the one around the working directory)")
@@ -110,6 +123,10 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("repository", help="print the repository's address, or set it everywhere")
     command.add_argument("url", nargs="?", help="https://host/owner/name")
     command.set_defaults(command=_repository)
+
+    command = commands.add_parser("figure", help="draw the introduction's figure from the last run's record")
+    command.add_argument("--preset", default="laptop")
+    command.set_defaults(command=_figure)
 
     command = commands.add_parser("screenshots", help="save each page at the width of a desktop and of a phone")
     command.add_argument("folder", type=Path)

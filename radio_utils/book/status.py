@@ -21,7 +21,7 @@ def status_page(project: Project, preset: str = "laptop") -> str:
     tiers = TIERS if preset in TIERS else (preset, *TIERS)
     chapters = project.chapters()
     places = [(tier, name) for tier in tiers for name in chapters]
-    records = {place: record for place in places if (record := _read(project, *place)) is not None}
+    records = {place: record for place in places if (record := read_record(project, *place)) is not None}
     lines = [
         "# Status",
         "",
@@ -62,7 +62,8 @@ def _tier(tier: str, records: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [*lines, ""]
 
 
-def _read(project: Project, tier: str, name: str) -> Mapping[str, Any] | None:
+def read_record(project: Project, tier: str, name: str) -> Mapping[str, Any] | None:
+    """The record of a chapter on a tier, or None where it has not run. Raises ``BookError`` for a damaged one."""
     path = project.results(tier) / f"{name}.json"
     if not path.is_file():
         # a moved results folder holds this machine's runs; what was recorded elsewhere lies in the checkout

@@ -79,3 +79,8 @@ def test_degree_of_supervision_is_exact(d: float, size: int) -> None:
     assert len(kept.used) == round(d * size) and len(kept.pairs) == size == len(set(kept.pairs))
     assert set(kept.used) <= set(MARKED) and set(kept.unused) <= set(PLAIN)
     assert kept == mixtures.keep_with_degree(MARKED, PLAIN, d, size, generator=np.random.default_rng(3))
+
+
+def test_a_set_has_at_least_one_pair() -> None:
+    with pytest.raises(mixtures.ShareError, match="size must be at least 1 pair, got -4"):
+        mixtures.keep_with_degree([], [], 0.5, -4, generator=np.random.default_rng(0))

@@ -264,9 +264,23 @@ def test_models_from_folders_stand_in_for_built_ones(world: World, tmp_path: Pat
     tokenizer = json.loads((base / "tokenizer.json").read_text())
     tokenizer["added_tokens"].append(tokenizer["added_tokens"][0] | {"id": 600, "content": "<|more|>"})
     (tmp_path / "other" / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(ValueError, match="has 601 tokens but the watermark's vocab_size is 600"):
+    with pytest.raises(ValueError, match="the two tokenizers differ in 1 of 601 tokens"):
         _ = World(small(alice=hub(alice), base=hub(tmp_path / "other")), store=world.store).tokenizer
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (alice / name).unlink()
     with pytest.raises(ModelFolderError, match="holds no tokenizer"):
         _ = World(small(alice=hub(alice), base=hub(base)), store=world.store).tokenizer
+
+
+def test_a_share_too_small_for_one_pair_is_refused(world: World) -> None:
+    with pytest.raises(ShareError, match=r"rho=0.01 of 20 pairs holds no watermarked pair"):
+        world.reading(0.01, "supervised")
+    with pytest.raises(ShareError, match="raise rho or mixtures.size"):
+        world.answers(0.01, "watermarked", 5)
+
+
+def test_the_innocents_stand_in_is_part_of_the_key(world: World) -> None:
+    """Another smallest share means other texts: the innocent's evidence must be read anew."""
+    other = again(world, preset=small(mixtures__rhos=[0.0, 1.0]))
+    assert other.stand_in() == 1.0
+    assert other.reading(0.0, "supervised").seen > world.reading(0.0, "supervised").seen
