@@ -234,7 +234,7 @@ def table(rows: Sequence[Mapping[str, Any]], *, columns: Iterable[str] | None = 
     formats: dict[str, Any] = {}
     for name in frame.columns:
         header = _HEADERS.get(name, name.replace("_", " "))
-        if name in ("rho", "d"):
+        if name in ("rho", "d", "false_alarms"):
             formats[header] = lambda v: f"{100 * v:g} %"
         elif name in ("log10_p", "min_log10_p", "statistic", "value", "ks_p", "loss_first", "loss_last"):
             formats[header] = lambda v: "–" if v is None or v != v else f"{v:.3g}" if abs(v) < 1000 else f"{v:,.0f}"
