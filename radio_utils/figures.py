@@ -161,6 +161,20 @@ def bars(labels: Sequence[str], heights: ArrayLike, *, errors: ArrayLike | None 
     return ax
 
 
+def with_errors(rows: Sequence[Mapping[str, Any]], *, series: str, ylabel: str) -> Axes:
+    """``value`` ± ``stderr`` at each ρ, one line for each value of the column ``series``."""
+    ax = plt.subplots()[1]
+    markers = iter("osD^vP" * 4)
+    for name in dict.fromkeys(row[series] for row in rows):
+        points = [row for row in rows if row[series] == name]
+        labels = [f"{100 * row['rho']:g}" for row in points]
+        heights, errors = [row["value"] for row in points], [row["stderr"] for row in points]
+        ax.errorbar(labels, heights, yerr=errors, marker=next(markers), capsize=4, label=name)
+    ax.set(xlabel="share of Bob's data from Alice, ρ (%)", ylabel=ylabel)
+    ax.legend()
+    return ax
+
+
 class Html:
     """A piece of HTML that notebooks and the rendered book show as it is."""
 

@@ -128,3 +128,26 @@ def test_summary_spreads_the_settings_over_rho() -> None:
     columns, values = ("ρ = 0 %", "ρ = 5 %", "ρ = 50 %"), ("-100.0", "-5.0", "-42.0", "–")
     for shown in (*columns, *values, "with watermark", "without (membership)"):
         assert shown in page, shown
+
+
+def test_errors_are_drawn_at_their_size() -> None:
+    rows = [
+        {"rho": rho, "task": task, "value": value + rho, "stderr": 0.25}
+        for task, value in (("near", 2.0), ("far", 4.0))
+        for rho in (0.0, 0.1)
+    ]
+    ax = figures.with_errors(rows, series="task", ylabel="loss")
+    near, far = ax.containers
+    np.testing.assert_allclose(near.lines[0].get_ydata(), [2.0, 2.1])
+    np.testing.assert_allclose(far.lines[0].get_ydata(), [4.0, 4.1])
+    (segments,) = near.lines[2]
+    np.testing.assert_allclose(segments.get_segments()[1][:, 1], [1.85, 2.35])
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["0", "10"]
+
+
+def test_the_story_has_one_line_for_each_setting() -> None:
+    rows = [row | {"access": access} for row in ROWS for access in ("open", "closed")]
+    (ax,) = figures.story(rows).axes
+    assert {line.get_label() for line in ax.get_lines()} >= {
+        "open, supervised", "open, unsupervised", "closed, supervised", "closed, unsupervised"
+    }  # fmt: skip
