@@ -138,10 +138,10 @@ def test_errors_are_drawn_at_their_size() -> None:
     ]
     ax = figures.with_errors(rows, series="task", ylabel="loss")
     near, far = ax.containers
-    np.testing.assert_allclose(near.lines[0].get_ydata(), [2.0, 2.1])
-    np.testing.assert_allclose(far.lines[0].get_ydata(), [4.0, 4.1])
+    assert list(map(float, near.lines[0].get_ydata())) == pytest.approx([2.0, 2.1])
+    assert list(map(float, far.lines[0].get_ydata())) == pytest.approx([4.0, 4.1])
     (segments,) = near.lines[2]
-    np.testing.assert_allclose([float(y) for _, y in segments.get_segments()[1]], [1.85, 2.35])
+    assert [float(y) for _, y in segments.get_segments()[1]] == pytest.approx([1.85, 2.35])
     assert [label.get_text() for label in ax.get_xticklabels()] == ["0", "10"]
 
 
