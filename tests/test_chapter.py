@@ -109,9 +109,9 @@ def test_the_key_comes_from_the_environment_and_stays_secret(monkeypatch: pytest
     monkeypatch.setenv("ALICES_KEY", "very-secret-4711")
     chapter = smoke(key_env="ALICES_KEY")
     # the watermark under that key, without the tokenizer that would have to be trained
-    wm, same = (chapter.preset.watermark.make(key, 500) for key in (chapter.world._key, "very-secret-4711"))
+    wm, same = (chapter.preset.watermark.make(key, 500) for key in (chapter.world.key, "very-secret-4711"))
     assert wm.fingerprint == same.fingerprint
-    assert smoke().preset.watermark.make(smoke().world._key, 500).fingerprint != wm.fingerprint
+    assert smoke().preset.watermark.make(smoke().world.key, 500).fingerprint != wm.fingerprint
     chapter.add("quality", rho=0.0, task="t", metric="m", value=1.0, stderr=0.1)
     assert "very-secret-4711" not in chapter.record().read_text()
     for shown in (repr(chapter), repr(chapter.world), repr(wm), wm.fingerprint):

@@ -30,6 +30,7 @@ from radio_utils.suspects import LocalSuspect, check_same_tokenizer, load_model,
 from radio_utils.watermarks import Watermark
 from radio_utils.world import corpus, instructions, mixtures, models, training
 from radio_utils.world.instructions import Pair
+from radio_utils.world.workers import train_side_by_side
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ class World:
         """``key`` is Alice's secret; without one a demonstration key is derived from the seed, which protects nothing."""
         self.preset, self.seed, self.progress = preset, seed, progress
         self.store = store or Store(default_root())
-        self._key: Key = key if key is not None else f"demonstration key {seed}"
+        self.key: Key = key if key is not None else f"demonstration key {seed}"
         self.device = preset.device if preset.device == "cpu" or torch.cuda.is_available() else "cpu"
 
     # --- text -----------------------------------------------------------------------------------------------------
@@ -102,7 +103,7 @@ class World:
     @functools.cached_property
     def watermark(self) -> Watermark:
         """Alice's watermark under her key."""
-        return self.preset.watermark.make(self._key, len(self.tokenizer))
+        return self.preset.watermark.make(self.key, len(self.tokenizer))
 
     # --- models ---------------------------------------------------------------------------------------------------
 
@@ -149,13 +150,27 @@ class World:
         """B: Bob's model, fine-tuned on the mixture with share ρ."""
         return load_model(self._fine_tuned(rho).path, device=self.device)
 
+    def train_bobs(self, rhos: Sequence[float], *, workers: int | None = None) -> None:
+        """Train those Bobs that the store lacks; on a processor several at once, by default one for each core."""
+        self._model_inputs("base")
+        self._pairs_artifact("watermarked")
+        self._pairs_artifact("plain")
+        missing = [rho for rho in rhos if not self._has_bob(rho)]
+        count = workers if workers is not None else torch.get_num_threads() if self.device == "cpu" else 1
+        if count > 1 and len(missing) > 1:
+            train_side_by_side(self, missing, count)
+        for rho in missing:
+            self._fine_tuned(rho)
+
     def training_losses(self, rho: float) -> list[float]:
         """Bob's mean training loss (nats a token) in each epoch."""
         return list(json.loads((self._fine_tuned(rho) / "losses.json").read_text(encoding="utf-8")))
 
-    def _fine_tuned(self, rho: float) -> Artifact:
-        mixtures.check_share("rho", rho)
+    def _has_bob(self, rho: float) -> bool:
+        config, inputs, version = self._bob_recipe(rho)
+        return self.store.has("bob", config, inputs=inputs, version=version)
 
+    def _fine_tuned(self, rho: float) -> Artifact:
         def build(folder: Path) -> None:
             network = self.base()
             examples = instructions.examples(self.tokenizer, self.mixture(rho).pairs)
@@ -168,6 +183,12 @@ class World:
             )
             self._save(network, folder, losses)
 
+        config, inputs, version = self._bob_recipe(rho)
+        return self.store.get("bob", config, build, inputs=inputs, version=version)
+
+    def _bob_recipe(self, rho: float) -> tuple[dict[str, Any], list[Artifact], str]:
+        """Configuration, inputs and code version: what names a Bob in the store."""
+        mixtures.check_share("rho", rho)
         inputs = [self._pairs_artifact("watermarked"), self._pairs_artifact("plain"), *self._model_inputs("base")]
         config = {
             "rho": rho,
@@ -177,8 +198,7 @@ class World:
             "seed": self.seed,
             **_versions(),
         }
-        version = _code("world/training.py", "world/mixtures.py", "world/instructions.py")
-        return self.store.get("bob", config, build, inputs=inputs, version=version)
+        return config, inputs, _code("world/training.py", "world/mixtures.py", "world/instructions.py")
 
     def _model_inputs(self, name: str) -> list[Artifact]:
         model, half = (self.preset.alice, 0) if name == "alice" else (self.preset.base, 1)
@@ -359,13 +379,6 @@ class World:
         return [pairs[i] for i in chosen]
 
     # --- helpers --------------------------------------------------------------------------------------------------
-
-    def prepare(self, rhos: Sequence[float] | None = None) -> None:
-        """Make every artifact that the chapters need, so that they only read."""
-        for which in ("watermarked", "plain", "kept", "fresh", "outside"):
-            self._pairs_artifact(which)
-        for rho in self.preset.mixtures.rhos if rhos is None else rhos:
-            self._fine_tuned(rho)
 
     def _save(self, network: Any, folder: Path, losses: list[float]) -> None:
         network.save_pretrained(str(folder), safe_serialization=True)

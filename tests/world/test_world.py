@@ -275,7 +275,7 @@ def test_models_from_folders_stand_in_for_built_ones(world: World, tmp_path: Pat
 def test_a_share_too_small_for_one_pair_is_refused(world: World) -> None:
     with pytest.raises(ShareError, match=r"rho=0.01 of 20 pairs holds no watermarked pair"):
         world.reading(0.01, "supervised")
-    with pytest.raises(ShareError, match="raise rho or mixtures.size"):
+    with pytest.raises(ShareError, match=r"raise rho or mixtures\.size"):
         world.answers(0.01, "watermarked", 5)
 
 
@@ -284,3 +284,22 @@ def test_the_innocents_stand_in_is_part_of_the_key(world: World) -> None:
     other = again(world, preset=small(mixtures__rhos=[0.0, 1.0]))
     assert other.stand_in() == 1.0
     assert other.reading(0.0, "supervised").seen > world.reading(0.0, "supervised").seen
+
+
+def test_bobs_trained_side_by_side_are_those_trained_alone(world: World, tmp_path: Path, trainings: list[str]) -> None:
+    """Worker processes fill the same store under the same keys, also with a key of bytes, and this process trains none."""
+    key = b"\x00secret"
+    beside = again(world, key=key)
+    beside.train_bobs([0.1, 0.5, 1.0], workers=2)
+    assert trainings == []
+    assert [beside.training_losses(rho)[0] for rho in (0.1, 0.5, 1.0)] and trainings == []
+    alone = World(world.preset, key=key, store=Store(tmp_path), progress=False)
+    assert alone.training_losses(0.5) == pytest.approx(beside.training_losses(0.5), abs=1e-4)
+
+
+def test_a_failing_worker_is_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    from radio_utils.world import workers
+
+    monkeypatch.setattr(workers, "_request", lambda world, rhos: "{}")
+    with pytest.raises(workers.WorkerError, match=r"(?s)ended with status 1.*KeyError"):
+        workers.train_side_by_side(world, [0.1, 0.5], 2)
