@@ -39,21 +39,8 @@ def mix(
     watermarked: Sequence[Pair], plain: Sequence[Pair], rho: float, size: int, *, generator: np.random.Generator
 ) -> Mixture:
     """A mixture of ``size`` pairs of which exactly round(ρ·size) are watermarked."""
-    check_share("rho", rho)
-    if size < 1:
-        raise ShareError(f"size must be at least 1 pair, got {size}")
-    wanted = round(rho * size)
-    for name, pool, number in (("watermarked", watermarked, wanted), ("plain", plain, size - wanted)):
-        if number > len(pool):
-            raise ShareError(
-                f"rho={rho} of {size} pairs needs {number} {name} pairs, but only {len(pool)} exist; lower size"
-            )
-    first, second = generator.permutation(len(watermarked)), generator.permutation(len(plain))
-    return Mixture(
-        rho,
-        tuple(watermarked[i] for i in first[:wanted]),
-        tuple(plain[i] for i in second[: size - wanted]),
-    )
+    chosen, rest = _draw(("watermarked", watermarked), ("plain", plain), "rho", rho, size, "lower size", generator)
+    return Mixture(rho, chosen, rest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,17 +60,34 @@ def keep_with_degree(
     used: Sequence[Pair], unused: Sequence[Pair], d: float, size: int, *, generator: np.random.Generator
 ) -> Kept:
     """A set of ``size`` pairs of which exactly round(d·size) come from ``used``: degree of supervision d."""
-    check_share("d", d)
+    return Kept(*_draw(("used", used), ("unused", unused), "d", d, size, "lower size or d", generator))
+
+
+def _draw(
+    first: tuple[str, Sequence[Pair]],
+    second: tuple[str, Sequence[Pair]],
+    symbol: str,
+    share: float,
+    size: int,
+    remedy: str,
+    generator: np.random.Generator,
+) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
+    """round(share·size) pairs of the first named pool and the rest of ``size`` from the second, at random."""
+    check_share(symbol, share)
     if size < 1:
         raise ShareError(f"size must be at least 1 pair, got {size}")
-    wanted = round(d * size)
-    for name, pool, number in (("used", used, wanted), ("unused", unused, size - wanted)):
+    counts = round(share * size), size - round(share * size)
+    for (name, pool), number in zip((first, second), counts, strict=True):
         if number > len(pool):
             raise ShareError(
-                f"d={d} of {size} pairs needs {number} {name} pairs, but only {len(pool)} exist; lower size or d"
+                f"{symbol}={share} of {size} pairs needs {number} {name} pairs, but only {len(pool)} exist; {remedy}"
             )
-    first, second = generator.permutation(len(used)), generator.permutation(len(unused))
-    return Kept(tuple(used[i] for i in first[:wanted]), tuple(unused[i] for i in second[: size - wanted]))
+    orders = generator.permutation(len(first[1])), generator.permutation(len(second[1]))
+    chosen, rest = (
+        tuple(pool[i] for i in order[:number])
+        for (_, pool), order, number in zip((first, second), orders, counts, strict=True)
+    )
+    return chosen, rest
 
 
 def check_share(name: str, value: float) -> None:
