@@ -1,6 +1,7 @@
 """Helper package of the book "Radioactive Watermarks".
 
-The statistical core (:mod:`radio_utils.prf`, ``watermarks``, ``pvalues``, ``evidence``, ``detection``) needs numpy and
+The statistical core (:mod:`radio_utils.prf`, ``watermarks``, ``compat``, ``pvalues``, ``weighted``,
+``eprocess``, ``evidence``, ``detection``) needs numpy and
 scipy only; names that need torch are imported when they are first used.
 """
 
@@ -9,35 +10,48 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from radio_utils.detection import Detection, NullAudit, detect, null_audit
+from radio_utils import compat
+from radio_utils.detection import Detection, KeySearch, NullAudit, detect, null_audit, which_key
+from radio_utils.eprocess import EProcess
 from radio_utils.watermarks import GreenList, GumbelMax, Watermark
 
 if TYPE_CHECKING:
+    from radio_utils.contrast import ContrastiveReading
     from radio_utils.membership import MembershipTest, membership_test, zlib_calibrated_losses
-    from radio_utils.querying import query_closed_model
+    from radio_utils.querying import SequentialVerdict, query_closed_model, query_until
     from radio_utils.reading import read_open_model
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ContrastiveReading",
     "Detection",
+    "EProcess",
     "GreenList",
     "GumbelMax",
+    "KeySearch",
     "MembershipTest",
     "NullAudit",
+    "SequentialVerdict",
     "Watermark",
+    "compat",
     "detect",
     "membership_test",
     "null_audit",
     "query_closed_model",
+    "query_until",
     "read_open_model",
+    "which_key",
     "zlib_calibrated_losses",
 ]
 
 _LAZY = {
+    "ContrastiveReading": "contrast",
+    "SequentialVerdict": "querying",
     "MembershipTest": "membership",
     "membership_test": "membership",
     "query_closed_model": "querying",
+    "query_until": "querying",
     "read_open_model": "reading",
     "zlib_calibrated_losses": "membership",
 }

@@ -89,14 +89,17 @@ class _WindowedProcessor:
                 f"the model has {scores.shape[-1]} logits, fewer than the watermark's vocab_size={self.vocab_size}; "
                 "make the watermark with the model's tokenizer"
             )
-        if torch.isnan(scores).any():
-            raise ValueError("logits hold NaN; the model diverged or its precision overflowed")
+        highest = scores[:, : self.vocab_size].amax(dim=-1)  # NaN where any logit of the row is NaN
+        if not torch.isfinite(highest).all():
+            if torch.isnan(highest).any():
+                raise ValueError("logits hold NaN; the model diverged or its precision overflowed")
+            raise ValueError("logits of a row are all -inf, or hold +inf: no token can be drawn; check what truncates them")
         if input_ids.shape[1] < self.window:
             raise ValueError(
                 f"the context has {input_ids.shape[1]} tokens, fewer than the watermark's window={self.window}; "
                 "give a longer prompt"
             )
-        return input_ids[:, -self.window :]
+        return input_ids[:, input_ids.shape[1] - self.window :]
 
 
 class GreenListProcessor(_WindowedProcessor):
@@ -109,15 +112,18 @@ class GreenListProcessor(_WindowedProcessor):
     def __call__(self, input_ids: torch.Tensor, scores: Logits) -> Logits:
         """input_ids [n, t], scores [n, ≥V] → scores with the bias; padding logits beyond V are left alone."""
         green = self.wm.green_rows_torch(self.windows(input_ids, scores), self.vocab_size)
+        if scores.shape[-1] == self.vocab_size:
+            return torch.add(scores, green, alpha=self.wm.delta)
         biased = scores.clone()
-        biased[:, : self.vocab_size] += green * self.wm.delta
+        biased[:, : self.vocab_size].add_(green, alpha=self.wm.delta)
         return biased
 
 
 class GumbelMaxProcessor(_WindowedProcessor):
     """Makes the draw: −∞ everywhere but at argmax r_v^(1/p_v), computed as argmax of log p_v − log(−log r_v).
 
-    The probabilities are those after ``sampling``, so nothing after this processor changes the token.
+    The probabilities are those after ``sampling``, so nothing after this processor changes the token. log p_v may be
+    replaced by the logit: a constant of the row does not move the argmax, and nothing is divided.
     """
 
     def __init__(self, wm: GumbelMax, sampling: Sampling | None = None) -> None:
@@ -128,12 +134,43 @@ class GumbelMaxProcessor(_WindowedProcessor):
         """input_ids [n, t], scores [n, ≥V] → scores that are 0 at the chosen token and −∞ elsewhere."""
         windows = self.windows(input_ids, scores)
         device = "cpu" if scores.device.type == "mps" else scores.device  # MPS has no float64
-        r = self.wm.uniform_rows_torch(windows.to(device), self.vocab_size)
-        logits = warp(scores[:, : self.vocab_size].to(device, torch.float64), self.sampling)
-        raced = (logits.log_softmax(dim=-1) - (-r.log()).log()).max(dim=-1, keepdim=True)
-        if not torch.isfinite(raced.values).all():
-            raise ValueError("logits of a row are all -inf, or hold +inf: no token can be drawn; check what truncates them")
-        return torch.full_like(scores, -torch.inf).scatter(1, raced.indices.to(scores.device), 0.0)
+        logits = scores[:, : self.vocab_size].to(device)
+        if logits.dtype not in (torch.float32, torch.float64):
+            logits = logits.float()  # so that _LANE_BOUND covers the rounding of sums
+        logits = warp(logits, self.sampling)
+        chosen = self._winners(windows.to(device), logits).to(scores.device)
+        return torch.full_like(scores, -torch.inf).scatter_(1, chosen[:, None], 0.0)
+
+    def _winners(self, windows: torch.Tensor, logits: Logits) -> torch.Tensor:
+        """argmax_v ℓ_v − log(−log r_v) of each row, exactly, from few of the r_v: logits [n, V] → [n].
+
+        Where the first 8 bits of r are not all ones, r < 255/256 and −log(−log r) < 5.6. So a token with other bits
+        can win only if its logit is within 5.6 of the best sum found so far.
+        """
+        if not hasattr(self.wm, "lane_rows_torch"):  # a published scheme draws the whole row
+            r = self.wm.uniform_rows_torch(windows, self.vocab_size)
+            return (logits.to(torch.float64) - (-r.log()).log()).argmax(dim=-1)
+        top = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, logits.argmax(dim=-1, keepdim=True), True)
+        first = (self.wm.lane_rows_torch(windows) == 255).logical_or_(top)
+        best, winner = self._race(windows, logits, first)
+        rest = (logits >= (best - _LANE_BOUND).to(logits.dtype)[:, None]).logical_and_(first.logical_not_())
+        best_of_rest, winner_of_rest = self._race(windows, logits, rest)
+        return torch.where(best_of_rest > best, winner_of_rest, winner)
+
+    def _race(self, windows: torch.Tensor, logits: Logits, among: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The largest ℓ_v − log(−log r_v) of each row among the marked tokens, and where: float64 [n] and [n]."""
+        rows, tokens = among.nonzero(as_tuple=True)
+        r = self.wm.uniforms_torch(windows[rows], tokens)
+        raced = logits[rows, tokens].to(torch.float64) - (-r.log()).log()
+        best = torch.full(logits.shape[:1], -torch.inf, dtype=torch.float64, device=logits.device)
+        best.scatter_reduce_(0, rows, raced, "amax")
+        is_best = raced == best[rows]
+        winner = torch.zeros(logits.shape[0], dtype=torch.long, device=logits.device)
+        winner[rows[is_best]] = tokens[is_best]
+        return best, winner
+
+
+_LANE_BOUND = 5.6  # above −log(−log(255/256)) = 5.543, by more than the rounding of a logit
 
 
 def processor_for(wm: Watermark | None, sampling: Sampling) -> Callable[[torch.Tensor, Logits], Logits] | None:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import starmap
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -11,9 +17,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from radio_utils import evidence as ev
 from radio_utils import pvalues
+from radio_utils.corpora import CorpusFile, is_path
 from radio_utils.watermarks import Watermark
 
 Floats = NDArray[np.float64]
+Texts = Iterable[ArrayLike] | str | Path | Sequence[str | Path]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,28 +81,105 @@ class NullAudit:
         return float(self.log10_p.min())
 
 
+@dataclass(frozen=True, slots=True)
+class KeySearch:
+    """Which of many keys wrote the texts. ``log10_p`` [keys] are the single tests, ``log10_family`` Holm's adjustment.
+
+    ``best`` is the index of the strongest key. Its ``log10_family`` is what may be quoted: it allows for the search.
+    """
+
+    log10_p: Floats
+    log10_family: Floats
+    totals: Floats = field(repr=False)
+    scored: int
+
+    @property
+    def best(self) -> int:
+        """Index of the key with the smallest p-value."""
+        return int(np.argmin(self.log10_p))
+
+    def found(self, alpha: float = 1e-3) -> list[int]:
+        """Indices of all keys whose adjusted p is at most α, strongest first."""
+        if not 0.0 < alpha < 1.0:
+            raise ValueError(f"alpha must lie strictly between 0 and 1, got {alpha}")
+        hits = np.flatnonzero(self.log10_family <= np.log10(alpha))
+        return [int(i) for i in hits[np.argsort(self.log10_p[hits], kind="stable")]]
+
+
 def detect(
-    texts: Iterable[ArrayLike],
+    texts: Texts,
     wm: Watermark,
     *,
     prompts: Iterable[ArrayLike] | None = None,
     keep: ArrayLike | None = None,
     dedup: ev.Dedup = "window+token",
+    sample: float = 1.0,
+    tokenizer: Any = None,
+    workers: int = 1,
 ) -> Detection:
     """Test H₀ "these texts were written without this key" on token-id sequences.
 
     ``texts`` and ``prompts`` are sequences of token-id sequences (lists, arrays, or one 2-D int array), one prompt for
-    each text: windows that occur in the prompt are not scored. ``keep`` is the filter φ, an int array [m, k] of the only
-    windows to score. ``dedup`` is "window+token", "window", or None, with which p is *not* a p-value.
+    each text: windows that occur in the prompt are not scored. ``texts`` may be any iterable and is read once, so a
+    corpus may be larger than memory; it may also be the path of a JSONL or Parquet file, or a list of paths, whose rows
+    hold ``ids`` (or ``text`` and a ``tokenizer`` is given) and perhaps ``prompt_ids`` (or ``prompt``). Paths are shared
+    out among ``workers`` processes. ``keep`` is the filter φ, an int array [m, k] of the only windows to score. ``dedup``
+    is "window+token", "window", or None, with which p is *not* a p-value.
+
+    Memory grows with the number of distinct pairs, 8 bytes each (16 where k + 1 ids need more than 64 bits) and about
+    half more while they are merged: 100 million pairs take 1.3 GB. For more than that, ``sample`` scores a pseudo-random
+    share of the windows: the p-value is exact for the pairs that were scored.
 
     Raises ``ValueError`` for ids outside the vocabulary, empty or too short texts, or unequal numbers of prompts.
     """
-    return judge(ev.collect(texts, wm.window, wm.vocab_size, prompts=prompts, keep=keep, dedup=dedup), wm)
+    options = {"keep": keep, "dedup": dedup, "sample": sample}
+    return judge(_collected(texts, wm, prompts, options, tokenizer, workers), wm)
+
+
+def _collected(
+    texts: Texts, wm: Watermark, prompts: Any, options: dict[str, Any], tokenizer: Any = None, workers: int = 1
+) -> ev.Evidence:
+    """The evidence of texts or of files of them."""
+    listed: list[Any] = list(texts) if isinstance(texts, list | tuple) else [texts]
+    files = [Path(one) for one in listed] if listed and all(is_path(one) for one in listed) else []
+    if not files:
+        if tokenizer is not None or workers != 1:
+            raise ValueError("tokenizer and workers are for files; give token ids, or the paths of JSONL or Parquet files")
+        return ev.collect(texts, wm.window, wm.vocab_size, prompts=prompts, **options)  # type: ignore[arg-type]
+    if prompts is not None:
+        raise ValueError("prompts must stand in the files, as prompt_ids or prompt, when texts are files")
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1 process, got {workers}")
+    one = partial(_collect_file, window=wm.window, vocab_size=wm.vocab_size, tokenizer=tokenizer, options=options)
+    if workers == 1 or len(files) == 1:
+        found: list[ev.Evidence] = [one(file, None) for file in files]
+        return found[0].merge(*found[1:]) if len(found) > 1 else found[0]
+    with TemporaryDirectory() as folder, ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        shards = [Path(folder) / f"{i}.npz" for i in range(len(files))]
+        collector = ev.Collector(ev.Packing(wm.window, wm.vocab_size), dedup=options["dedup"])
+        for shard in pool.map(one, files, shards):
+            collector.take(ev.Evidence.load(shard))
+            shard.unlink()
+        return collector.evidence()
+
+
+def _collect_file(
+    file: Path, shard: Path | None, *, window: int, vocab_size: int, tokenizer: Any, options: dict[str, Any]
+) -> Any:
+    """The evidence of one file, or the path of ``shard`` after writing it there."""
+    corpus = CorpusFile(file, tokenizer)
+    found = ev.collect(corpus.texts(), window, vocab_size, prompts=corpus.prompts(), **options)
+    if shard is None:
+        return found
+    found.save(shard)
+    return shard
 
 
 def judge(found: ev.Evidence, wm: Watermark) -> Detection:
     """The verdict on evidence that is already collected."""
-    total = float(wm.scores(found.windows, found.tokens).sum())
+    _check_evidence(found, wm)
+    # blocks are cut by the set alone, so that the sum has the same last bit whatever the sharding
+    total = float(sum(starmap(lambda w, t: float(wm.scores(w, t).sum()), found.blocks())))
     return Detection(
         seen=found.seen,
         scored=len(found),
@@ -109,30 +194,92 @@ def judge(found: ev.Evidence, wm: Watermark) -> Detection:
 
 
 def curve(found: ev.Evidence, wm: Watermark, *, points: int = 60) -> tuple[NDArray[np.int64], Floats]:
-    """log10 p after the first n scored pairs, at ``points`` values of n from about 1 to all: (n, log10 p)."""
+    """log10 p of the first n pairs, for ``points`` values of n from about 1 to all: (n, log10 p).
+
+    Evidence has no order of its own; the pairs are taken in one fixed random order, that of a text read at random.
+    """
     if len(found) == 0:
         raise ValueError("evidence is empty; there is no curve to draw")
     if points < 2:
         raise ValueError(f"points must be at least 2, the first and the last pair, got {points}")
     counts = np.unique(np.geomspace(1, len(found), points).round().astype(np.int64))
-    totals = np.cumsum(wm.scores(found.windows, found.tokens))[counts - 1]
+    order = np.random.default_rng(0).permutation(len(found))
+    totals = np.cumsum(wm.scores(found.windows, found.tokens)[order])[counts - 1]
     return counts, np.asarray(wm.log10_p(totals, counts), np.float64)
 
 
-def null_audit(texts: Iterable[ArrayLike], wm: Watermark, *, keys: int = 1000, seed: int = 0, **options: Any) -> NullAudit:
-    """Run :func:`detect` on the same texts, with the same options, under ``keys`` decoy keys."""
-    return audit_evidence(ev.collect(texts, wm.window, wm.vocab_size, **options), wm, keys=keys, seed=seed)
+def null_audit(
+    texts: Texts,
+    wm: Watermark,
+    *,
+    keys: int = 1000,
+    seed: int = 0,
+    prompts: Iterable[ArrayLike] | None = None,
+    **options: Any,
+) -> NullAudit:
+    """Run :func:`detect` on the same texts, with the same options, under ``keys`` decoy keys, in one pass."""
+    unknown = options.keys() - {"keep", "dedup", "sample", "tokenizer", "workers"}
+    if unknown:
+        raise TypeError(f"null_audit got an unexpected keyword argument {sorted(unknown)[0]!r}; it takes those of detect")
+    special = {name: options.pop(name) for name in ("tokenizer", "workers") if name in options}
+    return audit_evidence(_collected(texts, wm, prompts, options, **special), wm, keys=keys, seed=seed)
 
 
 def audit_evidence(found: ev.Evidence, wm: Watermark, *, keys: int = 1000, seed: int = 0) -> NullAudit:
     """The null audit of evidence that is already collected."""
+    totals = totals_under_decoys(found, wm, keys=keys, seed=seed)
+    above = np.asarray(wm.log10_p_above(totals, len(found)), np.float64)
+    return audit_of(np.asarray(wm.log10_p(totals, len(found)), np.float64), above, seed=seed)
+
+
+def audit_of(log10_p: Floats, log10_p_above: Floats, *, seed: int) -> NullAudit:
+    """The audit of p-values under decoy keys; ``log10_p_above`` is log10 P(S > s), which tells the steps of p."""
+    uniform = pvalues.randomised(log10_p, log10_p_above, np.random.default_rng([seed, 1]))
+    return NullAudit(log10_p=log10_p, ks=pvalues.ks_uniform(uniform), uniform_p=uniform)
+
+
+def totals_under_decoys(found: ev.Evidence, wm: Watermark, *, keys: int, seed: int) -> Floats:
+    """Total score of the evidence under each of ``keys`` decoy keys, in one pass over it: float [keys]."""
     if keys < 5:
         raise ValueError(f"keys must be at least 5 for a distribution to show, got {keys}")
     if len(found) == 0:
         raise ValueError("evidence is empty; there is nothing to audit")
-    decoys = [wm.with_decoy(seed, index) for index in range(keys)]
-    totals = np.array([decoy.scores(found.windows, found.tokens).sum() for decoy in decoys])
-    log10_p = np.asarray(wm.log10_p(totals, len(found)), np.float64)
-    above = np.asarray(wm.log10_p_above(totals, len(found)), np.float64)
-    uniform = pvalues.randomised(log10_p, above, np.random.default_rng([seed, keys]))
-    return NullAudit(log10_p=log10_p, ks=pvalues.ks_uniform(uniform), uniform_p=uniform)
+    _check_evidence(found, wm)
+    return _totals(found, wm, [wm.with_decoy(seed, index) for index in range(keys)])
+
+
+def which_key(
+    texts: Texts,
+    candidates: Sequence[Watermark],
+    *,
+    prompts: Iterable[ArrayLike] | None = None,
+    keep: ArrayLike | None = None,
+    dedup: ev.Dedup = "window+token",
+) -> KeySearch:
+    """Which of many keys wrote these texts? One pass over the texts, with the family-wise error controlled.
+
+    ``candidates`` are the same scheme with the same parameters under different keys (``wm.with_key(…)``). H₀ of each
+    test is "written without this key". Raises ``ValueError`` for no candidates or differing parameters.
+    """
+    if not candidates:
+        raise ValueError("candidates is empty; give the watermark under each key, as wm.with_key(key)")
+    first = candidates[0]
+    found = _collected(texts, first, prompts, {"keep": keep, "dedup": dedup})
+    totals = _totals(found, first, candidates)
+    log10_p = np.asarray(first.log10_p(totals, np.full(totals.shape, len(found))), np.float64)
+    return KeySearch(log10_p, pvalues.family_wise(log10_p), totals, len(found))
+
+
+def _totals(found: ev.Evidence, wm: Watermark, others: Sequence[Watermark]) -> Floats:
+    totals = np.zeros(len(others))
+    for windows, tokens in found.blocks():
+        totals += wm.totals(windows, tokens, others)
+    return totals
+
+
+def _check_evidence(found: ev.Evidence, wm: Watermark) -> None:
+    if found.packing.window != wm.window or found.packing.vocab_size != wm.vocab_size:
+        raise ValueError(
+            f"evidence was collected with window={found.packing.window} and vocab_size={found.packing.vocab_size}, the "
+            f"watermark has {wm.window} and {wm.vocab_size}; collect it with the watermark's own"
+        )

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special, stats
+from scipy import special
 
 Floats = NDArray[np.float64]
 _LN10 = float(np.log(10.0))
@@ -186,6 +186,8 @@ def ks_two_sample(first: ArrayLike, second: ArrayLike) -> KSResult:
             raise ValueError(f"{name} must be one-dimensional with at least 2 values, got shape {sample.shape}")
         if not np.all(np.isfinite(sample)):
             raise ValueError(f"{name} holds NaN or infinite values; drop them before testing")
+    from scipy import stats  # takes half a second to import, and most verdicts do without
+
     result = stats.ks_2samp(x, y, method="auto")
     statistic, p = float(result.statistic), float(result.pvalue)
     if p > _SMALLEST:
@@ -210,6 +212,8 @@ def ks_uniform(p_values: ArrayLike) -> KSResult:
     p = np.asarray(p_values, np.float64)
     if p.size < 5 or not np.all((p >= 0) & (p <= 1)):
         raise ValueError(f"p_values must be at least 5 numbers in [0, 1], got {p.size}")
+    from scipy import stats
+
     result = stats.kstest(p, "uniform")
     return KSResult(float(result.statistic), float(np.log10(max(result.pvalue, _SMALLEST))))
 
@@ -222,3 +226,19 @@ def randomised(log10_p: ArrayLike, log10_p_above: ArrayLike, generator: np.rando
     """
     upper, lower = 10.0 ** np.asarray(log10_p, np.float64), 10.0 ** np.asarray(log10_p_above, np.float64)
     return lower + generator.random(upper.shape) * (upper - lower)
+
+
+def family_wise(log10_p: ArrayLike) -> Floats:
+    """Holm's correction for many tests at once: log10 of the adjusted p-values, in the order given.
+
+    Rejecting where the adjusted p is at most α makes one or more false rejections with probability at most α, however the
+    tests depend on each other (S. Holm, *A simple sequentially rejective multiple test procedure*, 1979).
+    """
+    values = np.atleast_1d(np.asarray(log10_p, np.float64))
+    if values.ndim != 1 or values.size == 0 or np.any(np.isnan(values)) or np.any(values > 0):
+        raise ValueError(f"log10_p must be one or more log10 p-values, at most 0, got shape {list(values.shape)}")
+    order = np.argsort(values, kind="stable")
+    scaled = values[order] + np.log10(values.size - np.arange(values.size))
+    adjusted = np.empty_like(values)
+    adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 0.0)
+    return adjusted

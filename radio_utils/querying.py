@@ -7,14 +7,19 @@ were likely in B's training data (Sander et al. 2024, section 4; chapter "Closed
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from numpy.typing import ArrayLike
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from radio_utils import detection
 from radio_utils import evidence as ev
+from radio_utils.eprocess import EProcess
 from radio_utils.suspects import Ids, LocalSuspect, Suspect
 from radio_utils.watermarks import Watermark
+
+Floats = NDArray[np.float64]
 
 
 def query_closed_model(
@@ -33,13 +38,18 @@ def query_closed_model(
 
     Raises ``ValueError`` for no prompts, a budget below 1, ids outside the vocabulary, or when no answer can be scored.
     """
+    asked = _checked_prompts(prompts, wm, budget)
+    answers = as_suspect(suspect).answer(asked)
+    return score_answers(asked, answers, wm, keep=keep, dedup=dedup)
+
+
+def _checked_prompts(prompts: Sequence[ArrayLike], wm: Watermark, budget: int | None) -> list[Ids]:
     if budget is not None and budget < 1:
         raise ValueError(f"budget must be at least 1 prompt, or None for all, got {budget}")
     asked = ev.checked_texts("prompts", list(prompts)[:budget], wm.vocab_size, shortest=1)
     if not asked:
         raise ValueError("prompts is empty; there is nothing to ask the suspect")
-    answers = as_suspect(suspect).answer(asked)
-    return score_answers(asked, answers, wm, keep=keep, dedup=dedup)
+    return asked
 
 
 def score_answers(
@@ -51,14 +61,116 @@ def score_answers(
     dedup: ev.Dedup = "window+token",
 ) -> detection.Detection:
     """The verdict on answers that were already gathered."""
-    if len(prompts) != len(answers):
-        raise ValueError(f"prompts and answers must be equal in number, got {len(prompts)} and {len(answers)}")
-    usable = [(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True) if len(answer) > wm.window]
+    usable = _usable(prompts, answers, wm)
     if not usable:
         raise ValueError(f"no answer is longer than the watermark's window={wm.window}; let the suspect write more")
     return detection.detect(
         [answer for _, answer in usable], wm, prompts=[prompt for prompt, _ in usable], keep=keep, dedup=dedup
     )
+
+
+def _usable(prompts: Sequence[ArrayLike], answers: Sequence[Ids], wm: Watermark) -> list[tuple[ArrayLike, Ids]]:
+    if len(prompts) != len(answers):
+        raise ValueError(f"prompts and answers must be equal in number, got {len(prompts)} and {len(answers)}")
+    return [(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True) if len(answer) > wm.window]
+
+
+@dataclass(frozen=True, slots=True)
+class SequentialVerdict:
+    """The verdict of a test that was watched as the answers came.
+
+    ``convicted`` says whether the wealth reached 1/α. ``asked`` prompts were sent, ``scored`` fresh pairs scored,
+    their scores sum to ``total``. ``log10_p`` = −log10 of the largest wealth is a p-value that holds whenever one stops.
+    ``counts`` [batches] and ``log10_e`` [batches] are the scored pairs and the wealth after each batch of answers.
+    """
+
+    convicted: bool
+    alpha: float
+    asked: int
+    seen: int
+    scored: int
+    total: float
+    log10_p: float
+    counts: NDArray[np.int64] = field(repr=False)
+    log10_e: Floats = field(repr=False)
+    fingerprint: str
+
+
+def query_until(
+    suspect: Suspect | Any,
+    prompts: Sequence[ArrayLike],
+    wm: Watermark,
+    *,
+    alpha: float = 1e-3,
+    keep: ArrayLike | None = None,
+    budget: int | None = None,
+    batch: int = 16,
+) -> SequentialVerdict:
+    """Ask ``batch`` prompts at a time until the evidence suffices at level α or the budget is spent.
+
+    The false-alarm rate is at most α however often one looks (:mod:`radio_utils.eprocess`). A pair is scored the first
+    time it is met. Raises ``ValueError`` as :func:`query_closed_model` does, and for α outside (0, 1).
+    """
+    if not 0.0 < alpha < 1.0:
+        raise ValueError(f"alpha must lie strictly between 0 and 1, got {alpha}")
+    if batch < 1:
+        raise ValueError(f"batch must be at least 1 prompt, got {batch}")
+    asked, client = _checked_prompts(prompts, wm, budget), as_suspect(suspect)
+    watch = Watch(wm, keep=keep)
+    sent = 0
+    while sent < len(asked) and watch.highest < -np.log10(alpha):
+        some = asked[sent : sent + batch]
+        watch.add(some, client.answer(some))
+        sent += len(some)
+    return watch.verdict(alpha, sent)
+
+
+class Watch:
+    """Keeps the wealth of a sequential test as answers come in."""
+
+    def __init__(self, wm: Watermark, *, keep: ArrayLike | None = None) -> None:
+        """``keep`` is the filter φ, chosen before the first answer."""
+        self.wm, self.keep, self._bet = wm, keep, EProcess(wm)
+        self._known = ev.Collector(ev.Packing(wm.window, wm.vocab_size))
+        self._scored, self._total = 0, 0.0
+        self._counts: list[int] = []
+        self._wealth: list[float] = []
+
+    @property
+    def highest(self) -> float:
+        """log10 of the largest wealth so far."""
+        return max(self._wealth, default=0.0)
+
+    def add(self, prompts: Sequence[ArrayLike], answers: Sequence[Ids]) -> None:
+        """Score the pairs of these answers that were not met before."""
+        usable = _usable(prompts, answers, self.wm)
+        if usable:
+            before = self._known.evidence()
+            found = ev.collect(
+                [answer for _, answer in usable], self.wm.window, self.wm.vocab_size,
+                prompts=[prompt for prompt, _ in usable], keep=self.keep,
+            )  # fmt: skip
+            fresh = found.without(before)
+            self._known.take(found)
+            self._scored += len(fresh)
+            self._total += detection.judge(fresh, self.wm).total
+        self._counts.append(self._scored)
+        self._wealth.append(float(self._bet.log10_e(self._total, self._scored)))
+
+    def verdict(self, alpha: float, asked: int) -> SequentialVerdict:
+        """Where the test stands."""
+        return SequentialVerdict(
+            convicted=self.highest >= -np.log10(alpha),
+            alpha=alpha,
+            asked=asked,
+            seen=self._known.seen,
+            scored=self._scored,
+            total=self._total,
+            log10_p=min(0.0, -self.highest),
+            counts=np.array(self._counts, np.int64),
+            log10_e=np.array(self._wealth),
+            fingerprint=self.wm.fingerprint,
+        )
 
 
 def as_suspect(suspect: Suspect | Any) -> Suspect:

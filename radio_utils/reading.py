@@ -7,7 +7,8 @@ met earlier in the same context is not scored: B may merely copy the watermarked
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from tqdm import tqdm
 
-from radio_utils import detection
+from radio_utils import contrast, detection
 from radio_utils import evidence as ev
 from radio_utils.watermarks import Watermark
 
@@ -27,30 +28,53 @@ def read_open_model(
     sequences: Sequence[ArrayLike] | NDArray[Any],
     wm: Watermark,
     *,
+    reference: Any = None,
     prompts: Sequence[ArrayLike] | None = None,
     keep: ArrayLike | None = None,
     dedup: ev.Dedup = "window+token",
     skip_seen: bool = True,
     batch_size: int = 64,
+    top: int = 128,
     progress: str | None = None,
-) -> detection.Detection:
+) -> detection.Detection | contrast.ContrastiveReading:
     """Test H₀ "B never learned from text watermarked with this key" on B's predictions along the sequences.
 
     ``sequences`` is an int array [n, length] or a list of token-id sequences; ``prompts``, one for each, are fed before
     them and not scored, as B saw them in training. ``keep`` is the filter φ. ``skip_seen=False`` scores windows already
     met in the context too, which is unsound where the text is watermarked: it is there to show why.
 
+    With ``reference`` the reading is *contrastive* (:mod:`radio_utils.contrast`): the sequences must then be free of the
+    watermark, and what counts is how B's whole distribution differs from the reference's. ``reference`` is B₀, or a list
+    that starts with B₀ and goes on with innocent twins of B: models that Alice fine-tuned on un-watermarked text. Of each
+    position the ``top`` likeliest tokens are kept; ``dedup`` and ``skip_seen`` do not apply.
+
     Raises ``ValueError`` for ids outside the vocabulary, too short texts, unequal numbers of prompts and sequences, a
-    model with fewer logits than the watermark has tokens, or NaN among its logits.
+    model with fewer logits than the watermark has tokens, NaN among its logits, or, with a reference, text that carries
+    the watermark.
     """
-    found = read_evidence(
-        model, sequences, wm.window, wm.vocab_size,
-        prompts=prompts, keep=keep, dedup=dedup, skip_seen=skip_seen, batch_size=batch_size, progress=progress,
+    if reference is None:
+        found = read_evidence(
+            model, sequences, wm.window, wm.vocab_size,
+            prompts=prompts, keep=keep, dedup=dedup, skip_seen=skip_seen, batch_size=batch_size, progress=progress,
+        )  # fmt: skip
+        return detection.judge(found, wm)
+    texts = ev.checked_texts("sequences", sequences, wm.vocab_size, shortest=1)
+    long = [text for text in texts if text.size > wm.window]
+    if long and (of_text := detection.detect(long, wm)).log10_p < _MARKED:
+        raise ValueError(
+            f"sequences carry the watermark (log10 p = {of_text.log10_p:.1f}), so B could copy it from what it reads; "
+            "contrastive reading needs text that was written without the key"
+        )
+    weighted = read_contrast(
+        model, reference, texts, wm.window, wm.vocab_size,
+        prompts=prompts, keep=keep, batch_size=batch_size, top=top, progress=progress,
     )  # fmt: skip
-    return detection.judge(found, wm)
+    return contrast.judge_contrast(weighted, wm)
 
 
-@torch.inference_mode()
+_MARKED = -6.0  # log10 p of the text that is read, below which contrastive reading refuses it
+
+
 def read_evidence(
     model: Any,
     sequences: Sequence[ArrayLike] | NDArray[Any],
@@ -65,73 +89,132 @@ def read_evidence(
     progress: str | None = None,
 ) -> ev.Evidence:
     """The (window, B's prediction) pairs of reading mode. They do not depend on any key: audits rescore them."""
+    contexts = _Contexts.of(sequences, prompts, window, vocab_size)
+    collector = ev.Collector(ev.Packing(window, vocab_size), keep=keep, dedup=dedup)
+    for rows, (logits,) in _read([model], contexts, vocab_size, batch_size, progress):
+        predicted = logits.argmax(dim=-1).cpu().numpy()
+        for row, i in enumerate(rows):
+            windows, ends, seen = contexts.scored(i, window, skip_seen)
+            # every position that could be scored counts as seen, also the ones skipped
+            collector.add_words(collector.packing.pack([*windows.T, predicted[row, ends]]), seen)
+    return collector.evidence()
+
+
+def read_contrast(
+    model: Any,
+    reference: Any,
+    sequences: Sequence[ArrayLike] | NDArray[Any],
+    window: int,
+    vocab_size: int,
+    *,
+    prompts: Sequence[ArrayLike] | None = None,
+    keep: ArrayLike | None = None,
+    batch_size: int = 64,
+    top: int = 128,
+    progress: str | None = None,
+) -> contrast.Contrast:
+    """The weighted pairs of contrastive reading. They do not depend on any key: audits score them again.
+
+    The models are run side by side, one batch at a time; what is kept are sums for each distinct window and each of its
+    likeliest tokens, never a matrix of vocabulary by vocabulary.
+    """
+    references = list(reference) if isinstance(reference, list | tuple) else [reference]
+    if not references:
+        raise ValueError("reference is empty; give B's base model, or leave it out for plain reading")
+    contexts = _Contexts.of(sequences, prompts, window, vocab_size)
+    allowed = None if keep is None else {tuple(w) for w in ev.checked_filter(keep, window, vocab_size).tolist()}
+    collector = contrast.ContrastCollector(window, vocab_size, 1 + len(references), top=top)
+    slice_size = max(1, _LARGEST // vocab_size)
+    for rows, all_logits in _read([model, *references], contexts, vocab_size, batch_size, progress):
+        found = [contexts.scored(i, window, skip_seen=False) for i in rows]
+        windows = np.concatenate([w for w, _, _ in found])
+        row_of = np.repeat(np.arange(len(rows)), [ends.size for _, ends, _ in found])
+        ends = np.concatenate([e for _, e, _ in found])
+        if allowed is not None:
+            kept = np.array([tuple(w) in allowed for w in windows.tolist()], bool)
+            windows, row_of, ends = windows[kept], row_of[kept], ends[kept]
+        for start in range(0, ends.size, slice_size):
+            part = slice(start, start + slice_size)
+            chosen = [logits[row_of[part], ends[part]].float() for logits in all_logits]
+            collector.add(windows[part], [one.softmax(dim=-1).to(all_logits[0].device) for one in chosen])
+    return collector.contrast()
+
+
+_LARGEST = 1 << 25  # probabilities of one model that are held at once
+
+
+@dataclass(frozen=True)
+class _Contexts:
+    """What is fed to a model: each text behind its prompt."""
+
+    ids: list[Ids]
+    prompt_sizes: list[int]
+
+    @classmethod
+    def of(cls, sequences: Any, prompts: Any, window: int, vocab_size: int) -> _Contexts:
+        texts = ev.checked_texts("sequences", sequences, vocab_size, shortest=1)
+        if not texts:
+            raise ValueError("sequences is empty; there is nothing to read")
+        given = [np.zeros(0, np.int64)] * len(texts)
+        if prompts is not None:
+            given = ev.checked_texts("prompts", prompts, vocab_size, shortest=0)
+            if len(given) != len(texts):
+                raise ValueError(f"prompts and sequences must be equal in number, got {len(given)} and {len(texts)}")
+        ids = [np.concatenate(pair) for pair in zip(given, texts, strict=True)]
+        for i, context in enumerate(ids):
+            if context.size <= window:
+                raise ValueError(
+                    f"sequences[{i}] has {context.size} tokens with its prompt; more than window={window} are needed"
+                )
+        return cls(ids, [prompt.size for prompt in given])
+
+    def scored(self, i: int, window: int, skip_seen: bool) -> tuple[Ids, Ids, int]:
+        """Windows of context i whose next token lies in the sequence, where each ends, and how many could be scored."""
+        context = self.ids[i]
+        windows = np.lib.stride_tricks.sliding_window_view(context, window)[:-1]
+        ends = np.arange(windows.shape[0]) + window - 1
+        allowed = ends + 1 >= self.prompt_sizes[i]
+        seen = int(np.count_nonzero(allowed))
+        if skip_seen:
+            first = np.zeros(windows.shape[0], bool)
+            first[ev.first_rows(windows)] = True
+            allowed &= first
+        return windows[allowed], ends[allowed], seen
+
+
+@torch.inference_mode()
+def _read(
+    models: list[Any], contexts: _Contexts, vocab_size: int, batch_size: int, progress: str | None
+) -> Iterator[tuple[list[int], list[torch.Tensor]]]:
+    """Feed the contexts to the models, texts of like length together: numbers of the texts, logits [n, length, V]."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    texts = ev.checked_texts("sequences", sequences, vocab_size, shortest=1)
-    if not texts:
-        raise ValueError("sequences is empty; there is nothing to read")
-    given = [np.zeros(0, np.int64)] * len(texts)
-    if prompts is not None:
-        given = ev.checked_texts("prompts", prompts, vocab_size, shortest=0)
-        if len(given) != len(texts):
-            raise ValueError(f"prompts and sequences must be equal in number, got {len(given)} and {len(texts)}")
-    contexts = [np.concatenate(pair) for pair in zip(given, texts, strict=True)]
-    for i, context in enumerate(contexts):
-        if context.size <= window:
-            raise ValueError(
-                f"sequences[{i}] has {context.size} tokens with its prompt; more than window={window} are needed"
-            )
-    filter_windows = None if keep is None else ev.checked_filter(keep, window, vocab_size)
-
-    found: list[tuple[Ids, Ids]] = []
-    seen = 0
-    order = np.argsort([context.size for context in contexts], kind="stable")
-    device = next(model.parameters()).device
-    model.eval()
+    order = np.argsort([context.size for context in contexts.ids], kind="stable")
+    for model in models:
+        model.eval()
     starts = range(0, len(order), batch_size)
     for start in tqdm(starts, desc=progress, disable=progress is None, unit="batch", mininterval=5.0):
-        rows = order[start : start + batch_size]
-        predicted = _predictions(model, [contexts[i] for i in rows], vocab_size, device)
-        for i, prediction in zip(rows, predicted, strict=True):
-            windows, tokens = _pairs(contexts[i], prediction, window, given[i].size, skip_seen)
-            # every position that could be scored counts as seen, also the ones skipped
-            seen += contexts[i].size - max(window, given[i].size)
-            found.append((windows, tokens))
-    back = np.argsort(order)  # in the order of the texts, so that curves follow it
-    windows = np.concatenate([found[i][0] for i in back])
-    tokens = np.concatenate([found[i][1] for i in back])
-    return ev.from_pairs(windows, tokens, seen=seen, keep=filter_windows, dedup=dedup)
+        rows = order[start : start + batch_size].tolist()
+        batch = [contexts.ids[i] for i in rows]
+        yield rows, [_logits(model, batch, vocab_size) for model in models]
 
 
-def _predictions(model: Any, contexts: list[Ids], vocab_size: int, device: torch.device) -> list[Ids]:
-    """B's most likely next token after each position of each context, among the watermark's tokens."""
+def _logits(model: Any, contexts: list[Ids], vocab_size: int) -> torch.Tensor:
+    """Logits of the watermark's tokens after each position of each context: [n, longest, V]."""
     longest = max(context.size for context in contexts)
     ids = np.zeros((len(contexts), longest), np.int64)
     mask = np.zeros_like(ids)
     for row, context in enumerate(contexts):
         ids[row, : context.size], mask[row, : context.size] = context, 1
-    output = model(
-        input_ids=torch.from_numpy(ids).to(device), attention_mask=torch.from_numpy(mask).to(device), use_cache=False
-    )
+    device = next(model.parameters()).device
+    fed = torch.from_numpy(mask).to(device)
+    output = model(input_ids=torch.from_numpy(ids).to(device), attention_mask=fed, use_cache=False)
     if output.logits.shape[-1] < vocab_size:
         raise ValueError(
             f"the model has {output.logits.shape[-1]} logits, fewer than the watermark's vocab_size={vocab_size}; "
             "the suspect does not use Alice's tokenizer"
         )
-    best = output.logits[..., :vocab_size].max(dim=-1)
-    if bool((best.values.isnan().cpu() & torch.from_numpy(mask).bool()).any()):
+    logits: torch.Tensor = output.logits[..., :vocab_size]
+    if bool((logits.amax(dim=-1).isnan() & fed.bool()).any()):
         raise ValueError("the model's logits hold NaN; it diverged in training, or its precision overflowed")
-    predicted = best.indices.cpu().numpy()
-    return [predicted[row, : context.size] for row, context in enumerate(contexts)]
-
-
-def _pairs(context: Ids, prediction: Ids, window: int, prompt_size: int, skip_seen: bool) -> tuple[Ids, Ids]:
-    """The windows of one context with B's prediction after each, where the next token lies in the sequence."""
-    windows = np.lib.stride_tricks.sliding_window_view(context, window)[:-1]
-    after = np.arange(windows.shape[0]) + window  # position of the token that is predicted
-    allowed = after >= prompt_size
-    if skip_seen:
-        first = np.zeros(windows.shape[0], bool)
-        first[ev.first_rows(windows)] = True
-        allowed &= first
-    return windows[allowed], prediction[after[allowed] - 1]
+    return logits

@@ -10,18 +10,22 @@ explained from first principles in the chapter "Decoding and watermarking".
 from __future__ import annotations
 
 import abc
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from radio_utils import pvalues
-from radio_utils.prf import PRF, Key, derive_bytes
+from radio_utils.prf import PRF, Key, Words, derive_bytes, id_steps, word_steps
 
 if TYPE_CHECKING:
     import torch
 
 Floats = NDArray[np.float64]
+_BLOCK = 1 << 15  # pairs scored at once: the arrays of a block stay in a core's cache
 
 
 class Watermark(abc.ABC):
@@ -56,6 +60,28 @@ class Watermark(abc.ABC):
     def with_decoy(self, seed: int, index: int) -> Watermark:
         """The same scheme under decoy key number ``index``, unrelated to the real key (the null audit)."""
 
+    def totals(
+        self, windows: ArrayLike, tokens: ArrayLike, others: Sequence[Watermark], weights: NDArray[np.int64] | None = None
+    ) -> Floats:
+        """Total score of the pairs under each of ``others``, the same scheme under other keys: [keys].
+
+        With ``weights`` [n], whole numbers, it is the weighted sum of the *marks* instead.
+        """
+        scores = (other.scores(windows, tokens) for other in others)
+        return np.array([float(s.sum() if weights is None else weights @ self.marks(s)) for s in scores])
+
+    @property
+    def mark_distribution(self) -> tuple[NDArray[np.int64], Floats]:
+        """Values and chances of one pair's mark under the null: what a weighted test needs to know of a scheme."""
+        raise ValueError(
+            f"{type(self).__name__} has no marks that are independent across the tokens of a window, which a weighted "
+            "(contrastive) test needs; use GreenList or GumbelMax, or read without a reference"
+        )
+
+    def marks(self, scores: Floats) -> NDArray[np.int64]:
+        """Whole-number marks from scores, for weighted tests."""
+        return scores.astype(np.int64)
+
     def checked(self, windows: ArrayLike, tokens: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Both arrays as int64, or an error that names what is wrong with their shapes or ids."""
         w, t = self.checked_windows(windows), as_ids("tokens", tokens, self.vocab_size)
@@ -79,6 +105,11 @@ class Watermark(abc.ABC):
 
 def as_ids(name: str, values: ArrayLike, vocab_size: int) -> NDArray[np.int64]:
     """Token ids as an int64 array, or ``ValueError`` naming the argument, the offending id and the remedy."""
+    return check_ids(name, values, vocab_size).astype(np.int64, copy=False)
+
+
+def check_ids(name: str, values: ArrayLike, vocab_size: int) -> NDArray[Any]:
+    """Token ids as an array of their own integer type, or the error of :func:`as_ids`."""
     try:
         array = np.asarray(values)
     except ValueError as error:
@@ -96,7 +127,7 @@ def as_ids(name: str, values: ArrayLike, vocab_size: int) -> NDArray[np.int64]:
             f"{name} holds token id {bad}, outside the watermark's vocabulary [0, {vocab_size}); "
             "use the tokenizer that the watermark was made for, or the model's padded vocabulary size"
         )
-    return array.astype(np.int64, copy=False)
+    return array
 
 
 def _check_common(vocab_size: int, window: int) -> None:
@@ -106,7 +137,87 @@ def _check_common(vocab_size: int, window: int) -> None:
         raise ValueError(f"window must be an integer of at least 1 (k preceding tokens seed the watermark), got {window!r}")
 
 
-class GreenList(Watermark):
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Pairs made ready to be scored under any number of keys: all that does not depend on the key is done once."""
+
+    steps: list[Words]  # of the distinct windows, one array for each column
+    distinct: int
+    where: NDArray[np.intp] | None  # the distinct window of each pair; None where (nearly) all differ
+    tokens: NDArray[np.int64]
+    parts: tuple[Words, ...]  # what the scheme wants to know of the tokens
+
+
+class _Keyed(Watermark):
+    """What both schemes share: pairs are scored in blocks, under one key or many."""
+
+    _prf: PRF
+
+    @abc.abstractmethod
+    def with_key(self, key: Key) -> _Keyed:
+        """The same scheme and parameters under another key."""
+
+    def with_decoy(self, seed: int, index: int) -> _Keyed:
+        """The same scheme under decoy key number ``index``."""
+        return self.with_key(derive_bytes(f"decoy/{seed}/{index}", "decoy"))
+
+    @abc.abstractmethod
+    def _token_parts(self, tokens: NDArray[np.int64]) -> tuple[Words, ...]:
+        """What does not depend on the key, for each token."""
+
+    @abc.abstractmethod
+    def _scores(self, states: Words, block: _Block) -> Floats:
+        """Scores of a block whose windows have these states under this key."""
+
+    def _states(self, block: _Block) -> Words:
+        states = self._prf.absorb(block.steps, block.distinct)
+        return states if block.where is None else states[block.where]
+
+    def _blocks(self, windows: NDArray[np.int64], tokens: NDArray[np.int64]) -> Iterator[_Block]:
+        for start in range(0, tokens.size, _BLOCK):
+            w, t = windows[start : start + _BLOCK], tokens[start : start + _BLOCK]
+            new = np.ones(t.size, bool)
+            new[1:] = np.any(w[1:] != w[:-1], axis=1)  # evidence is sorted: equal windows are neighbours
+            distinct, where = int(np.count_nonzero(new)), None
+            if 4 * distinct < 3 * t.size:
+                w, where = w[new], np.cumsum(new) - 1
+            else:
+                distinct = t.size
+            yield _Block([id_steps(column) for column in w.T], distinct, where, t, self._token_parts(t))
+
+    def scores(self, windows: ArrayLike, tokens: ArrayLike) -> Floats:
+        """Score of each token after its window: int arrays [n, k] and [n] → float array [n]."""
+        w, t = self.checked(windows, tokens)
+        found = [self._scores(self._states(block), block) for block in self._blocks(w, t)]
+        return np.concatenate(found) if found else np.zeros(0)
+
+    def totals(
+        self, windows: ArrayLike, tokens: ArrayLike, others: Sequence[Watermark], weights: NDArray[np.int64] | None = None
+    ) -> Floats:
+        """Total score, or with ``weights`` weighted sum of marks, under each of ``others`` in one pass: [keys]."""
+        w, t = self.checked(windows, tokens)
+        same = [other for other in others if isinstance(other, _Keyed) and other._parameters() == self._parameters()]
+        if len(same) != len(others):
+            raise ValueError("others must be the same scheme with the same parameters, under other keys; use with_key")
+
+        def sums(numbered: tuple[int, _Block]) -> list[float]:
+            number, block = numbered
+            scores = (other._scores(other._states(block), block) for other in same)
+            if weights is None:
+                return [float(s.sum()) for s in scores]
+            q = weights[number * _BLOCK : (number + 1) * _BLOCK]
+            return [float(q @ self.marks(s)) for s in scores]
+
+        with ThreadPoolExecutor(2) as pool:  # numpy lets go of the interpreter's lock inside its loops
+            found = list(pool.map(sums, enumerate(self._blocks(w, t))))
+        return np.array(found).sum(axis=0) if found else np.zeros(len(others))
+
+    @abc.abstractmethod
+    def _parameters(self) -> tuple[object, ...]:
+        """All but the key."""
+
+
+class GreenList(_Keyed):
     """Green-list watermark: for each window a γ fraction of the vocabulary is green, and green logits get δ more.
 
     Every token is green independently with probability exactly γ for a random key, so that the number of greens among
@@ -142,17 +253,23 @@ class GreenList(Watermark):
     def __repr__(self) -> str:
         return f"GreenList({self.fingerprint}, delta={self.delta:g})"
 
-    def with_decoy(self, seed: int, index: int) -> GreenList:
-        """The same scheme under decoy key number ``index``."""
-        return GreenList(_decoy_key(seed, index), self.vocab_size, self.window, self.gamma, self.delta)
+    def with_key(self, key: Key) -> GreenList:
+        """The same scheme and parameters under another key."""
+        return GreenList(key, self.vocab_size, self.window, self.gamma, self.delta)
 
-    def scores(self, windows: ArrayLike, tokens: ArrayLike) -> Floats:
-        """1 where the token is green for its window, else 0."""
-        w, t = self.checked(windows, tokens)
+    def _parameters(self) -> tuple[object, ...]:
+        return (self.scheme, self.vocab_size, self.window, self.gamma)
+
+    def _token_parts(self, tokens: NDArray[np.int64]) -> tuple[Words, ...]:
         lanes = 64 // self.lane_bits
-        words = self._prf.words(self._prf.hash_windows(w), t // lanes)
-        shift = (t % lanes * self.lane_bits).astype(np.uint64)
-        lane = (words >> shift) & np.uint64((1 << self.lane_bits) - 1)
+        return word_steps(tokens // lanes), (tokens % lanes * self.lane_bits).astype(np.uint64)
+
+    def _scores(self, states: Words, block: _Block) -> Floats:
+        """1 where the token is green for its window, else 0."""
+        steps, shift = block.parts
+        lane = self._prf.words_at(states, steps)
+        np.right_shift(lane, shift, out=lane)
+        np.bitwise_and(lane, np.uint64((1 << self.lane_bits) - 1), out=lane)
         return (lane < np.uint64(self._threshold)).astype(np.float64)
 
     def green_rows(self, windows: ArrayLike) -> NDArray[np.bool_]:
@@ -181,6 +298,11 @@ class GreenList(Watermark):
         green: torch.Tensor = signed < self._threshold + flip
         return green[:, :width]
 
+    @property
+    def mark_distribution(self) -> tuple[NDArray[np.int64], Floats]:
+        """1 with chance γ, else 0."""
+        return np.array([0, 1]), np.array([1.0 - self.gamma, self.gamma])
+
     def log10_p(self, total: ArrayLike, count: ArrayLike) -> Any:
         """log10 P(Binomial(count, γ) ≥ total)."""
         return pvalues.log10_binomial_tail(total, count, self.gamma)
@@ -198,10 +320,18 @@ class GreenList(Watermark):
         return GreenListProcessor(self)
 
 
-class GumbelMax(Watermark):
+_TOP_MARK = 48  # a score of 12 or more is met once in 160,000 pairs
+_OWN_WORDS = 1 << 40  # numbers of the words that belong to one token, beyond those of the shared lanes
+
+
+class GumbelMax(_Keyed):
     """Gumbel-max watermark: the draw itself is pseudo-random, argmax_v r_v^(1/p_v), with r_v ~ U(0, 1) set by the window.
 
     Averaged over keys it does not change the distribution of a token. The score of a token is −ln(1 − r).
+
+    The first 8 of the 52 bits of r are a lane of a word that eight neighbouring tokens share, the rest a word of the
+    token's own. The lanes of a whole row cost V/8 words and already rule out almost every token of the draw: only the
+    others need their own word (:class:`radio_utils.decoding.GumbelMaxProcessor`).
     """
 
     scheme = "gumbel max"
@@ -209,7 +339,7 @@ class GumbelMax(Watermark):
     def __init__(self, key: Key, vocab_size: int, window: int = 2) -> None:
         _check_common(vocab_size, window)
         self.vocab_size, self.window = int(vocab_size), int(window)
-        self._prf = PRF(key, domain=self.scheme)
+        self._prf = PRF(key, domain=self.scheme + "/2")
 
     @property
     def fingerprint(self) -> str:
@@ -219,28 +349,76 @@ class GumbelMax(Watermark):
     def __repr__(self) -> str:
         return f"GumbelMax({self.fingerprint})"
 
-    def with_decoy(self, seed: int, index: int) -> GumbelMax:
-        """The same scheme under decoy key number ``index``."""
-        return GumbelMax(_decoy_key(seed, index), self.vocab_size, self.window)
+    def with_key(self, key: Key) -> GumbelMax:
+        """The same scheme and parameters under another key."""
+        return GumbelMax(key, self.vocab_size, self.window)
+
+    def _parameters(self) -> tuple[object, ...]:
+        return (self.scheme, self.vocab_size, self.window)
+
+    def _token_parts(self, tokens: NDArray[np.int64]) -> tuple[Words, ...]:
+        return word_steps(tokens // 8), (tokens % 8 * 8).astype(np.uint64), word_steps(tokens + _OWN_WORDS)
+
+    def _uniforms(self, states: Words, block: _Block) -> Floats:
+        shared, shift, own = block.parts
+        coarse = self._prf.words_at(states, shared)
+        np.right_shift(coarse, shift, out=coarse)
+        np.left_shift(coarse, np.uint64(44), out=coarse)
+        np.bitwise_and(coarse, np.uint64((1 << 52) - 1), out=coarse)
+        coarse |= self._prf.words_at(states, own) >> np.uint64(20)
+        return (coarse.astype(np.float64) + 0.5) * 2.0**-52
 
     def uniforms(self, windows: ArrayLike, tokens: ArrayLike) -> Floats:
         """The number r of each pair, strictly inside (0, 1): 52 bits and a half."""
         w, t = self.checked(windows, tokens)
-        words = self._prf.words(self._prf.hash_windows(w), t)
-        return ((words >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+        found = [self._uniforms(self._states(block), block) for block in self._blocks(w, t)]
+        return np.concatenate(found) if found else np.zeros(0)
 
-    def scores(self, windows: ArrayLike, tokens: ArrayLike) -> Floats:
+    def _scores(self, states: Words, block: _Block) -> Floats:
         """−ln(1 − r), a unit exponential under the null."""
-        return -np.log1p(-self.uniforms(windows, tokens))
+        r = self._uniforms(states, block)
+        np.negative(r, out=r)
+        np.log1p(r, out=r)
+        return np.negative(r, out=r)
+
+    def lane_rows_torch(self, windows: torch.Tensor) -> torch.Tensor:
+        """The first 8 bits of the number r of every token for each window, on the device of ``windows``: uint8 [n, V]."""
+        import torch
+
+        self._check_width(windows)
+        states = self._prf.hash_windows_torch(windows)
+        words = self._prf.words_torch(states[:, None], torch.arange(-(-self.vocab_size // 8), device=windows.device))
+        return words.view(torch.uint8)[:, : self.vocab_size]
+
+    def uniforms_torch(self, windows: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """The torch twin of :meth:`uniforms`, the same numbers: ints [n, k] and [n] → float64 [n]."""
+        import torch
+
+        self._check_width(windows)
+        states = self._prf.hash_windows_torch(windows)
+        coarse = self._prf.words_torch(states, tokens // 8) >> (tokens % 8 * 8) & 0xFF
+        fine = self._prf.words_torch(states, tokens + _OWN_WORDS) >> 20 & ((1 << 44) - 1)
+        return ((coarse << 44 | fine).to(torch.float64) + 0.5) * 2.0**-52
 
     def uniform_rows_torch(self, windows: torch.Tensor, width: int | None = None) -> torch.Tensor:
         """The number r of every token for each window: float64 [n, width], the same numbers as :meth:`uniforms`."""
         import torch
 
-        self._check_width(windows)
-        states = self._prf.hash_windows_torch(windows)
-        words = self._prf.words_torch(states[:, None], torch.arange(width or self.vocab_size, device=windows.device))
-        return (((words >> 12) & ((1 << 52) - 1)).to(torch.float64) + 0.5) * 2.0**-52
+        width = width or self.vocab_size
+        tokens = torch.arange(width, device=windows.device).repeat(windows.shape[0])
+        return self.uniforms_torch(windows.repeat_interleave(width, dim=0), tokens).view(-1, width)
+
+    @property
+    def mark_distribution(self) -> tuple[NDArray[np.int64], Floats]:
+        """A score in whole quarters, at most :data:`_TOP_MARK`: geometric."""
+        values = np.arange(_TOP_MARK + 1)
+        chances = np.exp(-values / 4) * -np.expm1(-0.25)
+        chances[-1] = np.exp(-_TOP_MARK / 4)
+        return values, chances
+
+    def marks(self, scores: Floats) -> NDArray[np.int64]:
+        """Scores in whole quarters, rounded down."""
+        return np.minimum(4.0 * scores, _TOP_MARK).astype(np.int64)
 
     def log10_p(self, total: ArrayLike, count: ArrayLike) -> Any:
         """log10 P(Gamma(count, 1) ≥ total)."""
@@ -252,6 +430,3 @@ class GumbelMax(Watermark):
 
         return GumbelMaxProcessor(self)
 
-
-def _decoy_key(seed: int, index: int) -> bytes:
-    return derive_bytes(f"decoy/{seed}/{index}", "decoy")

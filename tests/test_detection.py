@@ -178,7 +178,8 @@ def test_curve_ends_at_the_verdict(wm: Watermark, points: int) -> None:
     assert len(counts) == len(values) <= points
     assert values[-1] == pytest.approx(found.log10_p, rel=1e-9)
     middle = len(counts) // 2
-    part = ev.Evidence(found.evidence.windows[: counts[middle]], found.evidence.tokens[: counts[middle]], 0)
+    order = np.random.default_rng(0).permutation(found.scored)[: counts[middle]]
+    part = ev.from_pairs(found.evidence.windows[order], found.evidence.tokens[order], V)
     assert values[middle] == pytest.approx(judge(part, wm).log10_p, rel=1e-9)
 
 

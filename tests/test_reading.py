@@ -36,7 +36,7 @@ def reference(
     skip_seen: bool,
     keep: set[tuple[int, ...]] | None,
 ) -> tuple[list[tuple[tuple[int, ...], int]], int]:
-    """Distinct (window, prediction) pairs in order of first appearance: one forward pass for each prefix."""
+    """Distinct (window, prediction) pairs, sorted: one forward pass for each prefix."""
     pairs: dict[tuple[tuple[int, ...], int], None] = {}
     seen = 0
     for i, sequence in enumerate(sequences):
@@ -53,7 +53,7 @@ def reference(
             with torch.inference_mode():
                 logits = model(input_ids=torch.tensor([context[:t]])).logits[0, -1]
             pairs[here, int(logits[:VOCABULARY].argmax())] = None
-    return list(pairs), seen
+    return sorted(pairs), seen
 
 
 def as_pairs(found: evidence.Evidence) -> list[tuple[tuple[int, ...], int]]:

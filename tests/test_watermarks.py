@@ -248,9 +248,10 @@ def test_green_list_processor_adds_delta_to_green_logits_only() -> None:
     assert torch.equal(out[:, 1000:], before[:, 1000:])
     half = wm.logits_processor()(ids, logits.bfloat16())
     assert half.dtype == torch.bfloat16
-    masked = wm.logits_processor()(ids, torch.full((5, 1000), -torch.inf))
+    logits[:, 1:1000] = -torch.inf
+    masked = wm.logits_processor()(ids, logits)
+    assert torch.isneginf(masked[:, 1:1000]).all()
     assert not torch.isnan(masked).any()
-    assert torch.isinf(masked).all()
 
 
 @pytest.mark.parametrize(
@@ -274,6 +275,16 @@ def test_gumbel_max_processor_is_argmax_of_r_to_the_one_over_p(sampling: Samplin
         with np.errstate(divide="ignore"):
             expected = int(np.argmax(np.where(p > 0, np.log(r) / p, -np.inf)))
         assert int(out[row].argmax()) == expected
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0, 6.0, 40.0])
+def test_gumbel_max_processor_looks_at_few_tokens_and_misses_none(spread: float) -> None:
+    """The draw by lanes is the draw over the whole row, from flat logits to peaked ones."""
+    wm = GumbelMax("alice", 5000, 2)
+    ids = torch.from_numpy(random_windows(60, 2, 5000))
+    logits = spread * torch.randn(60, 5000, generator=torch.Generator().manual_seed(1))
+    raced = logits.double() - (-wm.uniform_rows_torch(ids).log()).log()
+    assert torch.equal(wm.logits_processor()(ids, logits).argmax(-1), raced.argmax(-1))
 
 
 def test_gumbel_max_never_gives_nan() -> None:
@@ -303,6 +314,9 @@ def test_processors_refuse_what_they_cannot_mark(make: Any) -> None:
         processor(torch.zeros(1, 5, dtype=torch.long), torch.zeros(1, 90))
     with pytest.raises(ValueError, match="logits hold NaN"):
         processor(torch.zeros(1, 5, dtype=torch.long), torch.full((1, 100), torch.nan))
+    for bad in (torch.full((1, 100), -torch.inf), torch.full((1, 100), torch.inf)):
+        with pytest.raises(ValueError, match="no token can be drawn"):
+            processor(torch.zeros(1, 5, dtype=torch.long), bad)
     with pytest.raises(ValueError, match="the context has 2 tokens, fewer than the watermark's window=3"):
         processor(torch.zeros(1, 2, dtype=torch.long), torch.zeros(1, 100))
 

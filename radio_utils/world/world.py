@@ -22,10 +22,11 @@ import torch
 import transformers
 
 from radio_utils.artifacts import Artifact, Store, atomic_write, default_root, write_json
+from radio_utils.contrast import Contrast
 from radio_utils.evidence import Evidence
 from radio_utils.presets import Model, Preset
 from radio_utils.prf import Key
-from radio_utils.reading import read_evidence
+from radio_utils.reading import read_contrast, read_evidence
 from radio_utils.suspects import LocalSuspect, check_same_tokenizer, load_model, load_tokenizer
 from radio_utils.watermarks import Watermark
 from radio_utils.world import corpus, instructions, mixtures, models, training
@@ -150,6 +151,26 @@ class World:
         """B: Bob's model, fine-tuned on the mixture with share ρ."""
         return load_model(self._fine_tuned(rho).path, device=self.device)
 
+    def twin(self) -> Any:
+        """An innocent twin of Bob: his base, fine-tuned by Alice on plain text of hers that Bob never saw.
+
+        It shows how such a base moves when it learns Alice's style without her mark.
+        """
+        return load_model(self._twin().path, device=self.device)
+
+    def train_twin(self) -> None:
+        """Make the twin, if the store lacks it."""
+        self._twin()
+
+    def _twin(self) -> Artifact:
+        def build(folder: Path) -> None:
+            self._tune(self.pairs("kept")[: self.preset.mixtures.size], "twin", "fine-tuning Bob's twin", folder)
+
+        inputs = [self._pairs_artifact("kept"), *self._model_inputs("base")]
+        config = {"size": self.preset.mixtures.size, **self._recipe()}
+        version = _code("world/training.py", "world/instructions.py")
+        return self.store.get("twin", config, build, inputs=inputs, version=version)
+
     def train_bobs(self, rhos: Sequence[float], *, workers: int | None = None) -> None:
         """Train those Bobs that the store lacks; on a processor several at once, by default one for each core."""
         self._model_inputs("base")
@@ -172,19 +193,31 @@ class World:
 
     def _fine_tuned(self, rho: float) -> Artifact:
         def build(folder: Path) -> None:
-            network = self.base()
-            examples = instructions.examples(self.tokenizer, self.mixture(rho).pairs)
-            losses = training.train(
-                network,
-                examples,
-                training.Recipe(**self.preset.fine_tuning.model_dump()),
-                generator=self._generator("fine-tuning"),
-                progress=self._bar(f"fine-tuning Bob at rho = {rho:g}"),
-            )
-            self._save(network, folder, losses)
+            self._tune(self.mixture(rho).pairs, "fine-tuning", f"fine-tuning Bob at rho = {rho:g}", folder)
 
         config, inputs, version = self._bob_recipe(rho)
         return self.store.get("bob", config, build, inputs=inputs, version=version)
+
+    def _tune(self, pairs: Sequence[Pair], stream: str, label: str, folder: Path) -> None:
+        """Fine-tune Bob's base on these pairs by his recipe, and save it."""
+        network = self.base()
+        losses = training.train(
+            network,
+            instructions.examples(self.tokenizer, pairs),
+            training.Recipe(**self.preset.fine_tuning.model_dump()),
+            generator=self._generator(stream),
+            progress=self._bar(label),
+        )
+        self._save(network, folder, losses)
+
+    def _recipe(self) -> dict[str, Any]:
+        """What a fine-tuned model depends on besides its data."""
+        return {
+            "recipe": self.preset.fine_tuning.model_dump(),
+            "base": self.preset.base.model_dump(),
+            "seed": self.seed,
+            **_versions(),
+        }
 
     def _bob_recipe(self, rho: float) -> tuple[dict[str, Any], list[Artifact], str]:
         """Configuration, inputs and code version: what names a Bob in the store."""
@@ -193,10 +226,7 @@ class World:
         config = {
             "rho": rho,
             "mixtures": self.preset.mixtures.model_dump(include={"size"}),
-            "recipe": self.preset.fine_tuning.model_dump(),
-            "base": self.preset.base.model_dump(),
-            "seed": self.seed,
-            **_versions(),
+            **self._recipe(),
         }
         return config, inputs, _code("world/training.py", "world/mixtures.py", "world/instructions.py")
 
@@ -264,7 +294,7 @@ class World:
                 batch_size=self.preset.reading.batch_size,
                 progress=self._bar(f"reading with Bob at rho = {rho:g}, {setting}"),
             )
-            np.savez(folder / "evidence.npz", windows=found.windows, tokens=found.tokens, seen=found.seen)
+            found.save(folder / "evidence.npz")
 
         config = {
             "setting": setting,
@@ -280,8 +310,37 @@ class World:
             inputs=[self._fine_tuned(rho), self._pairs_artifact("fresh")],
             version=_code("reading.py", "evidence.py", "world/instructions.py", "world/mixtures.py"),
         )
-        with np.load(artifact / "evidence.npz", allow_pickle=False) as arrays:
-            return Evidence(arrays["windows"], arrays["tokens"], int(arrays["seen"]))
+        return Evidence.load(artifact / "evidence.npz")
+
+    def contrast(self, rho: float, *, twin: bool = True) -> Contrast:
+        """What Bob expects along plain text of Alice's and his base does not (contrastive reading), from the store.
+
+        The text is un-watermarked and nobody was trained on it; with ``twin`` Alice's innocent twin is a reference too.
+        """
+
+        def build(folder: Path) -> None:
+            pairs = self.pairs("outside")[: self.preset.reading.texts]
+            found = read_contrast(
+                self.bob(rho),
+                [self.base(), self.twin()] if twin else self.base(),
+                instructions.answer_ids(self.tokenizer, pairs),
+                self.watermark.window,
+                self.watermark.vocab_size,
+                prompts=instructions.prompt_ids(self.tokenizer, pairs),
+                batch_size=self.preset.reading.batch_size,
+                progress=self._bar(f"contrastive reading with Bob at rho = {rho:g}"),
+            )
+            found.save(folder)
+
+        config = {"texts": self.preset.reading.texts, "window": self.watermark.window, "twin": twin}
+        artifact = self.store.get(
+            "contrast",
+            config,
+            build,
+            inputs=[self._fine_tuned(rho), self._pairs_artifact("outside"), *([self._twin()] if twin else [])],
+            version=_code("reading.py", "contrast.py", "evidence.py", "world/instructions.py"),
+        )
+        return Contrast.load(artifact.path)
 
     # --- instruction data -----------------------------------------------------------------------------------------
 

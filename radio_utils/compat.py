@@ -1,0 +1,691 @@
+"""Watermarks of other people's software, read with this package's tests: same lists, same numbers, bit for bit.
+
+* :class:`ReleasedGreenList` and :class:`ReleasedGumbelMax`: the two schemes of the code published with Sander et al.,
+  *Watermarking makes language models radioactive*, NeurIPS 2024.
+* :class:`TransformersGreenList`: what ``generate(watermarking_config=…)`` of transformers embeds, lists made on a CPU.
+
+All three seed a CPU ``torch.Generator`` for each window and draw a number or a permutation of the whole vocabulary from
+it. That generator is MT19937 seeded with the low 32 bits of its seed, as numpy's legacy one is, so scoring needs numpy
+only. Scoring never makes a permutation: it runs many generators side by side, a numpy column each, and follows each
+token through the first ⌊γV⌋ exchanges of the shuffle.
+
+What the schemes promise less than :mod:`radio_utils.watermarks` does
+----------------------------------------------------------------------
+* There are 2³² generator seeds, so at most 2³² lists, whatever the key: a list says little about how long the key is,
+  and windows whose seeds agree in 32 bits share their list.
+* Sums of scores are tested as if pairs were independent. Pairs that share a list are nearly so. Lists hold exactly
+  m = ⌊γV⌋ greens, so among t distinct tokens of one list the number of greens is hypergeometric, not binomial. Each pair
+  alone is green with probability exactly m/V, pairs of one list are negatively correlated (−1/(V − 1)), and the
+  hypergeometric moment generating function is at most the binomial one (Hoeffding 1963, theorem 4). For independent
+  lists the binomial *Chernoff bound* therefore holds as it stands. The binomial *tail* that :meth:`log10_p` gives is
+  exact where every list is asked once, and otherwise an approximation, in the far tail on the cautious side.
+* Where two windows share a seed, a token scored after both is scored twice with one colour: not independent at all.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from radio_utils import pvalues
+from radio_utils.prf import derive_bytes
+from radio_utils.watermarks import Floats, Watermark, _check_common
+
+if TYPE_CHECKING:
+    import torch
+
+UInt32s = NDArray[np.uint32]
+Ints = NDArray[np.int64]
+
+_MODULUS = (1 << 64) - 1  # both programs reduce their seeds by this, not by 2⁶⁴
+_SALT = 35317
+_LARGEST_VOCABULARY = (1 << 32) // 20 - 1  # from here on torch.randperm draws 64 bits a step
+_TABLE_SIZE = 1_000_003  # of transformers' selfhash
+
+# ---------------------------------------------------------------------------------------------------------------------
+# MT19937 (Matsumoto and Nishimura, 1998), many generators at a time
+
+_STATE, _MIDDLE = 624, 397
+_STEP = _STATE - _MIDDLE  # this many new words depend on old ones only: what one array operation can make
+_BLOCK = 256  # generators side by side: few enough for the second-level cache, enough to hide numpy's overhead
+_THREADS = 1 if sys.platform == "emscripten" else min(4, os.cpu_count() or 1)  # numpy's loops run outside the lock
+_SEEDED = 2048  # generators seeded together: 623 dependent steps, each of which should be worth its calls
+_FEW = 80  # below this many, numpy's own generator, one at a time, is faster
+_RING = 4  # steps between two moves of the state to the top of its buffer, which the cache should hold
+
+
+def _initial_states(seeds: UInt32s) -> UInt32s:
+    """The state of a generator after seeding, a column each: [n] → [624, n]."""
+    states = np.empty((_STATE, seeds.size), np.uint32)
+    states[0] = seeds
+    for i in range(1, _STATE):
+        row = states[i]
+        np.right_shift(states[i - 1], 30, out=row)
+        row ^= states[i - 1]
+        row *= np.uint32(1812433253)
+        row += np.uint32(i)
+    return states
+
+
+def _temper(words: UInt32s, out: UInt32s, scratch: UInt32s) -> None:
+    """The generator's output for words of its state."""
+    np.right_shift(words, 11, out=scratch)
+    np.bitwise_xor(words, scratch, out=out)
+    np.left_shift(out, 7, out=scratch)
+    scratch &= np.uint32(0x9D2C5680)
+    out ^= scratch
+    np.left_shift(out, 15, out=scratch)
+    scratch &= np.uint32(0xEFC60000)
+    out ^= scratch
+    np.right_shift(out, 18, out=scratch)
+    out ^= scratch
+
+
+def _state_words(states: UInt32s, count: int) -> Iterator[tuple[int, UInt32s]]:
+    """The words that the first ``count`` outputs are tempered from, in pieces: (first index, [≤ 227, n]).
+
+    A piece is a view that the next one may overwrite.
+    """
+    ring = np.empty((_STATE + _RING * _STEP, states.shape[1]), np.uint32)
+    ring[:_STATE] = states
+    mixed, twist = np.empty((2, _STEP, states.shape[1]), np.uint32)
+    at = 0
+    for first in range(0, count, _STEP):
+        if at == _RING * _STEP:
+            ring[:_STATE] = ring[at:]
+            at = 0
+        this, following = ring[at : at + _STEP], ring[at + 1 : at + 1 + _STEP]
+        np.bitwise_xor(this, following, out=mixed)  # the top bit of this, the others of the following word
+        mixed &= np.uint32(0x7FFFFFFF)
+        mixed ^= this
+        mixed >>= np.uint32(1)
+        np.bitwise_and(following, 1, out=twist)
+        twist *= np.uint32(0x9908B0DF)
+        mixed ^= twist
+        new = ring[at + _STATE : at + _STATE + _STEP]
+        np.bitwise_xor(mixed, ring[at + _MIDDLE : at + _STATE], out=new)
+        yield first, new[: count - first]
+        at += _STEP
+
+
+def _outputs(seed: int, count: int, generator: np.random.RandomState | None = None) -> UInt32s:
+    """The first ``count`` outputs of one generator; making ``generator`` anew costs more than seeding it."""
+    generator = generator or np.random.RandomState()
+    generator.seed(seed)
+    words: UInt32s = np.frombuffer(generator.bytes(4 * count), "<u4")
+    return words
+
+
+def _blocks(seeds: UInt32s) -> Iterator[tuple[slice, UInt32s | None]]:
+    """Slices of the seeds to work on together, with their states; no states where there are only few."""
+    if seeds.size < _FEW:
+        if seeds.size:
+            yield slice(0, seeds.size), None
+        return
+    for begin in range(0, seeds.size, _SEEDED):
+        states = _initial_states(seeds[begin : begin + _SEEDED])
+        for offset in range(0, states.shape[1], _BLOCK):
+            part = states[:, offset : offset + _BLOCK]
+            yield slice(begin + offset, begin + offset + part.shape[1]), part
+
+
+_Block = tuple[slice, UInt32s | None, Ints, Ints]
+
+
+def _for_each(work: Callable[[_Block], None], blocks: Iterable[_Block]) -> None:
+    """Work on every block, on several of them at a time where there are many."""
+    waiting = list(itertools.islice(blocks, 2))
+    if len(waiting) < 2 or _THREADS == 1:
+        for block in itertools.chain(waiting, blocks):
+            work(block)
+        return
+    with ThreadPoolExecutor(_THREADS) as pool:
+        blocks = itertools.chain(waiting, blocks)
+        while batch := list(itertools.islice(blocks, 4 * _THREADS)):  # not all: their states would pile up
+            list(pool.map(work, batch))
+
+
+class _Pairs:
+    """Distinct (generator seed, token) pairs, grouped by seed: ``inverse`` leads back from them."""
+
+    def __init__(self, seeds: UInt32s, tokens: Ints) -> None:
+        keys = seeds.astype(np.uint64) << np.uint64(32) | tokens.astype(np.uint64)
+        keys, self.inverse = np.unique(keys, return_inverse=True)
+        self.tokens = (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
+        owners = (keys >> np.uint64(32)).astype(np.uint32)
+        first = np.flatnonzero(np.diff(owners, prepend=~owners[:1]))
+        self.seeds = owners[first]
+        self.counts = np.diff(first, append=owners.size)
+        self.largest = self.tokens[first + self.counts - 1]
+        self.owner = np.repeat(np.arange(first.size), self.counts)
+
+    def reorder(self, order: Ints) -> Ints:
+        """Put the seeds in that order; returns the pairs' indices, grouped by seed in the new order."""
+        rank = np.empty_like(order)
+        rank[order] = np.arange(order.size)
+        self.seeds, self.counts, self.largest = self.seeds[order], self.counts[order], self.largest[order]
+        self.owner = rank[self.owner]
+        return np.argsort(self.owner, kind="stable")
+
+    def per_block(self, order: Ints) -> Iterator[_Block]:
+        """(slice of the reordered seeds, their states, indices of their pairs, the pairs' columns) of each block."""
+        pairs = self.reorder(order)
+        ends = np.concatenate([[0], np.cumsum(self.counts)])
+        for block, states in _blocks(self.seeds):
+            chosen = pairs[ends[block.start] : ends[block.stop]]
+            yield block, states, chosen, self.owner[chosen] - block.start
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# torch.rand: an output's low 24 bits are one float32
+
+
+def _uniforms(seeds: UInt32s, tokens: Ints) -> Floats:
+    """Entry ``token`` of ``torch.rand(V)`` under each seed, exactly: multiples of 2⁻²⁴ in [0, 1)."""
+    pairs = _Pairs(seeds, tokens)
+    words = np.empty(pairs.tokens.size, np.uint32)
+
+    def work(item: _Block) -> None:
+        _, states, chosen, columns = item
+        wanted = pairs.tokens[chosen]
+        if states is None:
+            generator = np.random.RandomState()
+            for column, (seed, largest) in enumerate(zip(pairs.seeds.tolist(), pairs.largest.tolist(), strict=True)):
+                mine = columns == column
+                words[chosen[mine]] = _outputs(seed, largest + 1, generator)[wanted[mine]]
+            return
+        by_token = np.argsort(wanted, kind="stable")
+        chosen, columns, wanted = chosen[by_token], columns[by_token], wanted[by_token]
+        raw, done = np.empty(chosen.size, np.uint32), 0
+        for first, rows in _state_words(states, int(wanted[-1]) + 1):
+            end = int(np.searchsorted(wanted, first + rows.shape[0]))
+            if end > done:
+                raw[done:end] = rows[wanted[done:end] - first, columns[done:end]]
+                done = end
+        _temper(raw, raw, np.empty_like(raw))
+        words[chosen] = raw
+
+    # generators that are asked for like tokens go together: a block runs as far as its largest token
+    _for_each(work, pairs.per_block(np.argsort(pairs.largest, kind="stable")))
+    values: Floats = (words & np.uint32((1 << 24) - 1)).astype(np.float64) * 2.0**-24
+    return values[pairs.inverse]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# torch.randperm: step i exchanges the entries at i and at its target i + (output mod (V − i))
+
+
+def _targets(seeds: UInt32s, states: UInt32s | None, vocab_size: int, steps: int) -> NDArray[Any]:
+    """Targets of the first ``steps`` exchanges of each generator's shuffle: unsigned [steps, n]."""
+    # half the bytes are half the time of every comparison; the vocabulary's size itself must fit too
+    kind = np.uint16 if vocab_size < 1 << 16 else np.uint32
+    targets = np.empty((steps, seeds.size), kind)
+    left = np.arange(vocab_size, vocab_size - steps, -1, dtype=np.uint32)
+    if states is None:
+        generator = np.random.RandomState()
+        for column, seed in enumerate(seeds.tolist()):
+            targets[:, column] = _outputs(seed, steps, generator) % left + np.arange(steps, dtype=np.uint32)
+        return targets
+    # ⌊x / n⌋ by a reciprocal that is rounded up: exact, as x / n is 1 / n or more below the next whole number
+    reciprocals = np.nextafter(1.0 / left, 1.0)[:, None]
+    small, at = left.astype(kind)[:, None], np.arange(steps, dtype=kind)[:, None]
+    shape = (_STEP, seeds.size)
+    words, scratch, ratio = np.empty(shape, np.uint32), np.empty(shape, np.uint32), np.empty(shape, np.float64)
+    quotient, product = scratch.view(np.int32), np.empty(shape, kind)  # below 2³¹: at least two entries are left
+    for first, rows in _state_words(states, steps):
+        n = rows.shape[0]
+        f, p, piece = ratio[:n], product[:n], slice(first, first + n)
+        out = targets[piece]
+        _temper(rows, words[:n], scratch[:n])
+        np.copyto(f, words[:n])
+        f *= reciprocals[piece]
+        np.copyto(quotient[:n], f, casting="unsafe")
+        np.copyto(p, quotient[:n], casting="unsafe")
+        np.copyto(out, words[:n], casting="unsafe")
+        p *= small[piece]  # x − ⌊x / n⌋ n + i wraps on the way, but its value fits
+        out -= p
+        out += at[piece]
+    return targets
+
+
+def _last_steps(targets: NDArray[Any], vocab_size: int, columns: Ints, positions: Ints) -> Ints:
+    """The last step of each column whose target is the position, −1 for none. ``columns`` are sorted."""
+    steps, width = targets.shape
+    index = np.arange(columns.size)
+    rank = index - np.maximum.accumulate(np.where(np.diff(columns, prepend=-1) != 0, index, 0))
+    result = np.full(columns.size, -1, np.int64)
+    for place in range(int(rank.max(initial=-1)) + 1):
+        asked = np.flatnonzero(rank == place)
+        if asked.size * 8 < width:  # comparing whole blocks does not pay for so few: the rest by tables
+            rest = np.flatnonzero(rank >= place)
+            for column in np.unique(columns[rest]):
+                mine = rest[columns[rest] == column]
+                result[mine] = _table(targets[:, column], vocab_size)[positions[mine]]
+            break
+        rows = min(steps, int(positions[asked].max()) + 1)  # a target is never before its step
+        probe = np.full(width, vocab_size, targets.dtype)
+        probe[columns[asked]] = positions[asked]
+        hit, column_hit = np.divmod(np.flatnonzero(targets[:rows] == probe), width)
+        last = np.full(width, -1, np.int64)
+        last[column_hit] = hit  # in ascending order: the last assignment stays
+        result[asked] = last[columns[asked]]
+    return result
+
+
+def _table(targets: NDArray[Any], vocab_size: int) -> Ints:
+    """The last step at which each position is a target, −1 for none."""
+    table = np.full(vocab_size, -1, np.int64)
+    table[targets] = np.arange(targets.size)  # in ascending order: the last assignment stays
+    return table
+
+
+def _selected(positions: Ints, steps: int, last: Callable[[Ints, Ints], Ints], target: Callable[[Ints, Ints], Ints]) -> Any:
+    """Whether entries that start at the positions end up among the first ``steps``: bool [n].
+
+    An entry is selected at the step whose target is where it lies. Until then it moves only when its own slot is filled,
+    to that step's target. ``last(which, positions)`` and ``target(which, steps)`` look these up for some of the entries.
+    """
+    green = np.zeros(positions.size, np.bool_)
+    which, begin = np.arange(positions.size), np.zeros(positions.size, np.int64)
+    while which.size:
+        found = last(which, positions) >= begin  # earlier steps had another entry there
+        green[which[found]] = True
+        moved = ~found & (positions < steps)
+        which, slots = which[moved], positions[moved]
+        positions, begin = target(which, slots), slots + 1
+    return green
+
+
+def _colours(seeds: UInt32s, tokens: Ints, vocab_size: int, steps: int) -> NDArray[np.bool_]:
+    """Whether the token is among the first ``steps`` of ``torch.randperm(V)`` under each seed."""
+    pairs = _Pairs(seeds, tokens)
+    green = np.empty(pairs.tokens.size, np.bool_)
+
+    def work(item: _Block) -> None:
+        block, states, chosen, columns = item
+        targets = _targets(pairs.seeds[block], states, vocab_size, steps)
+        green[chosen] = _selected(
+            pairs.tokens[chosen],
+            steps,
+            lambda which, at: _last_steps(targets, vocab_size, columns[which], at),
+            lambda which, at: targets[at, columns[which]].astype(np.int64),
+        )
+
+    # generators with many tokens together, then those with like tokens: blocks are compared once for each token of one
+    _for_each(work, pairs.per_block(np.lexsort((pairs.largest, -pairs.counts))))
+    return green[pairs.inverse]
+
+
+def _colour_rows(seeds: UInt32s, vocab_size: int, steps: int) -> NDArray[np.bool_]:
+    """The whole list of each seed: bool [n, V]."""
+    distinct, inverse = np.unique(seeds, return_inverse=True)
+    rows = np.empty((distinct.size, vocab_size), np.bool_)
+    for block, states in _blocks(distinct):
+        targets = _targets(distinct[block], states, vocab_size, steps)
+        for column in range(targets.shape[1]):
+            own = targets[:, column].astype(np.int64)
+            table = _table(targets[:, column], vocab_size)
+            rows[block.start + column] = _selected(
+                np.arange(vocab_size),
+                steps,
+                lambda which, at, table=table: table[at],  # type: ignore[misc]
+                lambda which, at, own=own: own[at],  # type: ignore[misc]
+            )
+    return rows[inverse]
+
+
+def _low_bits(seeds: NDArray[np.uint64]) -> UInt32s:
+    """What a CPU ``torch.Generator`` keeps of its seed."""
+    return (seeds & np.uint64(0xFFFFFFFF)).astype(np.uint32)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The schemes
+
+
+def _check_vocabulary(vocab_size: int, window: int) -> None:
+    _check_common(vocab_size, window)
+    if vocab_size > _LARGEST_VOCABULARY:
+        raise ValueError(f"vocab_size must be at most {_LARGEST_VOCABULARY}, got {vocab_size}; use the tokenizer's size")
+
+
+def _whole(name: str, value: Any, below: int | None = None) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
+        raise ValueError(f"{name} must be an integer of at least 0, got {value!r}; use the number the text was marked with")
+    if below is not None and value >= below:
+        raise ValueError(f"{name} must be below {below}, got {value}; torch holds it in a signed 64-bit integer")
+    return int(value)
+
+
+class _PermutationList(Watermark):
+    """What green lists that are the beginning of ``torch.randperm(V)`` share."""
+
+    gamma: float
+    delta: float
+
+    def _set_rate(self, gamma: float, delta: float, gamma_name: str, delta_name: str) -> None:
+        if not 0.0 < gamma < 1.0:
+            raise ValueError(f"{gamma_name} must lie strictly between 0 and 1 (the green fraction), got {gamma}")
+        self.greens = int(gamma * self.vocab_size)
+        if not 1 <= self.greens < self.vocab_size:
+            raise ValueError(
+                f"{gamma_name}={gamma} leaves no green or no red token in a vocabulary of {self.vocab_size}; "
+                f"use at least {1 / self.vocab_size:.3g} and less than 1"
+            )
+        if not (np.isfinite(delta) and delta >= 0):
+            raise ValueError(f"{delta_name} must be finite and not negative (the bias on green logits), got {delta}")
+        self.gamma, self.delta = self.greens / self.vocab_size, float(delta)
+        self._asked_gamma = float(gamma)  # ⌊γV⌋ need not survive γ → ⌊γV⌋ / V → γ V in floating point
+
+    def _window_seeds(self, windows: Ints) -> UInt32s:
+        """The generator seed of each window."""
+        raise NotImplementedError
+
+    def _pair_seeds(self, windows: Ints, tokens: Ints) -> UInt32s:
+        """The generator seed of each pair."""
+        return self._window_seeds(windows)
+
+    def scores(self, windows: ArrayLike, tokens: ArrayLike) -> Floats:
+        """1 where the token is green for its window, else 0."""
+        w, t = self.checked(windows, tokens)
+        return _colours(self._pair_seeds(w, t), t, self.vocab_size, self.greens).astype(np.float64)
+
+    def green_rows(self, windows: ArrayLike) -> NDArray[np.bool_]:
+        """The whole green list of each window: ints [n, k] → bool [n, V]."""
+        return _colour_rows(self._window_seeds(self.checked_windows(windows)), self.vocab_size, self.greens)
+
+    def green_rows_torch(self, windows: torch.Tensor, width: int | None = None) -> torch.Tensor:
+        """The lists as torch itself makes them, on the device of ``windows``: bool [n, width], red beyond V."""
+        import torch
+
+        self._check_width(windows)
+        seeds = self._window_seeds(self.checked_windows(windows.cpu().numpy()))
+        width = width or self.vocab_size
+        rows = torch.zeros(len(seeds), max(width, self.vocab_size), dtype=torch.bool)
+        generator = torch.Generator()
+        for row, seed in zip(rows, seeds.tolist(), strict=True):
+            generator.manual_seed(seed)
+            row[torch.randperm(self.vocab_size, generator=generator)[: self.greens]] = True
+        return rows[:, :width].to(windows.device)
+
+    def log10_p(self, total: ArrayLike, count: ArrayLike) -> Any:
+        """log10 P(Binomial(count, γ) ≥ total); how good it is where pairs share a list is said in the module's notes."""
+        return pvalues.log10_binomial_tail(total, count, self.gamma)
+
+    def log10_p_above(self, total: ArrayLike, count: ArrayLike) -> Any:
+        """log10 P(Binomial(count, γ) > total), −∞ where every token is green."""
+        s, n = np.asarray(total, np.float64), np.asarray(count, np.float64)
+        more = np.asarray(self.log10_p(np.where(s == n, s, s + 1.0), n))  # more successes than trials: its error
+        return np.where(s == n, -np.inf, more)[()]
+
+    def logits_processor(self) -> Any:
+        """A processor for transformers' ``generate(logits_processor=[…])``."""
+        from radio_utils.decoding import GreenListProcessor
+
+        return GreenListProcessor(self)  # type: ignore[arg-type]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.fingerprint}, delta={self.delta:g})"
+
+
+class _ReleasedSeeding:
+    """How the release turns its key and a window into a generator seed."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = _whole("seed", seed)
+        self.fingerprint = derive_bytes(self._seed, "fingerprint/released", 8).hex()
+
+    def seeds(self, windows: Ints) -> UInt32s:
+        """Low 32 bits of the seed: s ← (35317 s + id) mod (2⁶⁴ − 1) over the ids, oldest first. [n, k] → [n]."""
+        ids = windows.astype(np.uint64)
+        first = np.full(len(ids), self._seed * _SALT % _MODULUS, np.uint64)
+        state = _add(first, ids[:, 0])
+        low, half, salt = np.uint64(0xFFFFFFFF), np.uint64(32), np.uint64(_SALT)
+        for column in ids.T[1:]:
+            # 35317 (2³² h + l) with 35317 h = 2³² a + b: 2⁶⁴ a counts as a
+            high = (state >> half) * salt
+            state = _add(_add((high & low) << half, high >> half), (state & low) * salt)
+            state = _add(state, column)
+        return _low_bits(state)
+
+
+def _add(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """(a + b) mod (2⁶⁴ − 1), the carry added at the other end."""
+    with np.errstate(over="ignore"):
+        total = a + b
+        total += total < a
+    total[total == np.uint64(_MODULUS)] = 0
+    return total
+
+
+def _decoy_int(seed: int, index: int, bits: int) -> int:
+    return int.from_bytes(derive_bytes(f"decoy/{seed}/{index}", "decoy/compat", 8), "little") >> (64 - bits)
+
+
+class ReleasedGreenList(_PermutationList):
+    """The green lists of the release: ⌊γV⌋ tokens a window, the same ones that its detector and generator use.
+
+    ``seed`` is the release's ``seed``, ``window`` its ``ngram``, and ``vocab_size`` must be its tokenizer's.
+    :attr:`gamma` is the exact null rate ⌊γV⌋ / V.
+
+    Weak as a watermark: the key enters as if it were one more token before the window, s·35317 + first id. Keys are
+    therefore offsets into one family of lists. The window (a, b) under key 1 has the list that (a + 35317, b) has
+    under key 0, so for V > 35317 two keys share lists; and for V > 35317 and k ≥ 2 windows collide under one key:
+    (a, b) and (a + 1, b − 35317). The fingerprint is a hash of the key: a key as small as the default is found by trying.
+    """
+
+    scheme = "released green list"
+
+    def __init__(
+        self, seed: int = 3, vocab_size: int = 32000, window: int = 2, gamma: float = 0.25, delta: float = 3.0
+    ) -> None:
+        _check_vocabulary(vocab_size, window)
+        self.vocab_size, self.window = int(vocab_size), int(window)
+        self._set_rate(gamma, delta, "gamma", "delta")
+        self._seeding = _ReleasedSeeding(seed)
+
+    @property
+    def fingerprint(self) -> str:
+        """Scheme, parameters and a hash of the seed."""
+        return f"released-greenlist-k{self.window}-g{self.gamma:.6g}-V{self.vocab_size}-{self._seeding.fingerprint}"
+
+    def with_decoy(self, seed: int, index: int) -> ReleasedGreenList:
+        """The same scheme under decoy seed number ``index``."""
+        decoy = _decoy_int(seed, index, 64)
+        return ReleasedGreenList(decoy, self.vocab_size, self.window, self._asked_gamma, self.delta)
+
+    def _window_seeds(self, windows: Ints) -> UInt32s:
+        return self._seeding.seeds(windows)
+
+
+class ReleasedGumbelMax(Watermark):
+    """The Gumbel-max numbers of the release: entry v of ``torch.rand(V)`` is token v's r, its score −ln(1 − r).
+
+    r is a multiple of 2⁻²⁴ in [0, 1): it can be 0 (score 0) and never 1 (the largest score is 24 ln 2). It is a uniform
+    number rounded down, so scores are at most unit exponentials and the Gamma tail is on the cautious side. The release
+    computes the logarithm in float32; here it is taken in float64 from the same r. The weaknesses of
+    :class:`ReleasedGreenList`'s seeding are this scheme's too.
+    """
+
+    scheme = "released gumbel max"
+
+    def __init__(self, seed: int = 3, vocab_size: int = 32000, window: int = 2) -> None:
+        _check_vocabulary(vocab_size, window)
+        self.vocab_size, self.window = int(vocab_size), int(window)
+        self._seeding = _ReleasedSeeding(seed)
+
+    @property
+    def fingerprint(self) -> str:
+        """Scheme, parameters and a hash of the seed."""
+        return f"released-gumbelmax-k{self.window}-V{self.vocab_size}-{self._seeding.fingerprint}"
+
+    def __repr__(self) -> str:
+        return f"ReleasedGumbelMax({self.fingerprint})"
+
+    def with_decoy(self, seed: int, index: int) -> ReleasedGumbelMax:
+        """The same scheme under decoy seed number ``index``."""
+        return ReleasedGumbelMax(_decoy_int(seed, index, 64), self.vocab_size, self.window)
+
+    def uniforms(self, windows: ArrayLike, tokens: ArrayLike) -> Floats:
+        """The number r of each pair, in [0, 1): the release's float32, exactly."""
+        w, t = self.checked(windows, tokens)
+        return _uniforms(self._seeding.seeds(w), t)
+
+    def scores(self, windows: ArrayLike, tokens: ArrayLike) -> Floats:
+        """−ln(1 − r)."""
+        return -np.log1p(-self.uniforms(windows, tokens))
+
+    def uniform_rows_torch(self, windows: torch.Tensor, width: int | None = None) -> torch.Tensor:
+        """The number r of every token for each window, made by torch itself: float64 [n, width]."""
+        import torch
+
+        self._check_width(windows)
+        seeds = self._seeding.seeds(self.checked_windows(windows.cpu().numpy()))
+        rows = torch.empty(len(seeds), width or self.vocab_size, dtype=torch.float64)
+        generator = torch.Generator()
+        for row, seed in zip(rows, seeds.tolist(), strict=True):
+            generator.manual_seed(seed)
+            row.copy_(torch.rand(row.numel(), generator=generator))
+        return rows.to(windows.device)
+
+    def log10_p(self, total: ArrayLike, count: ArrayLike) -> Any:
+        """log10 P(Gamma(count, 1) ≥ total)."""
+        return pvalues.log10_gamma_tail(total, count)
+
+    def logits_processor(self) -> Any:
+        """A processor for transformers' ``generate(logits_processor=[…])``."""
+        from radio_utils.decoding import GumbelMaxProcessor
+
+        return GumbelMaxProcessor(self)  # type: ignore[arg-type]
+
+
+class TransformersGreenList(_PermutationList):
+    """The green lists of transformers' ``WatermarkingConfig``, as its generation and its detector make them on a CPU.
+
+    ``config`` is that object or a dict of its fields; ``vocab_size`` is the *model's* (``model.config.vocab_size``), as
+    transformers uses. Lists made on a GPU come from another generator and are different ones.
+
+    * ``lefthash``: the last token alone sets the list. transformers ignores ``context_width`` here, except to skip the
+      first tokens of a text; :attr:`window` is 1.
+    * ``selfhash``: the candidate and the ``context_width − 1`` tokens before it set the list in which the candidate is
+      looked up; :attr:`window` is ``context_width − 1``. With ``context_width`` 1 the colour would be a property of the
+      token alone, which no repetition-aware test can use: refused. transformers marks the 40 likeliest tokens only.
+
+    ``hashing_key`` times a number below 10⁶ seeds 32 bits: other keys are other multiples in one family of lists.
+    """
+
+    scheme = "transformers green list"
+    _FIELDS: Mapping[str, Any] = {
+        "greenlist_ratio": 0.25,
+        "bias": 2.0,
+        "hashing_key": 15485863,
+        "seeding_scheme": "lefthash",
+        "context_width": 1,
+    }
+
+    def __init__(self, config: Any, vocab_size: int) -> None:
+        given = dict(config) if isinstance(config, Mapping) else config.to_dict() if hasattr(config, "to_dict") else None
+        if given is None:
+            raise ValueError(f"config must be a WatermarkingConfig or a dict of its fields, got {type(config).__name__}")
+        if unknown := sorted(set(given) - set(self._FIELDS)):
+            raise ValueError(f"config has unknown fields {unknown}; a WatermarkingConfig has {', '.join(self._FIELDS)}")
+        self.config: dict[str, Any] = {**self._FIELDS, **given}
+        self.seeding_scheme, width = self.config["seeding_scheme"], self.config["context_width"]
+        if self.seeding_scheme not in ("lefthash", "selfhash"):
+            raise ValueError(f"seeding_scheme must be 'lefthash' or 'selfhash', got {self.seeding_scheme!r}")
+        if isinstance(width, bool) or not isinstance(width, int | np.integer) or width < 1:
+            raise ValueError(f"context_width must be an integer of at least 1, got {width!r}")
+        if self.seeding_scheme == "selfhash" and width == 1:
+            raise ValueError(
+                "context_width=1 with seeding_scheme='selfhash' makes colours depend on the token alone, with no window; "
+                "mark with a context_width of at least 2, or with 'lefthash'"
+            )
+        self.window = 1 if self.seeding_scheme == "lefthash" else int(width) - 1
+        _check_vocabulary(vocab_size, self.window)
+        self.vocab_size = int(vocab_size)
+        self._set_rate(self.config["greenlist_ratio"], self.config["bias"], "greenlist_ratio", "bias")
+        self._key = _whole("hashing_key", self.config["hashing_key"], below=1 << 63)
+
+    @property
+    def fingerprint(self) -> str:
+        """Scheme, parameters and a hash of the hashing key."""
+        digest = derive_bytes(self._key, "fingerprint/transformers", 8).hex()
+        return f"transformers-{self.seeding_scheme}-k{self.window}-g{self.gamma:.6g}-V{self.vocab_size}-{digest}"
+
+    def with_decoy(self, seed: int, index: int) -> TransformersGreenList:
+        """The same scheme under decoy key number ``index``."""
+        key = _decoy_int(seed, index, 40) | 1  # odd: as with transformers' own key, no two tokens' seeds coincide
+        return TransformersGreenList({**self.config, "hashing_key": key}, self.vocab_size)
+
+    @cached_property
+    def _hashes(self) -> Ints:
+        """1 + what selfhash's table of 10⁶ + 3 entries holds for each token: the beginning of one more shuffle."""
+        count = min(self.vocab_size, _TABLE_SIZE)
+        left = np.arange(_TABLE_SIZE, _TABLE_SIZE - count, -1)
+        drawn = np.arange(count) + _outputs(self._key & 0xFFFFFFFF, count) % left
+        entries, moved = np.empty(count, np.int64), dict[int, int]()  # moved: the entries not at home
+        for step, target in enumerate(drawn.tolist()):
+            entries[step] = moved.get(target, target)
+            moved[target] = moved.get(step, step)
+        return entries + 1
+
+    def _hash(self, ids: Ints) -> Ints:
+        return self._hashes[ids % _TABLE_SIZE]
+
+    def _window_seeds(self, windows: Ints) -> UInt32s:
+        ids, inverse = np.unique(windows[:, -1], return_inverse=True)
+        seeds = np.array([self._key * token % _MODULUS for token in ids.tolist()], np.uint64)
+        return _low_bits(seeds)[inverse]
+
+    def _pair_seeds(self, windows: Ints, tokens: Ints) -> UInt32s:
+        if self.seeding_scheme == "lefthash":
+            return self._window_seeds(windows)
+        last = self._hash(tokens)
+        with np.errstate(over="ignore"):  # products wrap, as in torch, and the least of the signed ones counts
+            products = self._key * self._hash(np.column_stack([windows, tokens])) * last[:, None]
+        least = products.min(axis=1, initial=np.iinfo(np.int64).max)
+        seeds = least.view(np.uint64)
+        return _low_bits(np.where(least < 0, seeds - np.uint64(1), seeds))  # a negative one mod 2⁶⁴ − 1 is one less
+
+    def green_rows(self, windows: ArrayLike) -> NDArray[np.bool_]:
+        """The green tokens of each window: bool [n, V]. With selfhash, V lists of one token each: seconds a row."""
+        if self.seeding_scheme == "lefthash":
+            return super().green_rows(windows)
+        w = self.checked_windows(windows)
+        tokens = np.tile(np.arange(self.vocab_size), len(w))
+        scores = self.scores(np.repeat(w, self.vocab_size, axis=0), tokens)
+        return scores.reshape(len(w), self.vocab_size).astype(np.bool_)
+
+    def green_rows_torch(self, windows: torch.Tensor, width: int | None = None) -> torch.Tensor:
+        """The same as a torch tensor on the device of ``windows``: bool [n, width], red beyond V."""
+        if self.seeding_scheme == "lefthash":
+            return super().green_rows_torch(windows, width)
+        import torch
+
+        self._check_width(windows)
+        width = width or self.vocab_size
+        rows = torch.zeros(len(windows), max(width, self.vocab_size), dtype=torch.bool)
+        rows[:, : self.vocab_size] = torch.from_numpy(self.green_rows(windows.cpu().numpy()))
+        return rows[:, :width].to(windows.device)
+
+    def logits_processor(self) -> Any:
+        """A processor for transformers' ``generate(logits_processor=[…])``; selfhash uses transformers' own, on the CPU."""
+        if self.seeding_scheme == "lefthash":
+            return super().logits_processor()
+        from transformers import WatermarkLogitsProcessor
+
+        own = WatermarkLogitsProcessor(vocab_size=self.vocab_size, device="cpu", **self.config)
+
+        def process(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            processed: torch.Tensor = own(input_ids.cpu(), scores.cpu())
+            return processed.to(scores.device)
+
+        return process

@@ -1,0 +1,238 @@
+"""Contrastive reading: what B expects and his references do not.
+
+Text *without* the watermark is read, so that the context knows nothing of the key. For each distinct window w and token v
+the probabilities of v after w are averaged over the positions of w, once under B (m_B) and once under each reference: B₀,
+his base model, and perhaps a *twin*, B₀ fine-tuned by Alice on her own un-watermarked text. On the scale on which counts
+have equal noise, h = √(m + ε), what the references explain is taken out by least squares,
+
+    y(w, v) = (h_B − h_B₀) − β (h_twin − h_B₀),
+
+and the statistic is S = Σ q(w, v) · 1[v is green for w], with whole-number weights q ∝ n_w^a · y(w, v), n_w the number of
+positions of w. No weight has seen the key, so under H₀ S is a sum of independent Bernoullis with known weights, and its
+tail is exact (:mod:`radio_utils.weighted`). The weights are argued for in the chapter "Open model".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from radio_utils import detection
+from radio_utils import evidence as ev
+from radio_utils.watermarks import Watermark
+from radio_utils.weighted import WeightedSum
+
+if TYPE_CHECKING:
+    import torch
+
+Floats = NDArray[np.float64]
+Ids = NDArray[np.int64]
+
+FLOOR = 3e-3  # ε: probabilities far below it carry more noise than mark
+EXPONENT = 0.6  # a: n^½ would do if the noise of a window's positions were independent, n¹ if they were one
+_STEP = 0.3  # a unit of q in root mean squares of the weights: rounding costs less than 1 % of the power
+_WAITING = 4_000_000  # entries that wait before they are added up
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """The weighted pairs of contrastive reading; they depend on no key, so audits score them again.
+
+    ``pairs`` are the (window, token) pairs with a weight other than 0 and ``weights`` [n] their whole-number weights, in
+    the order of the pairs. ``explained`` are the coefficients β of the references after the first.
+    """
+
+    pairs: ev.Evidence
+    weights: NDArray[np.int64]
+    explained: tuple[float, ...]
+
+    def save(self, folder: Path) -> None:
+        """Write the pairs and their weights to a folder."""
+        self.pairs.save(folder / "pairs.npz")
+        np.savez(folder / "weights.npz", weights=self.weights, explained=np.array(self.explained))
+
+    @classmethod
+    def load(cls, folder: Path) -> Contrast:
+        """Read what :meth:`save` wrote."""
+        with np.load(folder / "weights.npz", allow_pickle=False) as arrays:
+            weights, explained = arrays["weights"], tuple(arrays["explained"].tolist())
+        return cls(ev.Evidence.load(folder / "pairs.npz"), weights, explained)
+
+
+@dataclass(frozen=True, slots=True)
+class ContrastiveReading:
+    """The verdict of contrastive reading.
+
+    ``seen`` positions were read, ``scored`` pairs have a weight, ``total`` is S − E S in units of weight. ``log10_p`` is
+    exact under the null hypothesis; ``log10_chernoff`` bounds it from above by an argument of three lines, and
+    ``log10_saddlepoint`` approximates it by another route: three numbers that must agree. ``log10_p`` falls back to the
+    Chernoff bound where the exact tail would take too long a transform.
+    """
+
+    seen: int
+    scored: int
+    total: float
+    score: float
+    z: float
+    log10_p: float
+    log10_chernoff: float
+    log10_saddlepoint: float
+    scheme: str
+    window: int
+    fingerprint: str
+    contrast: Contrast = field(repr=False, compare=False)
+
+    @property
+    def p_value(self) -> float:
+        """The p-value as a float; 0 where it underflows. Quote ``log10_p``."""
+        return float(10.0**self.log10_p)
+
+    @property
+    def evidence(self) -> ev.Evidence:
+        """The pairs that were scored."""
+        return self.contrast.pairs
+
+
+class Sums:
+    """Sums of values for packed keys, added up as they come: memory is that of the distinct keys."""
+
+    def __init__(self, columns: int) -> None:
+        self._keys: list[ev.Words] = []
+        self._values: list[NDArray[np.float64]] = []
+        self._columns, self._waiting, self._least = columns, 0, _WAITING
+
+    def add(self, keys: ev.Words, values: NDArray[Any]) -> None:
+        """Add ``values`` [n, columns] to the sums of ``keys`` [n, words]."""
+        keys, values = _added_up(keys, values)
+        self._keys.append(keys)
+        self._values.append(values)
+        self._waiting += keys.shape[0]
+        if self._waiting > self._least:
+            self.total()
+
+    def total(self) -> tuple[ev.Words, NDArray[np.float64]]:
+        """The distinct keys, sorted, and their sums."""
+        if not self._keys:
+            return np.zeros((0, 1), np.uint64), np.zeros((0, self._columns))
+        keys, values = _added_up(np.concatenate(self._keys), np.concatenate(self._values))
+        self._keys, self._values, self._waiting = [keys], [values], keys.shape[0]
+        self._least = 2 * keys.shape[0] + _WAITING
+        return keys, values
+
+
+def _added_up(keys: ev.Words, values: NDArray[Any]) -> tuple[ev.Words, NDArray[np.float64]]:
+    order = np.argsort(keys[:, 0], kind="stable") if keys.shape[1] == 1 else np.lexsort(keys.T[::-1])
+    ordered = keys[order]
+    new = np.ones(order.size, bool)
+    new[1:] = np.any(ordered[1:] != ordered[:-1], axis=1)
+    starts = np.flatnonzero(new)
+    return ordered[starts], np.add.reduceat(values[order].astype(np.float64), starts, axis=0)
+
+
+class ContrastCollector:
+    """Adds up what B and his references expect after each window, a batch of positions at a time."""
+
+    def __init__(self, window: int, vocab_size: int, models: int, *, top: int = 128) -> None:
+        """``models`` counts B and his references. Of each position only the ``top`` likeliest tokens are kept."""
+        if top < 1:
+            raise ValueError(f"top must be at least 1 token a position, got {top}")
+        self.packing = ev.Packing(window, vocab_size)
+        self.top = min(top, vocab_size)
+        self._sums, self._counts, self.seen = Sums(models), Sums(1), 0
+
+    def add(self, windows: Ids, probabilities: Sequence[torch.Tensor]) -> None:
+        """``windows`` [n, k]; for B and then each reference the probabilities [n, V] after each."""
+        together = probabilities[0] + sum(probabilities[1:])
+        tokens = together.topk(self.top, dim=-1).indices
+        # float64 on the processor: the order of additions then hardly matters
+        values = np.stack([p.gather(1, tokens).double().cpu().numpy().ravel() for p in probabilities], axis=1)
+        columns = [np.repeat(column, self.top) for column in windows.T]
+        self._sums.add(self.packing.pack([*columns, tokens.cpu().numpy().ravel()]), values)
+        self._counts.add(self.packing.pack_windows(windows), np.ones((windows.shape[0], 1)))
+        self.seen += windows.shape[0]
+
+    def contrast(self, *, floor: float = FLOOR, exponent: float = EXPONENT) -> Contrast:
+        """The weights, from all that was added."""
+        keys, sums = self._sums.total()
+        window_keys, counts = self._counts.total()
+        if keys.shape[0] == 0:
+            raise ValueError("no position was read; give longer sequences")
+        of_window, new = self.packing.windows_of(keys), np.ones(keys.shape[0], bool)
+        new[1:] = np.any(of_window[1:] != of_window[:-1], axis=1)
+        starts = np.flatnonzero(new)
+        assert starts.size == window_keys.shape[0]  # both are sorted, and every window has a token
+        count = np.repeat(counts[:, 0], np.diff(starts, append=keys.shape[0]))
+        scale = np.sqrt(sums / count[:, None] + floor)
+        residual, explained = _unexplained(scale, count**exponent)
+        weights = residual * count**exponent
+        unit = _STEP * math.sqrt(float(np.mean(weights**2)))
+        q = np.rint(weights / unit).astype(np.int64) if unit > 0 else np.zeros(weights.size, np.int64)
+        chosen = q != 0
+        return Contrast(ev.Evidence(self.packing, (keys[chosen],), self.seen), q[chosen], explained)
+
+
+def _unexplained(scale: Floats, weight: Floats) -> tuple[Floats, tuple[float, ...]]:
+    """What the references do not explain of B: columns are B, B₀, and twins; β by weighted least squares."""
+    moved = scale[:, 0] - scale[:, 1]
+    if scale.shape[1] == 2:
+        return moved, ()
+    others = scale[:, 2:] - scale[:, 1:2]
+    beta = np.linalg.lstsq(others * weight[:, None], moved * weight, rcond=None)[0]
+    return moved - others @ beta, tuple(float(b) for b in beta)
+
+
+def judge_contrast(found: Contrast, wm: Watermark) -> ContrastiveReading:
+    """The verdict on weighted pairs that are already collected."""
+    null = _null(found, wm)
+    raw = round(float(_totals(found, wm, [wm])[0]))
+    total, size = raw - null.mean, float(np.abs(found.weights).sum())
+    mean_mark = null.mean / float(found.weights.sum()) if found.weights.sum() else 0.0
+    if size == 0.0:
+        return ContrastiveReading(
+            found.pairs.seen, 0, 0.0, math.nan, 0.0, 0.0, 0.0, 0.0, wm.scheme, wm.window, wm.fingerprint, found
+        )
+    return ContrastiveReading(
+        seen=found.pairs.seen,
+        scored=len(found.pairs),
+        total=total,
+        score=mean_mark + total / size,
+        z=total / math.sqrt(null.variance),
+        log10_p=null.log10_exact(raw),
+        log10_chernoff=null.log10_chernoff(raw),
+        log10_saddlepoint=null.log10_saddlepoint(raw),
+        scheme=wm.scheme,
+        window=wm.window,
+        fingerprint=wm.fingerprint,
+        contrast=found,
+    )
+
+
+def audit_contrast(found: Contrast, wm: Watermark, *, keys: int = 1000, seed: int = 0) -> detection.NullAudit:
+    """The same weights under decoy keys that nobody used: the p-values must be uniform."""
+    if keys < 5:
+        raise ValueError(f"keys must be at least 5 for a distribution to show, got {keys}")
+    if len(found.pairs) == 0:
+        raise ValueError("the contrast is empty; there is nothing to audit")
+    decoys = [wm.with_decoy(seed, index) for index in range(keys)]
+    totals = np.rint(_totals(found, wm, decoys)).astype(np.int64)
+    null = _null(found, wm)
+    return detection.audit_of(null.log10_many(totals), null.log10_many(totals + 1), seed=seed)
+
+
+def _null(found: Contrast, wm: Watermark) -> WeightedSum:
+    return WeightedSum.of(found.weights, *wm.mark_distribution)
+
+
+def _totals(found: Contrast, wm: Watermark, keys: Sequence[Watermark]) -> Floats:
+    totals, start = np.zeros(len(keys)), 0
+    for windows, tokens in found.pairs.blocks():
+        weights = found.weights[start : start + tokens.size]
+        totals += wm.totals(windows, tokens, keys, weights)
+        start += tokens.size
+    return totals

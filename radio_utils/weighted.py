@@ -1,0 +1,211 @@
+"""Weighted sums of colours: exact tails for contrastive reading.
+
+Each (window, token) pair i has an integer weight qᵢ, chosen without the key, and a mark Xᵢ that the key decides: under
+H₀ the marks are independent with one known distribution on a few integers (green or red for a green list). The statistic
+is S = Σᵢ qᵢ Xᵢ. Its cumulant generating function K(θ) = Σᵢ log E exp(θ qᵢ X) groups by the value of the weight, so it
+costs as many terms as there are different weights, however many pairs there are. From it come
+
+* the Chernoff bound P(S ≥ s) ≤ exp(K(θ) − θ s), valid at any size;
+* Lugannani and Rice's saddlepoint approximation, sharp where many pairs share the weight (R. Lugannani and S. Rice,
+  *Saddle point approximation for the distribution of the sum of independent random variables*, 1980);
+* the exact tail: S lives on the integers, so its distribution, tilted by θ to put s in the middle, is a discrete Fourier
+  transform of exp(K). Tilting keeps full relative accuracy however small the tail is.
+
+Explained in the section "Contrastive reading" of the chapter "Open model".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import fft, optimize, special
+
+Floats = NDArray[np.float64]
+_LN10 = float(np.log(10.0))
+_SPREAD = 40.0  # standard deviations on either side that the transform holds: the rest is below 1e-340
+_LONGEST = 1 << 24  # points of the longest transform
+
+
+@dataclass(frozen=True)
+class WeightedSum:
+    """The null distribution of S = Σ qᵢ Xᵢ.
+
+    ``weights`` [m] are the different values of q (whole numbers, not 0), ``counts`` [m] how many pairs have each,
+    ``values`` [l] and ``chances`` [l] the distribution of one mark X on whole numbers.
+    """
+
+    weights: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    values: NDArray[np.int64]
+    chances: Floats
+
+    def __post_init__(self) -> None:
+        if self.weights.shape != self.counts.shape or self.weights.ndim != 1:
+            raise ValueError(f"weights and counts must be two equal rows, got {self.weights.shape}, {self.counts.shape}")
+        if np.any(self.counts < 0):
+            raise ValueError(f"counts must not be negative, got {int(self.counts.min())}")
+        if self.values.shape != self.chances.shape or not np.isclose(self.chances.sum(), 1.0) or np.any(self.chances <= 0):
+            raise ValueError("values and chances must be the distribution of one mark: positive, summing to 1")
+
+    @classmethod
+    def of(cls, weights: ArrayLike, values: ArrayLike, chances: ArrayLike) -> WeightedSum:
+        """The null distribution for one integer weight a pair [n]; pairs of weight 0 count for nothing."""
+        q = np.asarray(weights)
+        if q.ndim != 1 or q.dtype.kind not in "iu":
+            raise ValueError(f"weights must be a row of whole numbers, got dtype {q.dtype} and shape {list(q.shape)}")
+        found, counts = np.unique(q[q != 0].astype(np.int64), return_counts=True)
+        return cls(found, counts.astype(np.int64), np.asarray(values, np.int64), np.asarray(chances, np.float64))
+
+    @property
+    def mean(self) -> float:
+        """Expected S."""
+        return float(self.values @ self.chances) * float(self.weights @ self.counts)
+
+    @property
+    def variance(self) -> float:
+        """Variance of S."""
+        spread = float(self.values**2 @ self.chances - (self.values @ self.chances) ** 2)
+        return spread * float(self.weights.astype(np.float64) ** 2 @ self.counts)
+
+    @property
+    def largest(self) -> int:
+        """The largest value that S can take."""
+        extremes = np.maximum(self.weights * self.values.max(), self.weights * self.values.min())
+        return int(extremes @ self.counts)
+
+    @property
+    def smallest(self) -> int:
+        """The smallest value that S can take."""
+        extremes = np.minimum(self.weights * self.values.max(), self.weights * self.values.min())
+        return int(extremes @ self.counts)
+
+    def cumulants(self, theta: float) -> tuple[float, float, float]:
+        """K(θ), its first and its second derivative: log-mass, mean and variance of the tilted sum."""
+        exponents = theta * np.multiply.outer(self.weights.astype(np.float64), self.values)
+        each = exponents + np.log(self.chances)
+        log_mass = special.logsumexp(each, axis=1)
+        tilted = np.exp(each - log_mass[:, None])
+        first = tilted @ self.values
+        second = tilted @ self.values.astype(np.float64) ** 2 - first**2
+        q = self.weights.astype(np.float64)
+        return float(self.counts @ log_mass), float(self.counts @ (q * first)), float(self.counts @ (q**2 * second))
+
+    def saddlepoint(self, total: int) -> float:
+        """θ with K′(θ) = total, for a total strictly inside what S can take."""
+        low, high = -1.0, 1.0
+        while self.cumulants(high)[1] < total:
+            high *= 2
+        while self.cumulants(low)[1] > total:
+            low *= 2
+        return float(optimize.brentq(lambda t: self.cumulants(t)[1] - total, low, high, xtol=1e-13, rtol=1e-13))
+
+    def log10_chernoff(self, total: int) -> float:
+        """log10 of the Chernoff bound on P(S ≥ total): never below the exact value."""
+        if total <= self.mean:
+            return 0.0
+        if total > self.largest:
+            return -np.inf
+        if total == self.largest:
+            return self._log10_all()
+        theta = self.saddlepoint(total)
+        return min(0.0, (self.cumulants(theta)[0] - theta * total) / _LN10)
+
+    def log10_saddlepoint(self, total: int) -> float:
+        """log10 of Lugannani and Rice's approximation of P(S ≥ total), with the continuity correction of a lattice."""
+        if total <= self.smallest:
+            return 0.0
+        if total > self.largest:
+            return -np.inf
+        if total == self.largest:
+            return self._log10_all()
+        theta = self.saddlepoint(total)
+        k, _, variance = self.cumulants(theta)
+        exponent = k - theta * total
+        if abs(theta) * np.sqrt(variance) < 0.02:  # at the mean both terms of the formula grow without bound and cancel
+            return float(special.log_ndtr((self.mean - total + 0.5) / np.sqrt(self.variance)) / _LN10)
+        w = np.sign(theta) * np.sqrt(-2.0 * exponent)
+        u = -np.expm1(-theta) * np.sqrt(variance)
+        # log[Φ(−w) + φ(w)(1/u − 1/w)], with φ(w) = exp(exponent)/√(2π) taken out where the tail is small
+        if w > 0:
+            mills = special.erfcx(w / np.sqrt(2.0)) / 2.0
+            bracket = mills + (1.0 / u - 1.0 / w) / np.sqrt(2.0 * np.pi)
+            return min(0.0, float((exponent + np.log(max(bracket, 1e-300))) / _LN10))
+        below = special.ndtr(w) - np.exp(exponent) / np.sqrt(2.0 * np.pi) * (1.0 / u - 1.0 / w)
+        return float(np.log1p(-min(max(below, 0.0), 1.0 - 1e-16)) / _LN10)
+
+    def log10_exact(self, total: int) -> float:
+        """log10 P(S ≥ total), exact. Where the transform would be too long, the Chernoff bound, which is larger."""
+        if total <= self.smallest:
+            return 0.0
+        if total > self.largest:
+            return -np.inf
+        if total == self.largest:
+            return self._log10_all()
+        if total <= self.mean:  # the lower tail is the small one: 1 − P(S ≤ total − 1)
+            if total - 1 == self.smallest:
+                lower = self.mirrored()._log10_all()
+            else:
+                lower = self.mirrored().log10_exact(1 - total)
+            return float(np.log1p(-(10.0 ** min(lower, -1e-17))) / _LN10)
+        theta = self.saddlepoint(total)
+        k, _, variance = self.cumulants(theta)
+        points = self._points(variance)
+        if points > _LONGEST:
+            return self.log10_chernoff(total)
+        mass = self._tilted_masses(theta, total, points)
+        # mass[j] is the tilted chance of total + j; undo the tilt over the upper half of the circle
+        upper = np.arange(points // 2)
+        tail = float(np.sum(mass[: points // 2] * np.exp(-theta * upper)))
+        return min(0.0, float((k - theta * total + np.log(tail)) / _LN10))
+
+    def mirrored(self) -> WeightedSum:
+        """The distribution of −S."""
+        return WeightedSum(-self.weights[::-1], self.counts[::-1], self.values, self.chances)
+
+    def _points(self, variance: float) -> int:
+        """Length of the transform: all of the sum's range on either side of its middle, or as much of it as matters."""
+        largest_step = float(np.abs(self.weights).max()) * float(np.ptp(self.values))
+        reach = max(2.0 * _SPREAD * float(np.sqrt(variance)), 4.0 * largest_step)
+        return 1 << int(np.ceil(np.log2(min(reach, 2.0 * (self.largest - self.smallest)) + 2)))
+
+    def _tilted_masses(self, theta: float, total: int, points: int) -> Floats:
+        """Chances of total, total + 1, … of the sum tilted by θ, modulo ``points``."""
+        half = np.arange(points // 2 + 1)
+        log_modulus, angle = np.zeros(half.size), np.zeros(half.size)
+        for q, count in zip(self.weights.tolist(), self.counts.tolist(), strict=True):
+            each = theta * q * self.values + np.log(self.chances)
+            tilted = np.exp(each - special.logsumexp(each))
+            # exact angles: the product q·value·index is reduced modulo the length before it is divided
+            factor = np.zeros(half.size, np.complex128)
+            for value, chance in zip(self.values.tolist(), tilted.tolist(), strict=True):
+                turn = (half * (q * value % points)) % points
+                factor += chance * np.exp(-2j * np.pi / points * turn)
+            with np.errstate(divide="ignore"):
+                log_modulus += count * np.log(np.abs(factor))
+            angle += count * np.angle(factor)
+        turn = (half * (total % points)) % points
+        spectrum = np.exp(log_modulus + 1j * (angle + 2 * np.pi / points * turn))
+        mass: Floats = fft.irfft(spectrum, points)
+        return np.maximum(mass, 0.0)
+
+    def _log10_all(self) -> float:
+        """log10 of the chance that every pair takes its best mark."""
+        best, worst = np.log(self.chances[self.values.argmax()]), np.log(self.chances[self.values.argmin()])
+        return float(self.counts @ np.where(self.weights > 0, best, worst)) / _LN10
+
+    def log10_many(self, totals: ArrayLike) -> Floats:
+        """log10 P(S ≥ total) of many totals, an audit's: one transform for those near the mean, else one each."""
+        wanted = np.asarray(totals, np.int64)
+        points = self._points(self.variance) if self.weights.size else _LONGEST + 1
+        if points > _LONGEST:
+            return np.array([self.log10_exact(int(total)) for total in wanted])
+        start = round(self.mean) - points // 2
+        mass = self._tilted_masses(0.0, start, points)
+        tail = np.cumsum(mass[::-1])[::-1]  # P(S ≥ start + i), good to about 1e-15
+        place = np.clip(wanted - start, 0, points - 1)
+        found: Floats = np.log10(np.clip(tail[place], 1e-300, 1.0))
+        for i in np.flatnonzero((found < -9) | (wanted != place + start)):
+            found[i] = self.log10_exact(int(wanted[i]))
+        return found

@@ -1,0 +1,140 @@
+"""The e-process: its law under the null, its growth, and the sequential test built on it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from radio_utils import EProcess, GreenList, GumbelMax, compat, detect
+from radio_utils.querying import Watch, query_closed_model, query_until
+
+GREEN, GUMBEL = GreenList("alice", 1000, 1), GumbelMax("alice", 1000, 1)
+
+
+@pytest.mark.parametrize("wm", [GREEN, GreenList("a", 1000, 1, gamma=0.5), GumbelMax("a", 1000, 1)])
+def test_the_wealth_is_fair_under_the_null(wm: Any) -> None:
+    """One step is a fair bet from every state: the mean of the next wealth is the wealth."""
+    bet = EProcess(wm)
+    x = np.linspace(0, 60, 600_001)
+    for total, count in ((0.0, 0), (3.0, 9), (40.0, 100), (90.0, 100)):
+        now = 10 ** bet.log10_e(total, count)
+        if isinstance(wm, GreenList):
+            after = wm.gamma * 10 ** bet.log10_e(total + 1, count + 1) + (1 - wm.gamma) * 10 ** bet.log10_e(total, count + 1)
+        else:
+            after = np.trapezoid(np.exp(-x) * 10 ** bet.log10_e(total + x, np.full(x.size, count + 1)), x)
+            assert after <= now * (1 + 1e-6)
+            continue  # the mean over an exponential has a heavy tail: what lies beyond 60 is missing
+        assert after == pytest.approx(now, rel=1e-12)
+
+
+@pytest.mark.parametrize(("wm", "alpha"), [(GREEN, 0.05), (GREEN, 0.01), (GUMBEL, 0.05)])
+def test_false_alarms_at_any_stopping_time_stay_below_alpha(wm: Any, alpha: float) -> None:
+    rng = np.random.default_rng(4)
+    runs, length = 4000, 1500
+    scores = (rng.random((runs, length)) < 0.25).astype(float) if wm is GREEN else rng.exponential(size=(runs, length))
+    totals, counts = scores.cumsum(axis=1)[:, ::5], np.arange(1, length + 1)[::5]
+    ever = (EProcess(wm).log10_e(totals, counts) >= -math.log10(alpha)).any(axis=1).mean()
+    assert ever <= alpha + 3 * math.sqrt(alpha / runs)
+    assert ever > 0  # a bet that never wins would prove nothing
+
+
+def test_the_wealth_grows_nearly_as_fast_as_the_best_bet() -> None:
+    rng = np.random.default_rng(5)
+    for rate in (0.3, 0.4, 0.7):
+        scores = (rng.random(20_000) < rate).astype(float)
+        seen = scores.mean()
+        best = seen * math.log10(seen / 0.25) + (1 - seen) * math.log10((1 - seen) / 0.75)
+        path = EProcess(GREEN).path(scores)
+        assert 20_000 * best - 3 < path[-1] < 20_000 * best  # of the best bet in hindsight
+        assert np.isfinite(path).all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 10**7), st.floats(0, 1))
+def test_e_values_are_finite_and_grow_with_the_score(count: int, share: float) -> None:
+    total = round(share * count)
+    bet = EProcess(GREEN)
+    assert math.isfinite(bet.log10_e(total, count))
+    if total < count:
+        assert bet.log10_e(total + 1, count) > bet.log10_e(total, count)
+
+
+class Scripted:
+    """A suspect that answers from a list, and counts what it was asked."""
+
+    def __init__(self, answers: Sequence[Sequence[int]]) -> None:
+        self.answers, self.asked = [np.array(a, np.int64) for a in answers], 0
+
+    def answer(self, prompts: Sequence[Any]) -> list[np.ndarray]:
+        start = self.asked
+        self.asked += len(prompts)
+        return self.answers[start : self.asked]
+
+
+def answers_of(wm: Any, n: int, strength: int, seed: int = 0) -> list[list[int]]:
+    """Each token is the best scored of ``strength`` random ones."""
+    rng, texts = np.random.default_rng(seed), []
+    for _ in range(n):
+        text = [int(rng.integers(1000))]
+        for _ in range(30):
+            candidates = rng.integers(0, 1000, strength)
+            scores = wm.scores(np.full((strength, 1), text[-1]), candidates)
+            text.append(int(candidates[scores.argmax()]))
+        texts.append(text)
+    return texts
+
+
+@pytest.mark.parametrize("wm", [GREEN, GUMBEL])
+def test_a_guilty_suspect_is_asked_no_more_than_needed(wm: Any) -> None:
+    suspect = Scripted(answers_of(wm, 100, 2))
+    prompts = [[i] for i in range(100)]
+    found = query_until(suspect, prompts, wm, alpha=1e-3, batch=5)
+    assert found.convicted
+    assert found.asked == suspect.asked < 60
+    assert found.log10_p <= -3
+    assert found.log10_e.shape == found.counts.shape == (found.asked // 5,)
+    whole = query_closed_model(Scripted(answers_of(wm, 100, 2)), prompts, wm)
+    assert whole.log10_p < -3
+    # what was scored is what the plain detector scores on the same answers
+    plain = detect(suspect.answers[: found.asked], wm, prompts=prompts[: found.asked])
+    assert (found.scored, found.seen) == (plain.scored, plain.seen)
+    assert found.total == pytest.approx(plain.total)
+
+
+def test_an_innocent_suspect_costs_the_budget_and_is_acquitted() -> None:
+    suspect = Scripted(answers_of(GREEN, 100, 1))
+    found = query_until(suspect, [[i] for i in range(100)], GREEN, budget=40, batch=16)
+    assert (found.convicted, found.asked, suspect.asked) == (False, 40, 40)
+    assert found.log10_p > -3
+
+
+def test_a_pair_is_scored_once_however_often_it_comes() -> None:
+    watch = Watch(GREEN)
+    answers = [np.array(a) for a in answers_of(GREEN, 10, 3)]
+    prompts = [[0]] * 10
+    watch.add(prompts, answers)
+    once = watch.verdict(0.01, 10)
+    for _ in range(5):
+        watch.add(prompts, answers)
+    again = watch.verdict(0.01, 60)
+    assert (once.scored, once.total) == (again.scored, again.total)
+    assert len(set(again.log10_e.tolist())) == 1
+
+
+def test_bad_input_is_named() -> None:
+    for call, words in (
+        (lambda: query_until(Scripted([]), [[1]], GREEN, alpha=0.0), "alpha must lie strictly between 0 and 1"),
+        (lambda: query_until(Scripted([]), [[1]], GREEN, batch=0), "batch must be at least 1 prompt, got 0"),
+        (lambda: query_until(Scripted([]), [], GREEN), "prompts is empty"),
+        (lambda: query_until(Scripted([]), [[1]], GREEN, budget=0), "budget must be at least 1"),
+        (lambda: EProcess(GREEN).log10_e(math.nan, 3), "must be numbers"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            call()
+    assert EProcess(compat.ReleasedGreenList(3, 1000, 2)).log10_e(0, 0) == pytest.approx(0.0, abs=1e-12)
