@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from tqdm import tqdm
 from transformers.cache_utils import Cache, DynamicLayer
 
-from radio_utils.watermarks import GreenList, GumbelMax, Watermark
+from radio_utils.watermarks import GreenList, GumbelMax, LaneBuffer, Watermark
 
 logger = logging.getLogger(__name__)
 Logits = torch.Tensor
@@ -45,7 +45,7 @@ def apply_temperature(logits: Logits, temperature: float) -> Logits:
     """ℓ / T; T = 0 keeps only the largest logit."""
     if temperature == 0.0:
         return keep_top_k(logits, 1)
-    return logits / temperature
+    return logits if temperature == 1.0 else logits / temperature
 
 
 def keep_top_k(logits: Logits, k: int) -> Logits:
@@ -108,10 +108,15 @@ class GreenListProcessor(_WindowedProcessor):
     def __init__(self, wm: GreenList) -> None:
         super().__init__(wm)
         self.wm = wm
+        self._lanes: LaneBuffer | None = wm.lane_buffer() if type(wm) is GreenList else None
 
     def __call__(self, input_ids: torch.Tensor, scores: Logits) -> Logits:
         """input_ids [n, t], scores [n, ≥V] → scores with the bias; padding logits beyond V are left alone."""
-        green = self.wm.green_rows_torch(self.windows(input_ids, scores), self.vocab_size)
+        windows = self.windows(input_ids, scores)
+        if scores.device.type == "cpu" and self._lanes is not None:  # the same colours, in memory that is used again
+            green = torch.from_numpy(self.wm.is_green(self._lanes.rows(windows.cpu().numpy())))
+        else:
+            green = self.wm.green_rows_torch(windows, self.vocab_size)
         if scores.shape[-1] == self.vocab_size:
             return torch.add(scores, green, alpha=self.wm.delta)
         biased = scores.clone()
@@ -129,6 +134,7 @@ class GumbelMaxProcessor(_WindowedProcessor):
     def __init__(self, wm: GumbelMax, sampling: Sampling | None = None) -> None:
         super().__init__(wm)
         self.wm, self.sampling = wm, sampling or Sampling(temperature=1.0)
+        self._lanes: LaneBuffer | None = wm.lane_buffer() if type(wm) is GumbelMax else None
 
     def __call__(self, input_ids: torch.Tensor, scores: Logits) -> Logits:
         """input_ids [n, t], scores [n, ≥V] → scores that are 0 at the chosen token and −∞ elsewhere."""
@@ -138,34 +144,36 @@ class GumbelMaxProcessor(_WindowedProcessor):
         if logits.dtype not in (torch.float32, torch.float64):
             logits = logits.float()  # so that _LANE_BOUND covers the rounding of sums
         logits = warp(logits, self.sampling)
-        chosen = self._winners(windows.to(device), logits).to(scores.device)
-        return torch.full_like(scores, -torch.inf).scatter_(1, chosen[:, None], 0.0)
+        if logits.device.type == "cpu" and self._lanes is not None:
+            chosen = torch.from_numpy(self._winners(self._lanes, windows.cpu().numpy(), logits.numpy()))
+        else:  # a device that is quick with whole rows, or a published scheme, which has no lanes
+            r = self.wm.uniform_rows_torch(windows.to(device), self.vocab_size)
+            chosen = (logits.to(torch.float64) - (-r.log()).log()).argmax(dim=-1)
+        return torch.full_like(scores, -torch.inf).scatter_(1, chosen.to(scores.device)[:, None], 0.0)
 
-    def _winners(self, windows: torch.Tensor, logits: Logits) -> torch.Tensor:
+    def _winners(self, buffer: LaneBuffer, windows: NDArray[np.int64], logits: NDArray[Any]) -> NDArray[np.int64]:
         """argmax_v ℓ_v − log(−log r_v) of each row, exactly, from few of the r_v: logits [n, V] → [n].
 
         Where the first 8 bits of r are not all ones, r < 255/256 and −log(−log r) < 5.6. So a token with other bits
         can win only if its logit is within 5.6 of the best sum found so far.
         """
-        if not hasattr(self.wm, "lane_rows_torch"):  # a published scheme draws the whole row
-            r = self.wm.uniform_rows_torch(windows, self.vocab_size)
-            return (logits.to(torch.float64) - (-r.log()).log()).argmax(dim=-1)
-        top = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, logits.argmax(dim=-1, keepdim=True), True)
-        first = (self.wm.lane_rows_torch(windows) == 255).logical_or_(top)
-        best, winner = self._race(windows, logits, first)
-        rest = (logits >= (best - _LANE_BOUND).to(logits.dtype)[:, None]).logical_and_(first.logical_not_())
-        best_of_rest, winner_of_rest = self._race(windows, logits, rest)
-        return torch.where(best_of_rest > best, winner_of_rest, winner)
+        likeliest = logits.argmax(axis=-1) + np.arange(logits.shape[0]) * logits.shape[1]
+        lucky = np.flatnonzero(buffer.rows(windows) == 255)
+        best, winner = self._race(windows, logits, np.concatenate([likeliest, lucky]))
+        near = np.flatnonzero(logits >= (best - _LANE_BOUND).astype(logits.dtype)[:, None])
+        best_near, winner_near = self._race(windows, logits, near)
+        return np.where(best_near > best, winner_near, winner)
 
-    def _race(self, windows: torch.Tensor, logits: Logits, among: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The largest ℓ_v − log(−log r_v) of each row among the marked tokens, and where: float64 [n] and [n]."""
-        rows, tokens = among.nonzero(as_tuple=True)
-        r = self.wm.uniforms_torch(windows[rows], tokens)
-        raced = logits[rows, tokens].to(torch.float64) - (-r.log()).log()
-        best = torch.full(logits.shape[:1], -torch.inf, dtype=torch.float64, device=logits.device)
-        best.scatter_reduce_(0, rows, raced, "amax")
+    def _race(
+        self, windows: NDArray[np.int64], logits: NDArray[Any], places: NDArray[np.intp]
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """The largest ℓ_v − log(−log r_v) of each row among some places of the flat logits, and its token: [n], [n]."""
+        rows, tokens = np.divmod(places, logits.shape[1])
+        raced = logits[rows, tokens].astype(np.float64) - np.log(-np.log(self.wm.uniforms_of(windows[rows], tokens)))
+        best = np.full(logits.shape[0], -np.inf)
+        np.maximum.at(best, rows, raced)
+        winner = np.zeros(logits.shape[0], np.int64)
         is_best = raced == best[rows]
-        winner = torch.zeros(logits.shape[0], dtype=torch.long, device=logits.device)
         winner[rows[is_best]] = tokens[is_best]
         return best, winner
 

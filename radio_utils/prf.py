@@ -91,10 +91,18 @@ class PRF:
         """Word number ``indices`` of each state, broadcast: uint64, int → uint64."""
         return self.words_at(states, word_steps(indices))
 
-    def words_at(self, states: Words, steps: Words) -> Words:
-        """The words of states from the :func:`word_steps` of their numbers, which serve any number of keys."""
-        words = np.asarray(states + steps)
-        self._mix_in_place(words, np.empty_like(words))
+    def words_at(self, states: Words, steps: Words, *, into: tuple[Words, Words] | None = None) -> Words:
+        """The words of states from the :func:`word_steps` of their numbers, which serve any number of keys.
+
+        ``into`` are two arrays of the result's shape to work in; the first is returned.
+        """
+        if into is None:
+            words = np.asarray(states + steps)
+            spare = np.empty_like(words)
+        else:
+            words, spare = into
+            np.add(states, steps, out=words)
+        self._mix_in_place(words, spare)
         return words
 
     def _mix_in_place(self, x: Words, spare: Words) -> None:

@@ -217,6 +217,27 @@ class _Keyed(Watermark):
         """All but the key."""
 
 
+class LaneBuffer:
+    """Lanes of whole vocabulary rows, in memory that is used again at the next step: fresh memory would cost more.
+
+    For the processor only. One buffer serves one thread.
+    """
+
+    def __init__(self, prf: PRF, vocab_size: int, lane_bits: int) -> None:
+        self._prf, self._vocab_size = prf, vocab_size
+        self._kind = {8: np.uint8, 16: np.uint16, 32: np.uint32}[lane_bits]
+        self._steps = word_steps(np.arange(-(-vocab_size * lane_bits // 64)))
+        self._room: tuple[Words, Words] = (np.empty((0, 0), np.uint64), np.empty((0, 0), np.uint64))
+
+    def rows(self, windows: NDArray[np.int64]) -> NDArray[Any]:
+        """The lane of every token for each window: ints [n, k] → unsigned [n, V], valid until the next call."""
+        shape = (windows.shape[0], self._steps.size)
+        if self._room[0].shape != shape:
+            self._room = (np.empty(shape, np.uint64), np.empty(shape, np.uint64))
+        words = self._prf.words_at(self._prf.hash_windows(windows)[:, None], self._steps, into=self._room)
+        return words.view(self._kind)[:, : self._vocab_size]
+
+
 class GreenList(_Keyed):
     """Green-list watermark: for each window a γ fraction of the vocabulary is green, and green logits get δ more.
 
@@ -280,6 +301,15 @@ class GreenList(_Keyed):
         unsigned = words.view({8: np.uint8, 16: np.uint16, 32: np.uint32}[self.lane_bits])
         green: NDArray[np.bool_] = unsigned < self._threshold
         return green[:, : self.vocab_size]
+
+    def lane_buffer(self) -> LaneBuffer:
+        """A buffer for the lanes of whole rows on a processor."""
+        return LaneBuffer(self._prf, self.vocab_size, self.lane_bits)
+
+    def is_green(self, lanes: NDArray[Any]) -> NDArray[np.bool_]:
+        """Which lanes are green."""
+        green: NDArray[np.bool_] = lanes < self._threshold
+        return green
 
     def green_rows_torch(self, windows: torch.Tensor, width: int | None = None) -> torch.Tensor:
         """The torch twin of :meth:`green_rows`, on the device of ``windows``: bool [n, width], the same colours."""
@@ -370,8 +400,11 @@ class GumbelMax(_Keyed):
 
     def uniforms(self, windows: ArrayLike, tokens: ArrayLike) -> Floats:
         """The number r of each pair, strictly inside (0, 1): 52 bits and a half."""
-        w, t = self.checked(windows, tokens)
-        found = [self._uniforms(self._states(block), block) for block in self._blocks(w, t)]
+        return self.uniforms_of(*self.checked(windows, tokens))
+
+    def uniforms_of(self, windows: NDArray[np.int64], tokens: NDArray[np.int64]) -> Floats:
+        """:meth:`uniforms` of ids that need no check: a processor's windows may hold a model's padding ids."""
+        found = [self._uniforms(self._states(block), block) for block in self._blocks(windows, tokens)]
         return np.concatenate(found) if found else np.zeros(0)
 
     def _scores(self, states: Words, block: _Block) -> Floats:
@@ -381,32 +414,20 @@ class GumbelMax(_Keyed):
         np.log1p(r, out=r)
         return np.negative(r, out=r)
 
-    def lane_rows_torch(self, windows: torch.Tensor) -> torch.Tensor:
-        """The first 8 bits of the number r of every token for each window, on the device of ``windows``: uint8 [n, V]."""
-        import torch
-
-        self._check_width(windows)
-        states = self._prf.hash_windows_torch(windows)
-        words = self._prf.words_torch(states[:, None], torch.arange(-(-self.vocab_size // 8), device=windows.device))
-        return words.view(torch.uint8)[:, : self.vocab_size]
-
-    def uniforms_torch(self, windows: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """The torch twin of :meth:`uniforms`, the same numbers: ints [n, k] and [n] → float64 [n]."""
-        import torch
-
-        self._check_width(windows)
-        states = self._prf.hash_windows_torch(windows)
-        coarse = self._prf.words_torch(states, tokens // 8) >> (tokens % 8 * 8) & 0xFF
-        fine = self._prf.words_torch(states, tokens + _OWN_WORDS) >> 20 & ((1 << 44) - 1)
-        return ((coarse << 44 | fine).to(torch.float64) + 0.5) * 2.0**-52
+    def lane_buffer(self) -> LaneBuffer:
+        """A buffer for the first 8 bits of whole rows on a processor."""
+        return LaneBuffer(self._prf, self.vocab_size, 8)
 
     def uniform_rows_torch(self, windows: torch.Tensor, width: int | None = None) -> torch.Tensor:
         """The number r of every token for each window: float64 [n, width], the same numbers as :meth:`uniforms`."""
         import torch
 
-        width = width or self.vocab_size
-        tokens = torch.arange(width, device=windows.device).repeat(windows.shape[0])
-        return self.uniforms_torch(windows.repeat_interleave(width, dim=0), tokens).view(-1, width)
+        self._check_width(windows)
+        states = self._prf.hash_windows_torch(windows)[:, None]
+        tokens = torch.arange(width or self.vocab_size, device=windows.device)
+        coarse = self._prf.words_torch(states, tokens // 8) >> (tokens % 8 * 8) & 0xFF
+        own = self._prf.words_torch(states, tokens + _OWN_WORDS) >> 20 & ((1 << 44) - 1)
+        return ((coarse << 44 | own).to(torch.float64) + 0.5) * 2.0**-52
 
     @property
     def mark_distribution(self) -> tuple[NDArray[np.int64], Floats]:
