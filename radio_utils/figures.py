@@ -57,6 +57,39 @@ def log10_p_against_share(
     return ax
 
 
+def z_against_share(rows: Sequence[Mapping[str, Any]], *, series: str, ax: Axes | None = None) -> Axes:
+    """Standard deviations of evidence against ρ, one line for each value of the column ``series``."""
+    ax = ax or plt.subplots()[1]
+    markers = itertools.cycle("osD^vP")
+    for value in dict.fromkeys(row[series] for row in rows):
+        points = sorted((row["rho"], row["z"]) for row in rows if row[series] == value)
+        ax.plot([100 * share for share, _ in points], [z for _, z in points], marker=next(markers), label=str(value))
+    ax.axhspan(-1.96, 1.96, color=GREY, alpha=0.15, lw=0, label="95 % of innocents")
+    ax.set_xscale("symlog", linthresh=0.5)
+    ticks = sorted({100 * row["rho"] for row in rows})
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.minorticks_off()
+    ax.set(xlabel="share of Bob's data from Alice, ρ (%)", ylabel="evidence z (standard deviations)")
+    ax.legend()
+    return ax
+
+
+def wealth(
+    paths: Mapping[str, tuple[ArrayLike, ArrayLike]], *, alpha: float, xlabel: str, ax: Axes | None = None
+) -> Axes:
+    """log10 of the wealth of a sequential test against a count, with the line at which it convicts."""
+    ax = ax or plt.subplots()[1]
+    markers = itertools.cycle("osD^vP")
+    for label, (counts, log10_e) in paths.items():
+        ax.plot(np.asarray(counts), np.asarray(log10_e), marker=next(markers), ms=4, label=label)
+    ax.axhline(-np.log10(alpha), color=GREY, ls="--", lw=1)
+    ax.text(0.99, -np.log10(alpha) + 0.1, "1/α", color=GREY, size=9, ha="right", transform=ax.get_yaxis_transform())
+    ax.set_xscale("log")
+    ax.set(xlabel=xlabel, ylabel="log10 of the wealth E")
+    ax.legend()
+    return ax
+
+
 def p_curves(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], *, xlabel: str, ax: Axes | None = None) -> Axes:
     """log10 p against a count, one line for each named (count, log10 p) pair."""
     ax = ax or plt.subplots()[1]
@@ -236,8 +269,13 @@ def dialogue(question: str, answers: Mapping[str, str]) -> Html:
 
 _HEADERS = {
     "rho": "ρ", "d": "d", "k": "k", "log10_p": "log10 p", "scored": "scored pairs", "score": "mean score", "ks_p": "KS p",
+    "log10_saddlepoint": "log10 p, saddlepoint", "log10_chernoff": "log10 p, Chernoff",
+    "log10_p_fixed": "log10 p, all answers",
     "min_log10_p": "smallest log10 p", "keys": "decoy keys", "log10_p_text": "log10 p of the text",
 }  # fmt: skip
+
+
+_MEASURES = ("min_log10_p", "z", "statistic", "value", "ks_p", "loss_first", "loss_last")
 
 
 def table(rows: Sequence[Mapping[str, Any]], *, columns: Iterable[str] | None = None, caption: str = "") -> Any:
@@ -248,9 +286,9 @@ def table(rows: Sequence[Mapping[str, Any]], *, columns: Iterable[str] | None = 
     formats: dict[str, Any] = {}
     for name in frame.columns:
         header = _HEADERS.get(name, name.replace("_", " "))
-        if name in ("rho", "d", "false_alarms"):
+        if name in ("rho", "d", "alpha", "false_alarms"):
             formats[header] = lambda v: f"{100 * v:g} %"
-        elif name in ("log10_p", "min_log10_p", "statistic", "value", "ks_p", "loss_first", "loss_last"):
+        elif name in _MEASURES or name.startswith("log10_"):
             formats[header] = lambda v: "–" if v is None or v != v else f"{v:.3g}" if abs(v) < 1000 else f"{v:,.0f}"
         elif name in ("score", "stderr"):
             formats[header] = lambda v: "–" if v is None or v != v else f"{v:.3f}"

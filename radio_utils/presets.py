@@ -152,17 +152,22 @@ class Suspect(_Section):
 
 
 class Reading(_Section):
-    """Open-model test: texts read at most."""
+    """Open-model test: texts read at most, and the shares ρ at which contrastive reading is tried."""
 
     texts: Count
     batch_size: Count
+    contrast_rhos: Annotated[tuple[Share, ...], Field(min_length=1)]
 
 
 class Querying(_Section):
-    """Closed-model test: prompts sent; a window is in the unsupervised filter from ``frequent`` occurrences."""
+    """Closed-model test: prompts sent; a window is in the unsupervised filter from ``frequent`` occurrences.
+
+    ``batch`` prompts are sent at a time where the test may stop early.
+    """
 
     prompts: Count
     frequent: Count
+    batch: Count
 
 
 class Membership(_Section):

@@ -130,8 +130,7 @@ class Watch:
 
     def __init__(self, wm: Watermark, *, keep: ArrayLike | None = None) -> None:
         """``keep`` is the filter φ, chosen before the first answer."""
-        self.wm, self.keep, self._bet = wm, keep, EProcess(wm)
-        self._known = ev.Collector(ev.Packing(wm.window, wm.vocab_size))
+        self.wm, self._bet, self._fresh = wm, EProcess(wm), _Fresh(wm, keep)
         self._scored, self._total = 0, 0.0
         self._counts: list[int] = []
         self._wealth: list[float] = []
@@ -143,17 +142,9 @@ class Watch:
 
     def add(self, prompts: Sequence[ArrayLike], answers: Sequence[Ids]) -> None:
         """Score the pairs of these answers that were not met before."""
-        usable = _usable(prompts, answers, self.wm)
-        if usable:
-            before = self._known.evidence()
-            found = ev.collect(
-                [answer for _, answer in usable], self.wm.window, self.wm.vocab_size,
-                prompts=[prompt for prompt, _ in usable], keep=self.keep,
-            )  # fmt: skip
-            fresh = found.without(before)
-            self._known.take(found)
-            self._scored += len(fresh)
-            self._total += detection.judge(fresh, self.wm).total
+        fresh = self._fresh.of(prompts, answers)
+        self._scored += len(fresh)
+        self._total += detection.judge(fresh, self.wm).total
         self._counts.append(self._scored)
         self._wealth.append(float(self._bet.log10_e(self._total, self._scored)))
 
@@ -163,7 +154,7 @@ class Watch:
             convicted=self.highest >= -np.log10(alpha),
             alpha=alpha,
             asked=asked,
-            seen=self._known.seen,
+            seen=self._fresh.seen,
             scored=self._scored,
             total=self._total,
             log10_p=min(0.0, -self.highest),
@@ -171,6 +162,57 @@ class Watch:
             log10_e=np.array(self._wealth),
             fingerprint=self.wm.fingerprint,
         )
+
+
+class _Fresh:
+    """Tells the pairs of new answers that were not met in earlier ones."""
+
+    def __init__(self, wm: Watermark, keep: ArrayLike | None) -> None:
+        self._wm, self._keep = wm, keep
+        self._known = ev.Evidence(ev.Packing(wm.window, wm.vocab_size), (), 0)
+
+    @property
+    def seen(self) -> int:
+        return self._known.seen
+
+    def of(self, prompts: Sequence[ArrayLike], answers: Sequence[Ids]) -> ev.Evidence:
+        usable = _usable(prompts, answers, self._wm)
+        if not usable:
+            return ev.Evidence(self._known.packing, (), 0)
+        found = ev.collect(
+            [answer for _, answer in usable], self._wm.window, self._wm.vocab_size,
+            prompts=[prompt for prompt, _ in usable], keep=self._keep,
+        )  # fmt: skip
+        fresh = found.without(self._known)
+        self._known = self._known.merge(found)
+        return fresh
+
+
+def audit_watch(
+    prompts: Sequence[ArrayLike],
+    answers: Sequence[Ids],
+    wm: Watermark,
+    *,
+    keep: ArrayLike | None = None,
+    batch: int = 16,
+    keys: int = 1000,
+    seed: int = 0,
+) -> Floats:
+    """log10 of the largest wealth that each of ``keys`` decoy keys ever has while these answers come in: [keys].
+
+    Ville's inequality says that at most a share α of them exceeds −log10 α.
+    """
+    if keys < 1 or batch < 1:
+        raise ValueError(f"keys and batch must be at least 1, got {keys} and {batch}")
+    decoys, bet, fresh = [wm.with_decoy(seed, index) for index in range(keys)], EProcess(wm), _Fresh(wm, keep)
+    totals, count, highest = np.zeros(keys), 0, np.zeros(keys)
+    for start in range(0, len(answers), batch):
+        found = fresh.of(prompts[start : start + batch], answers[start : start + batch])
+        if len(found):
+            totals += wm.totals(found.windows, found.tokens, decoys)
+            count += len(found)
+            np.maximum(highest, bet.log10_e(totals, np.full(keys, count)), out=highest)
+    return highest
 
 
 def as_suspect(suspect: Suspect | Any) -> Suspect:

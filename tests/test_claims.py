@@ -37,7 +37,7 @@ def folder(request: pytest.FixtureRequest) -> Path:
 def test_innocents_are_acquitted(folder: Path) -> None:
     found = rows(folder, "05_open_model", "open_model") + rows(folder, "06_closed_model", "closed_model")
     innocent = [row for row in found if row["rho"] == 0]
-    assert len(innocent) == 6
+    assert len(innocent) == 7  # reading in two settings, contrastive reading, answers in two settings with and without φ
     assert min(row["log10_p"] for row in innocent) > INNOCENT
 
 
@@ -50,6 +50,7 @@ def test_null_audits_are_uniform(folder: Path) -> None:
 def test_open_supervised(folder: Path) -> None:
     found = rows(folder, "05_open_model", "open_model")
     supervised = {row["rho"]: row["log10_p"] for row in found if row["setting"] == "supervised"}
+    assert {row["method"] for row in found if row["setting"] == "supervised"} == {"reading"}
     assert supervised[0.05] <= -3
     assert supervised[0.1] <= -10
     ordered = [supervised[rho] for rho in sorted(supervised)]
@@ -58,8 +59,40 @@ def test_open_supervised(folder: Path) -> None:
 
 def test_open_unsupervised(folder: Path) -> None:
     found = rows(folder, "05_open_model", "open_model")
-    assert only(found, rho=0.1, setting="unsupervised") <= -5
-    assert only(found, rho=0.5, setting="unsupervised") <= -10
+    assert only(found, rho=0.1, setting="unsupervised", method="reading") <= -5
+    assert only(found, rho=0.5, setting="unsupervised", method="reading") <= -10
+
+
+def test_contrastive_reading(folder: Path) -> None:
+    found = rows(folder, "05_open_model", "open_model")
+    assert only(found, rho=0.1, setting="unsupervised", method="contrastive") <= -10
+    assert only(found, rho=0.05, setting="unsupervised", method="contrastive") <= -5
+    for row in rows(folder, "05_open_model", "contrast"):
+        if row["log10_chernoff"] is not None:  # three routes to one number
+            assert row["log10_p"] <= row["log10_chernoff"] + 1e-9
+            assert abs(row["log10_saddlepoint"] - row["log10_p"]) < 0.02 * max(1.0, -row["log10_p"])
+
+
+def test_contrastive_reading_hears_more_than_hard_reading_of_the_same_text(folder: Path) -> None:
+    found = rows(folder, "05_open_model", "contrast")
+    z = {(row["rho"], row["reference"]): row["z"] for row in found}
+    for rho in (0.05, 0.1):
+        hard = z[rho, "none: hard reading"]
+        assert z[rho, "base"] > hard
+        assert z[rho, "base and twin"] > 1.7 * hard
+
+
+def test_a_watched_test_convicts_the_guilty_early_and_the_innocent_never(folder: Path) -> None:
+    for row in rows(folder, "06_closed_model", "stopping"):
+        assert row["convicted"] == (row["log10_p"] <= -3)
+        if row["rho"] == 0:
+            assert not row["convicted"]
+        if row["rho"] >= 0.5:
+            assert row["convicted"]
+            assert row["asked"] < 300
+    for row in rows(folder, "06_closed_model", "stopping_audit"):
+        spread = (row["alpha"] * (1 - row["alpha"]) / row["keys"]) ** 0.5
+        assert row["false_alarms"] <= row["alpha"] + 3 * spread
 
 
 def test_closed_supervised_with_the_filter(folder: Path) -> None:

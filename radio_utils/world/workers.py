@@ -26,8 +26,11 @@ class WorkerError(RuntimeError):
     """A worker process failed; the message ends with what it said last."""
 
 
-def train_side_by_side(world: World, rhos: Sequence[float], workers: int) -> None:
-    """Fine-tune the Bobs of these shares in ``workers`` processes. Raises :class:`WorkerError` when one fails."""
+def train_side_by_side(world: World, rhos: Sequence[float | str], workers: int) -> None:
+    """Fine-tune the Bobs of these shares ("twin": the innocent twin) in ``workers`` processes.
+
+    Raises :class:`WorkerError` when one fails.
+    """
     shares = [list(rhos[start::workers]) for start in range(min(workers, len(rhos)))]
     hidden = not world.progress
     with (
@@ -37,7 +40,7 @@ def train_side_by_side(world: World, rhos: Sequence[float], workers: int) -> Non
         list(pool.map(lambda share: _run(_request(world, share), bar), shares))
 
 
-def _request(world: World, rhos: list[float]) -> str:
+def _request(world: World, rhos: list[float | str]) -> str:
     """What a worker must know, for its standard input: the key must not stand on a command line, where others see it."""
     key: Any = world.key if not isinstance(world.key, bytes) else {"hex": world.key.hex()}
     fields = {"preset": world.preset.model_dump(), "seed": world.seed, "key": key, "store": str(world.store.root)}
@@ -72,7 +75,7 @@ def _main() -> None:
         Preset(**asked["preset"]), seed=asked["seed"], key=key, store=Store(asked["store"]), progress=False
     )  # fmt: skip
     for rho in asked["rhos"]:
-        world.training_losses(rho)
+        world.fine_tune(rho)
         sys.stdout.write(f"{rho}\n")
         sys.stdout.flush()
 

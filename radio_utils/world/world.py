@@ -158,30 +158,45 @@ class World:
         """
         return load_model(self._twin().path, device=self.device)
 
-    def train_twin(self) -> None:
-        """Make the twin, if the store lacks it."""
-        self._twin()
-
     def _twin(self) -> Artifact:
         def build(folder: Path) -> None:
             self._tune(self.pairs("kept")[: self.preset.mixtures.size], "twin", "fine-tuning Bob's twin", folder)
 
-        inputs = [self._pairs_artifact("kept"), *self._model_inputs("base")]
-        config = {"size": self.preset.mixtures.size, **self._recipe()}
-        version = _code("world/training.py", "world/instructions.py")
+        config, inputs, version = self._twin_recipe()
         return self.store.get("twin", config, build, inputs=inputs, version=version)
 
-    def train_bobs(self, rhos: Sequence[float], *, workers: int | None = None) -> None:
-        """Train those Bobs that the store lacks; on a processor several at once, by default one for each core."""
+    def _has_twin(self) -> bool:
+        config, inputs, version = self._twin_recipe()
+        return self.store.has("twin", config, inputs=inputs, version=version)
+
+    def _twin_recipe(self) -> tuple[dict[str, Any], list[Artifact], str]:
+        inputs = [self._pairs_artifact("kept"), *self._model_inputs("base")]
+        config = {"size": self.preset.mixtures.size, **self._recipe()}
+        return config, inputs, _code("world/training.py", "world/instructions.py")
+
+    def train_bobs(self, rhos: Sequence[float], *, twin: bool = False, workers: int | None = None) -> None:
+        """Train those Bobs (and with ``twin`` the innocent twin) that the store lacks.
+
+        On a processor several are trained at once, by default one for each core.
+        """
         self._model_inputs("base")
-        self._pairs_artifact("watermarked")
-        self._pairs_artifact("plain")
-        missing = [rho for rho in rhos if not self._has_bob(rho)]
+        for which in ("watermarked", "plain", *(("kept",) if twin else ())):
+            self._pairs_artifact(which)
+        missing: list[float | Literal["twin"]] = [rho for rho in rhos if not self._has_bob(rho)]
+        if twin and not self._has_twin():
+            missing.append("twin")
         count = workers if workers is not None else torch.get_num_threads() if self.device == "cpu" else 1
         if count > 1 and len(missing) > 1:
             train_side_by_side(self, missing, count)
-        for rho in missing:
-            self._fine_tuned(rho)
+        for one in missing:
+            self.fine_tune(one)
+
+    def fine_tune(self, which: float | Literal["twin"]) -> None:
+        """Make the Bob of this share ρ, or the twin, if the store lacks it."""
+        if which == "twin":
+            self._twin()
+        else:
+            self._fine_tuned(which)
 
     def training_losses(self, rho: float) -> list[float]:
         """Bob's mean training loss (nats a token) in each epoch."""
@@ -274,14 +289,16 @@ class World:
         rows = json.loads((artifact / "answers.json").read_text(encoding="utf-8"))
         return asked, [np.array(row, np.int64) for row in rows]
 
-    def reading(self, rho: float, setting: Literal["supervised", "unsupervised"]) -> Evidence:
+    def reading(self, rho: float, setting: Literal["supervised", "unsupervised", "plain"]) -> Evidence:
         """What Bob expects along Alice's texts (reading mode), from the store: it depends on no key, so audits rescore it.
 
-        Supervised, the texts are Dᴬ; unsupervised, fresh watermarked text that Bob never saw.
+        Supervised, the texts are Dᴬ; unsupervised, fresh watermarked text that Bob never saw; plain, fresh text of hers
+        without the watermark.
         """
-        if setting not in ("supervised", "unsupervised"):
-            raise ValueError(f"setting must be 'supervised' or 'unsupervised', got {setting!r}")
-        texts = self.kept_by_alice(rho) if setting == "supervised" else self.pairs("fresh")
+        if setting not in ("supervised", "unsupervised", "plain"):
+            raise ValueError(f"setting must be 'supervised', 'unsupervised' or 'plain', got {setting!r}")
+        fresh: PairSet = "outside" if setting == "plain" else "fresh"
+        texts = self.kept_by_alice(rho) if setting == "supervised" else self.pairs(fresh)
 
         def build(folder: Path) -> None:
             pairs = texts[: self.preset.reading.texts]
@@ -307,7 +324,7 @@ class World:
             "reading",
             config,
             build,
-            inputs=[self._fine_tuned(rho), self._pairs_artifact("fresh")],
+            inputs=[self._fine_tuned(rho), self._pairs_artifact(fresh)],
             version=_code("reading.py", "evidence.py", "world/instructions.py", "world/mixtures.py"),
         )
         return Evidence.load(artifact / "evidence.npz")
