@@ -29,6 +29,15 @@ def only(found: list[dict[str, Any]], **where: Any) -> float:
     return matching[0]["log10_p"]
 
 
+def has_contrast(folder: Path) -> bool:
+    return '"contrast"' in (folder / "05_open_model.json").read_text(encoding="utf-8")
+
+
+def needs_contrast(folder: Path) -> None:
+    if not has_contrast(folder):
+        pytest.skip("recorded before contrastive reading; `make seeds` records it")
+
+
 @pytest.fixture(params=RECORDS, ids=lambda path: path.relative_to(ROOT / "results").as_posix())
 def folder(request: pytest.FixtureRequest) -> Path:
     return request.param
@@ -37,7 +46,8 @@ def folder(request: pytest.FixtureRequest) -> Path:
 def test_innocents_are_acquitted(folder: Path) -> None:
     found = rows(folder, "05_open_model", "open_model") + rows(folder, "06_closed_model", "closed_model")
     innocent = [row for row in found if row["rho"] == 0]
-    assert len(innocent) == 7  # reading in two settings, contrastive reading, answers in two settings with and without φ
+    # reading in two settings, contrastive reading, answers in two settings with and without φ
+    assert len(innocent) == (7 if has_contrast(folder) else 6)
     assert min(row["log10_p"] for row in innocent) > INNOCENT
 
 
@@ -64,6 +74,7 @@ def test_open_unsupervised(folder: Path) -> None:
 
 
 def test_contrastive_reading(folder: Path) -> None:
+    needs_contrast(folder)
     found = rows(folder, "05_open_model", "open_model")
     assert only(found, rho=0.1, setting="unsupervised", method="contrastive") <= -10
     assert only(found, rho=0.05, setting="unsupervised", method="contrastive") <= -5
@@ -74,6 +85,7 @@ def test_contrastive_reading(folder: Path) -> None:
 
 
 def test_contrastive_reading_hears_more_than_hard_reading_of_the_same_text(folder: Path) -> None:
+    needs_contrast(folder)
     found = rows(folder, "05_open_model", "contrast")
     z = {(row["rho"], row["reference"]): row["z"] for row in found}
     for rho in (0.05, 0.1):
@@ -83,6 +95,7 @@ def test_contrastive_reading_hears_more_than_hard_reading_of_the_same_text(folde
 
 
 def test_a_watched_test_convicts_the_guilty_early_and_the_innocent_never(folder: Path) -> None:
+    needs_contrast(folder)
     for row in rows(folder, "06_closed_model", "stopping"):
         assert row["convicted"] == (row["log10_p"] <= -3)
         if row["rho"] == 0:

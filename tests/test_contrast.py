@@ -71,7 +71,8 @@ def test_weights_equal_the_definition(window: int, twin: bool) -> None:
         y = {w: y[w] - beta * (h[2] - h[1]) for w, h in rows.items()}
     weights = {(w, v): float(y[w][v]) * counts[w] ** contrast.EXPONENT for w in rows for v in range(V)}
     unit = 0.3 * math.sqrt(np.mean(np.square(list(weights.values()))))
-    found = {(tuple(w), t): q for w, t, q in zip(got.pairs.windows.tolist(), got.pairs.tokens.tolist(), got.weights, strict=True)}
+    rows_of = zip(got.pairs.windows.tolist(), got.pairs.tokens.tolist(), got.weights, strict=True)
+    found = {(tuple(w), t): q for w, t, q in rows_of}
     for pair, weight in weights.items():
         assert abs(found.get(pair, 0) - weight / unit) <= 0.501
     assert got.pairs.seen == sum(len(t) for t in sequences)

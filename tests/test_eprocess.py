@@ -25,7 +25,8 @@ def test_the_wealth_is_fair_under_the_null(wm: Any) -> None:
     for total, count in ((0.0, 0), (3.0, 9), (40.0, 100), (90.0, 100)):
         now = 10 ** bet.log10_e(total, count)
         if isinstance(wm, GreenList):
-            after = wm.gamma * 10 ** bet.log10_e(total + 1, count + 1) + (1 - wm.gamma) * 10 ** bet.log10_e(total, count + 1)
+            won, lost = (10 ** bet.log10_e(total + mark, count + 1) for mark in (1, 0))
+            after = wm.gamma * won + (1 - wm.gamma) * lost
         else:
             after = np.trapezoid(np.exp(-x) * 10 ** bet.log10_e(total + x, np.full(x.size, count + 1)), x)
             assert after <= now * (1 + 1e-6)

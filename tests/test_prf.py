@@ -21,7 +21,10 @@ from scipy import stats
 from radio_utils.prf import PRF, Key, derive_bytes
 
 GOLDEN = Path(__file__).parent / "golden" / "prf.json"
-CORE = ("radio_utils", *(f"radio_utils.{name}" for name in ("prf", "pvalues", "watermarks", "evidence", "detection")))
+MODULES = (
+    "prf", "pvalues", "watermarks", "compat", "evidence", "detection", "corpora", "weighted", "eprocess", "contrast"
+)  # fmt: skip
+CORE = ("radio_utils", *(f"radio_utils.{name}" for name in MODULES))
 MASK = (1 << 64) - 1
 
 
@@ -206,8 +209,8 @@ def test_every_input_bit_of_id_and_key_changes_half_of_the_output() -> None:
 
 
 @pytest.mark.parametrize("k", [1, 2, 4])
-def test_no_collision_in_two_million_windows(k: int) -> None:
-    base = np.arange(2_000_000)
+def test_no_collision_in_ten_million_windows(k: int) -> None:
+    base = np.arange(10_000_000)
     if k == 1:
         windows = base[:, None]
     else:  # small ids in all positions: the case in which a polynomial chain collides
@@ -254,13 +257,24 @@ sys.meta_path.insert(0, Blocked())
 """
 USE_THE_CORE = """
 import numpy as np, radio_utils
-from radio_utils import GreenList, GumbelMax, detect, null_audit
+from radio_utils import EProcess, GreenList, GumbelMax, compat, detect, null_audit, which_key
+assert detect([[1, 2, 3, 4]], compat.ReleasedGreenList(3, 500, 2)).scored == 2
 text = np.random.default_rng(0).integers(0, 500, (3, 40))
 for wm in (GreenList("a", 500), GumbelMax("a", 500)):
     assert detect(text, wm).scored == 3 * 38
     null_audit(text, wm, keys=5)
+    assert which_key(text, [wm.with_key(i) for i in range(3)]).scored == 3 * 38
+    EProcess(wm).log10_e(3, 10)
 """
 NO_TORCH = "\nassert not any(name.split('.')[0] in ('torch', 'transformers') for name in sys.modules)\n"
+
+
+def test_importing_the_package_is_light() -> None:
+    """Half a second is asked for; what would cost it is not imported before it is used."""
+    code = "import sys, radio_utils; print(sorted(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    for heavy in ("torch", "transformers", "scipy.stats", "pandas", "matplotlib", "pyarrow", "pydantic"):
+        assert f"'{heavy}'" not in loaded, heavy
 
 
 @pytest.mark.parametrize("blocked", [False, True])

@@ -14,6 +14,7 @@ from pathlib import Path
 import filelock
 import yaml
 
+from radio_utils.book.benchmarks import benchmarks_figure, benchmarks_page
 from radio_utils.book.execute import fresh, versions
 from radio_utils.book.project import BookError, NotebookNode, Project, digest, notebook_text, read_notebook, write_whole
 from radio_utils.book.status import status_page
@@ -111,6 +112,9 @@ def _staged(project: Project, preset: str) -> dict[str, bytes]:
         if path.is_file() and project.build not in path.parents and not hidden:
             files[path.relative_to(project.root).as_posix()] = path.read_bytes()
     files["book/status.md"] = status_page(project, preset).encode()
+    files["book/benchmarks.md"] = benchmarks_page(project).encode()
+    if (figure := benchmarks_figure(project)) is not None:
+        files["book/benchmarks.svg"] = figure
     for name in project.chapters():
         if fresh(project, preset, name) is None:
             raise BookError(

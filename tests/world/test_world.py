@@ -163,7 +163,10 @@ def test_supervised_prompts_are_those_bob_used_again_and_again(world: World) -> 
 
 
 def test_reading_is_read_evidence_from_the_store(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    for setting, pairs in (("supervised", world.kept_by_alice(0.5)), ("unsupervised", world.pairs("fresh"))):
+    settings = {
+        "supervised": world.kept_by_alice(0.5), "plain": world.pairs("outside"), "unsupervised": world.pairs("fresh")
+    }  # fmt: skip
+    for setting, pairs in settings.items():
         found = world.reading(0.5, setting)  # type: ignore[arg-type]
         direct = reading.read_evidence(
             world.bob(0.5), instructions.answer_ids(world.tokenizer, pairs), 1, 600,
@@ -173,8 +176,36 @@ def test_reading_is_read_evidence_from_the_store(world: World, monkeypatch: pyte
         assert np.mean(found.tokens == direct.tokens) > 0.99  # another batch size may break a tie otherwise
     monkeypatch.setattr(World, "bob", lambda *_: pytest.fail("read again"))
     assert np.array_equal(again(world).reading(0.5, "unsupervised").tokens, found.tokens)
-    with pytest.raises(ValueError, match="setting must be 'supervised' or 'unsupervised'"):
+    with pytest.raises(ValueError, match="setting must be 'supervised', 'unsupervised' or 'plain', got 'open'"):
         world.reading(0.5, "open")  # type: ignore[arg-type]
+
+
+def test_the_twin_learns_plain_text_that_bob_never_saw(world: World, trainings: list[str]) -> None:
+    twin = world.twin()
+    assert trainings == ["gpt_neox"]
+    base, bob = world.base(), world.bob(0.0)
+    for other in (base, bob):
+        pairs = zip(twin.parameters(), other.parameters(), strict=True)
+        assert not all(torch.equal(a, b) for a, b in pairs)
+    assert not set(world.pairs("kept")) & set(world.pairs("plain"))
+    trainings.clear()
+    again(world).twin()
+    assert trainings == []
+
+
+@pytest.mark.parametrize("twin", [False, True])
+def test_contrast_is_read_contrast_from_the_store(world: World, twin: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = world.contrast(0.5, twin=twin)
+    pairs = world.pairs("outside")
+    direct = reading.read_contrast(
+        world.bob(0.5), [world.base(), world.twin()] if twin else world.base(),
+        instructions.answer_ids(world.tokenizer, pairs), 1, 600, prompts=instructions.prompt_ids(world.tokenizer, pairs),
+    )  # fmt: skip
+    assert len(found.explained) == int(twin)
+    assert len(found.pairs) == pytest.approx(len(direct.pairs), rel=0.01)
+    assert found.pairs.seen == direct.pairs.seen
+    monkeypatch.setattr(World, "bob", lambda *_: pytest.fail("read again"))
+    assert np.array_equal(again(world).contrast(0.5, twin=twin).weights, found.weights)
 
 
 def test_a_new_recipe_trains_only_bob(world: World, trainings: list[str]) -> None:

@@ -1,0 +1,101 @@
+"""Many keys: one pass equals one test each, the family-wise error holds, and p-values stay true on difficult texts."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from radio_utils import GreenList, GumbelMax, detect, null_audit, pvalues, which_key
+from radio_utils.watermarks import Watermark
+
+V = 2000
+SCHEMES: list[Watermark] = [GreenList("alice", V), GumbelMax("alice", V)]
+
+
+def marked(wm: Watermark, n: int, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    texts = rng.integers(0, V, (n, 40))
+    for t in range(2, 40):
+        options = rng.integers(0, V, (n, 3))
+        scores = wm.scores(np.repeat(texts[:, t - 2 : t], 3, axis=0), options.ravel()).reshape(n, 3)
+        texts[:, t] = options[np.arange(n), scores.argmax(1)]
+    return texts
+
+
+@pytest.mark.parametrize("wm", SCHEMES)
+def test_one_pass_equals_one_test_each(wm: Watermark) -> None:
+    texts = marked(wm, 10)
+    candidates = [wm.with_key(i) for i in range(40)]  # type: ignore[attr-defined]
+    found = which_key(texts, candidates)
+    assert found.log10_p == pytest.approx([detect(texts, one).log10_p for one in candidates], rel=1e-9)
+    assert found.totals == pytest.approx([detect(texts, one).total for one in candidates])
+    assert found.scored == detect(texts, wm).scored
+
+
+@pytest.mark.parametrize("wm", SCHEMES)
+def test_the_right_key_among_two_thousand_is_found_alone(wm: Watermark) -> None:
+    candidates = [wm.with_key(i) for i in range(2000)]  # type: ignore[attr-defined]
+    found = which_key(marked(candidates[1234], 12), candidates)
+    assert found.best == 1234
+    assert found.found(1e-3) == [1234]
+    assert found.log10_family[1234] == pytest.approx(found.log10_p[1234] + math.log10(2000))
+    assert which_key(marked(wm, 12), candidates).found(1e-3) == []
+
+
+def test_family_wise_is_holm() -> None:
+    p = np.array([0.01, 0.04, 0.03, 0.005, 0.9])
+    expected = np.array([0.04, 0.09, 0.09, 0.025, 0.9])
+    assert 10 ** pvalues.family_wise(np.log10(p)) == pytest.approx(expected)
+    assert pvalues.family_wise([-5000.0, -3.0]) == pytest.approx([-5000 + math.log10(2), -3.0])
+    assert pvalues.family_wise(-0.5).tolist() == [-0.5]
+    for bad in ([], [0.5], [math.nan]):
+        with pytest.raises(ValueError, match="log10_p must be one or more"):
+            pvalues.family_wise(bad)
+
+
+def test_the_family_wise_error_holds() -> None:
+    rng = np.random.default_rng(1)
+    families = np.log10(rng.random((4000, 30)))
+    any_rejected = np.mean([np.any(pvalues.family_wise(family) <= math.log10(0.05)) for family in families])
+    assert any_rejected <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 4000)
+
+
+def test_bad_candidates_are_named() -> None:
+    texts = marked(SCHEMES[0], 2)
+    with pytest.raises(ValueError, match="candidates is empty"):
+        which_key(texts, [])
+    with pytest.raises(ValueError, match="others must be the same scheme with the same parameters"):
+        which_key(texts, [GreenList("a", V), GreenList("a", V, gamma=0.5)])
+    with pytest.raises(ValueError, match="alpha must lie strictly between"):
+        which_key(texts, [GreenList("a", V)]).found(0)
+
+
+HEADERS = ["### Instruction:", "What is the name of", "### Response:", "The function returns", "Parameters", "See also"]
+SENTENCES = {
+    "repetitive": ["the same words again and again, the same words again"] * 60,
+    "templated": [f"{h} item {i}: {h} value {i % 7}" for i in range(40) for h in HEADERS],
+    "multilingual": [
+        "La pluie tombe sur la ville et personne ne sort.", "Der Regen fällt auf die Stadt, und niemand geht hinaus.",
+        "La pioggia cade sulla città e nessuno esce.", "La lluvia cae sobre la ciudad y nadie sale.",
+        "Дождь идёт над городом, и никто не выходит.", "雨が町に降り、誰も外に出ない。",
+        "المطر ينزل على المدينة ولا يخرج أحد.",
+    ] * 8,
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", SENTENCES)
+@pytest.mark.parametrize("make", [GreenList, GumbelMax])
+def test_false_alarms_on_difficult_texts_under_ten_thousand_keys(kind: str, make: type) -> None:
+    """Bytes as tokens: p-values uniform, and the rate at α = 1/1000 inside its 99 % binomial interval."""
+    texts = [list(sentence.encode()) for sentence in SENTENCES[kind]]
+    wm = make("alice", 256, 2)
+    audit = null_audit(texts, wm, keys=10_000, seed=5)
+    assert audit.ks_p > 1e-3
+    alarms = int(np.sum(audit.uniform_p <= 1e-3))
+    low, high = stats.binom.interval(0.99, 10_000, 1e-3)
+    assert low <= alarms <= high
+    assert np.sum(audit.log10_p <= -3) <= high  # as a verdict quotes them, never more
