@@ -71,23 +71,25 @@ class Packing:
 
     def pack(self, columns: Sequence[NDArray[Any]]) -> Words:
         """``window + 1`` arrays of ids, oldest first and the token last → words [n, words]."""
-        packed = np.empty((columns[-1].shape[0], self.words), np.uint64)
-        for number, positions in enumerate(self._fields):
+        words = []
+        for positions in self._fields:
             word = columns[positions[0]].astype(np.uint64)
             for position in positions[1:]:
                 word <<= np.uint64(self.bits)
                 word |= columns[position].astype(np.uint64, copy=False)
-            packed[:, number] = word
-        return packed
+            words.append(word)
+        return words[0][:, None] if len(words) == 1 else np.stack(words, axis=1)
 
     def unpack(self, words: Words) -> tuple[Ids, Ids]:
         """Windows [n, window] and tokens [n] of packed pairs."""
-        ids = np.empty((words.shape[0], self.window + 1), np.int64)
+        ids = np.empty((self.window + 1, words.shape[0]), np.int64)  # a column lies together: what follows runs along it
         mask = np.uint64((1 << self.bits) - 1)
         for number, positions in enumerate(self._fields):
             for place, position in enumerate(reversed(positions)):
-                ids[:, position] = (words[:, number] >> np.uint64(place * self.bits)) & mask
-        return ids[:, :-1], ids[:, -1]
+                field = ids[position].view(np.uint64)
+                np.right_shift(words[:, number], np.uint64(place * self.bits), out=field)
+                field &= mask
+        return ids[:-1].T, ids[-1]
 
     def windows_of(self, words: Words) -> Words:
         """The words with the token's field set to zero: equal for equal windows."""
@@ -219,7 +221,11 @@ class Collector:
 
     def add(self, texts: Iterable[ArrayLike], prompts: Iterable[ArrayLike] | None = None, *, first: int = 0) -> None:
         """Collect the pairs of some texts, each with its prompt if there are any. ``first`` numbers them in errors."""
-        sequences = checked_texts("texts", texts, self.packing.vocab_size, shortest=self.packing.window + 1, first=first)
+        shortest = self.packing.window + 1
+        if prompts is None and (joined := _joined_lists(texts, shortest, self.packing.vocab_size)) is not None:
+            self._add_flat(*joined, None)
+            return
+        sequences = checked_texts("texts", texts, self.packing.vocab_size, shortest=shortest, first=first)
         given = None
         if prompts is not None:
             given = checked_texts("prompts", prompts, self.packing.vocab_size, shortest=0, first=first)
@@ -246,12 +252,14 @@ class Collector:
             self.add_words(self.packing.pack(columns))
 
     def _add_block(self, sequences: list[Ids], prompts: list[Ids] | None) -> None:
-        k = self.packing.window
         flat = sequences[0] if len(sequences) == 1 else np.concatenate(sequences)
-        columns = [flat[i : flat.size - k + i] for i in range(k + 1)]
-        words = self.packing.pack(columns)
-        lengths = np.array([s.size for s in sequences])
-        if len(sequences) > 1:  # windows that straddle two texts
+        self._add_flat(flat, np.array([s.size for s in sequences]), prompts)
+
+    def _add_flat(self, flat: Ids, lengths: NDArray[np.int64], prompts: list[Ids] | None) -> None:
+        k = self.packing.window
+        unsigned = flat.astype(np.int64, copy=False).view(np.uint64)
+        words = self.packing.pack([unsigned[i : flat.size - k + i] for i in range(k + 1)])
+        if lengths.size > 1:  # windows that straddle two texts
             ends = np.cumsum(lengths)[:-1]
             inside = np.ones(words.shape[0], bool)
             inside[(ends[:, None] - 1 - np.arange(k)).ravel()] = False
@@ -457,6 +465,21 @@ def checked_texts(name: str, texts: Any, vocab_size: int, *, shortest: int, firs
         if sequence.size < shortest:
             raise ValueError(too_short(f"{name}[{i}]", sequence.size, shortest))
     return sequences
+
+
+def _joined_lists(texts: Any, shortest: int, vocab_size: int) -> tuple[Ids, NDArray[np.int64]] | None:
+    """Lists of plain ints as one array, and their lengths; None where anything is not so, which the slow way will name."""
+    if type(texts) is not list or not all(type(text) is list and len(text) >= shortest for text in texts):
+        return None
+    if not texts or any(type(text[0]) is not int for text in texts):
+        return None
+    together = array.array("q")
+    try:
+        for text in texts:
+            together.fromlist(text)
+        return as_ids("texts", np.frombuffer(together, np.int64), vocab_size), np.array(list(map(len, texts)))
+    except (TypeError, OverflowError, ValueError):
+        return None
 
 
 def _refuse_strings(name: str, texts: Any) -> None:

@@ -176,8 +176,10 @@ class _Keyed(Watermark):
     def _blocks(self, windows: NDArray[np.int64], tokens: NDArray[np.int64]) -> Iterator[_Block]:
         for start in range(0, tokens.size, _BLOCK):
             w, t = windows[start : start + _BLOCK], tokens[start : start + _BLOCK]
-            new = np.ones(t.size, bool)
-            new[1:] = np.any(w[1:] != w[:-1], axis=1)  # evidence is sorted: equal windows are neighbours
+            new = np.zeros(t.size, bool)
+            new[0] = True
+            for column in w.T:  # evidence is sorted: equal windows are neighbours
+                new[1:] |= column[1:] != column[:-1]
             distinct, where = int(np.count_nonzero(new)), None
             if 4 * distinct < 3 * t.size:
                 w, where = w[new], np.cumsum(new) - 1
