@@ -24,11 +24,7 @@ What the schemes promise less than :mod:`radio_utils.watermarks` does
 
 from __future__ import annotations
 
-import itertools
-import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +32,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from radio_utils import pvalues
+from radio_utils.parallel import side_by_side
 from radio_utils.prf import derive_bytes
 from radio_utils.watermarks import Floats, Watermark, _check_common
 
@@ -56,7 +53,6 @@ _TABLE_SIZE = 1_000_003  # of transformers' selfhash
 _STATE, _MIDDLE = 624, 397
 _STEP = _STATE - _MIDDLE  # this many new words depend on old ones only: what one array operation can make
 _BLOCK = 256  # generators side by side: few enough for the second-level cache, enough to hide numpy's overhead
-_THREADS = 1 if sys.platform == "emscripten" else min(4, os.cpu_count() or 1)  # numpy's loops run outside the lock
 _SEEDED = 2048  # generators seeded together: 623 dependent steps, each of which should be worth its calls
 _FEW = 80  # below this many, numpy's own generator, one at a time, is faster
 _RING = 4  # steps between two moves of the state to the top of its buffer, which the cache should hold
@@ -142,15 +138,8 @@ _Block = tuple[slice, UInt32s | None, Ints, Ints]
 
 def _for_each(work: Callable[[_Block], None], blocks: Iterable[_Block]) -> None:
     """Work on every block, on several of them at a time where there are many."""
-    waiting = list(itertools.islice(blocks, 2))
-    if len(waiting) < 2 or _THREADS == 1:
-        for block in itertools.chain(waiting, blocks):
-            work(block)
-        return
-    with ThreadPoolExecutor(_THREADS) as pool:
-        blocks = itertools.chain(waiting, blocks)
-        while batch := list(itertools.islice(blocks, 4 * _THREADS)):  # not all: their states would pile up
-            list(pool.map(work, batch))
+    for _ in side_by_side(work, blocks):
+        pass
 
 
 class _Pairs:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import starmap
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from radio_utils import evidence as ev
 from radio_utils import pvalues
 from radio_utils.corpora import CorpusFile, is_path
+from radio_utils.parallel import side_by_side
 from radio_utils.watermarks import Watermark
 
 Floats = NDArray[np.float64]
@@ -179,7 +179,7 @@ def judge(found: ev.Evidence, wm: Watermark) -> Detection:
     """The verdict on evidence that is already collected."""
     _check_evidence(found, wm)
     # blocks are cut by the set alone, so that the sum has the same last bit whatever the sharding
-    total = float(sum(starmap(lambda w, t: float(wm.scores(w, t).sum()), found.blocks())))
+    total = float(sum(side_by_side(lambda pairs: float(wm.scores(*pairs).sum()), found.blocks())))
     return Detection(
         seen=found.seen,
         scored=len(found),

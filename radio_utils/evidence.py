@@ -24,6 +24,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from radio_utils.parallel import side_by_side
 from radio_utils.prf import PRF
 from radio_utils.watermarks import as_ids, check_ids
 
@@ -34,6 +35,7 @@ DEDUPS: tuple[Dedup, ...] = ("window+token", "window", None)
 
 _BLOCK = 1 << 20  # tokens that are packed and sorted at once
 _LEAF = 1 << 21  # pairs in a leaf of the sorted set, about twice what a leaf holds on average
+_SORTED_AT_ONCE = 1 << 16
 _SLACK = 4  # runs wait until they are 1/4 of the set, so that each pair is moved a bounded number of times
 
 
@@ -136,7 +138,7 @@ class Evidence:
         """The tokens [n]."""
         return self._unpacked[1]
 
-    def blocks(self, size: int = 1 << 18) -> Iterator[tuple[Ids, Ids]]:
+    def blocks(self, size: int = 1 << 17) -> Iterator[tuple[Ids, Ids]]:
         """Windows and tokens, ``size`` pairs at a time. The cuts depend on the set alone, not on how it was collected."""
         waiting: list[Words] = []
         held = 0
@@ -528,8 +530,10 @@ def _joined(parts: Sequence[Words], packing: Packing) -> Words:
 def _unique(words: Words) -> Words:
     """Sorted and each once."""
     if words.shape[1] == 1:
-        flat = np.sort(words[:, 0])
-        return _distinct(flat[:, None])
+        if words.shape[0] < _SORTED_AT_ONCE:
+            return _distinct(np.sort(words[:, 0])[:, None])
+        halves = np.array_split(words[:, 0], 2)  # two cores sort a half each; merging sorted halves is quick
+        return _merged([half[:, None] for half in side_by_side(np.sort, halves)])
     return _distinct(words[np.lexsort(words.T[::-1])])
 
 

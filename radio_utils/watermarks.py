@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from radio_utils import pvalues
+from radio_utils.parallel import side_by_side
 from radio_utils.prf import PRF, Key, Words, derive_bytes, id_steps, word_steps
 
 if TYPE_CHECKING:
@@ -210,8 +210,7 @@ class _Keyed(Watermark):
             q = weights[number * _BLOCK : (number + 1) * _BLOCK]
             return [float(q @ self.marks(s)) for s in scores]
 
-        with ThreadPoolExecutor(2) as pool:  # numpy lets go of the interpreter's lock inside its loops
-            found = list(pool.map(sums, enumerate(self._blocks(w, t))))
+        found = list(side_by_side(sums, enumerate(self._blocks(w, t))))
         return np.array(found).sum(axis=0) if found else np.zeros(len(others))
 
     @abc.abstractmethod
