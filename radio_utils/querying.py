@@ -1,13 +1,14 @@
 """The closed-model test: prompt B, score its answers.
 
 Only B's text is seen. Windows that occur in an answer's own prompt are not scored, and the filter φ keeps the windows that
-were likely in B's training data (Sander et al. 2024, section 4; chapter "Closed model").
+were likely in B's training data (Sander et al. 2024, section 4; chapter "Closed model"). :func:`query_closed_model` asks a
+number of prompts that is fixed in advance, :func:`query_until` as many as the evidence needs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -120,7 +121,9 @@ def query_until(
     sent = 0
     while sent < len(asked) and watch.highest < -np.log10(alpha):
         some = asked[sent : sent + batch]
-        watch.add(some, client.answer(some))
+        # a local model draws anew for each batch, or prompts that are asked again would be answered as before
+        now = replace(client, seed=client.seed + sent) if isinstance(client, LocalSuspect) else client
+        watch.add(some, now.answer(some))
         sent += len(some)
     return watch.verdict(alpha, sent)
 

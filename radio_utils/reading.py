@@ -58,15 +58,15 @@ def read_open_model(
             prompts=prompts, keep=keep, dedup=dedup, skip_seen=skip_seen, batch_size=batch_size, progress=progress,
         )  # fmt: skip
         return detection.judge(found, wm)
-    texts = ev.checked_texts("sequences", sequences, wm.vocab_size, shortest=1)
-    long = [text for text in texts if text.size > wm.window]
-    if long and (of_text := detection.detect(long, wm)).log10_p < _MARKED:
+    fed = _Contexts.of(sequences, prompts, wm.window, wm.vocab_size).ids
+    of_text = detection.detect(fed, wm)
+    if of_text.log10_p < _MARKED:
         raise ValueError(
-            f"sequences carry the watermark (log10 p = {of_text.log10_p:.1f}), so B could copy it from what it reads; "
-            "contrastive reading needs text that was written without the key"
+            f"sequences or prompts carry the watermark (log10 p = {of_text.log10_p:.1f}), so B could copy it from what it "
+            "reads; contrastive reading needs text that was written without the key"
         )
     weighted = read_contrast(
-        model, reference, texts, wm.window, wm.vocab_size,
+        model, reference, sequences, wm.window, wm.vocab_size,
         prompts=prompts, keep=keep, batch_size=batch_size, top=top, progress=progress,
     )  # fmt: skip
     return contrast.judge_contrast(weighted, wm)

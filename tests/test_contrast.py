@@ -130,8 +130,10 @@ def test_watermarked_text_is_refused() -> None:
         options = rng.integers(0, V, (marked.shape[0], 6))
         scores = wm.scores(np.repeat(marked[:, t - 1 : t], 6, axis=0), options.ravel()).reshape(-1, 6)
         marked[:, t] = options[np.arange(len(options)), scores.argmax(1)]
-    with pytest.raises(ValueError, match="sequences carry the watermark"):
+    with pytest.raises(ValueError, match="sequences or prompts carry the watermark"):
         ru.read_open_model(llama(1), marked, wm, reference=llama(2))
+    with pytest.raises(ValueError, match="sequences or prompts carry the watermark"):  # what is fed counts, scored or not
+        ru.read_open_model(llama(1), texts(40, 5), wm, prompts=marked, reference=llama(2))
 
 
 def test_sums_do_not_depend_on_how_they_came(monkeypatch: pytest.MonkeyPatch) -> None:

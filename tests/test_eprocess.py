@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from radio_utils import EProcess, GreenList, GumbelMax, compat, detect
 from radio_utils.querying import Watch, query_closed_model, query_until
+from radio_utils.suspects import LocalSuspect
 
 GREEN, GUMBEL = GreenList("alice", 1000, 1), GumbelMax("alice", 1000, 1)
 
@@ -126,6 +127,22 @@ def test_a_pair_is_scored_once_however_often_it_comes() -> None:
     again = watch.verdict(0.01, 60)
     assert (once.scored, once.total) == (again.scored, again.total)
     assert len(set(again.log10_e.tolist())) == 1
+
+
+def test_a_local_model_asked_again_answers_anew() -> None:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=1000, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+            max_position_embeddings=64, eos_token_id=None, bos_token_id=1, pad_token_id=0,
+        )
+    ).eval()  # fmt: skip
+    found = query_until(LocalSuspect(model, (), max_new_tokens=10), [[5, 6]] * 12, GREEN, batch=4)
+    assert (found.asked, found.convicted) == (12, False)
+    assert np.all(np.diff(found.counts) > 20)  # every batch brings pairs that were not met before
 
 
 def test_bad_input_is_named() -> None:
