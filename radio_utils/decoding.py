@@ -113,8 +113,8 @@ class GreenListProcessor(_WindowedProcessor):
     def __call__(self, input_ids: torch.Tensor, scores: Logits) -> Logits:
         """input_ids [n, t], scores [n, ≥V] → scores with the bias; padding logits beyond V are left alone."""
         windows = self.windows(input_ids, scores)
-        if scores.device.type == "cpu" and self._lanes is not None:  # the same colours, in memory that is used again
-            green = torch.from_numpy(self.wm.is_green(self._lanes.rows(windows.cpu().numpy())))
+        if scores.device.type in ("cpu", "mps") and self._lanes is not None:  # the same colours, in memory used again
+            green = torch.from_numpy(self.wm.is_green(self._lanes.rows(windows.cpu().numpy()))).to(scores.device)
         else:
             green = self.wm.green_rows_torch(windows, self.vocab_size)
         if scores.shape[-1] == self.vocab_size:

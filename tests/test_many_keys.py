@@ -9,6 +9,11 @@ import pytest
 from scipy import stats
 
 from radio_utils import GreenList, GumbelMax, detect, null_audit, pvalues, which_key
+from radio_utils.contrast import audit_contrast
+from radio_utils.detection import audit_evidence
+from radio_utils.querying import score_answers
+from radio_utils.reading import read_contrast, read_evidence
+from radio_utils.suspects import LocalSuspect
 from radio_utils.watermarks import Watermark
 
 V = 2000
@@ -99,3 +104,36 @@ def test_false_alarms_on_difficult_texts_under_ten_thousand_keys(kind: str, make
     low, high = stats.binom.interval(0.99, 10_000, 1e-3)
     assert low <= alarms <= high
     assert np.sum(audit.log10_p <= -3) <= high  # as a verdict quotes them, never more
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("test", ["reading", "contrastive", "querying"])
+def test_false_alarms_of_an_innocent_model_under_ten_thousand_keys(test: str) -> None:
+    """The three tests of a model, on one that nobody marked: uniform, and no more alarms than α promises."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    def model(seed: int) -> LlamaForCausalLM:
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
+                max_position_embeddings=128, pad_token_id=0, bos_token_id=1, eos_token_id=None,
+            )
+        ).eval()  # fmt: skip
+
+    rng = np.random.default_rng(7)
+    wm = GreenList("alice", 300, 1)
+    texts, prompts = rng.integers(2, 300, (60, 60)), rng.integers(2, 300, (60, 5))
+    if test == "reading":
+        audit = audit_evidence(read_evidence(model(1), texts, 1, 300, prompts=prompts), wm, keys=10_000, seed=8)
+    elif test == "contrastive":
+        found = read_contrast(model(1), [model(2), model(3)], texts, 1, 300, prompts=prompts)
+        audit = audit_contrast(found, wm, keys=10_000, seed=8)
+    else:
+        answers = LocalSuspect(model(1), (), max_new_tokens=40).answer(prompts)
+        audit = audit_evidence(score_answers(prompts, answers, wm).evidence, wm, keys=10_000, seed=8)
+    assert audit.ks_p > 1e-3
+    low, high = stats.binom.interval(0.99, 10_000, 1e-3)
+    assert low <= int(np.sum(audit.uniform_p <= 1e-3)) <= high
+    assert np.sum(audit.log10_p <= -3) <= high
