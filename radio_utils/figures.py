@@ -57,13 +57,15 @@ def log10_p_against_share(
     return ax
 
 
-def z_against_share(rows: Sequence[Mapping[str, Any]], *, series: str, ax: Axes | None = None) -> Axes:
+def z_against_share(
+    rows: Sequence[Mapping[str, Any]], *, series: str, labels: Mapping[Any, str], ax: Axes | None = None
+) -> Axes:
     """Standard deviations of evidence against ρ, one line for each value of the column ``series``."""
     ax = ax or plt.subplots()[1]
     markers = itertools.cycle("osD^vP")
-    for value in dict.fromkeys(row[series] for row in rows):
+    for value, label in labels.items():
         points = sorted((row["rho"], row["z"]) for row in rows if row[series] == value)
-        ax.plot([100 * share for share, _ in points], [z for _, z in points], marker=next(markers), label=str(value))
+        ax.plot([100 * share for share, _ in points], [z for _, z in points], marker=next(markers), label=label)
     ax.axhspan(-1.96, 1.96, color=GREY, alpha=0.15, lw=0, label="95 % of innocents")
     ax.set_xscale("symlog", linthresh=0.5)
     ticks = sorted({100 * row["rho"] for row in rows})
@@ -287,7 +289,7 @@ def table(rows: Sequence[Mapping[str, Any]], *, columns: Iterable[str] | None = 
     for name in frame.columns:
         header = _HEADERS.get(name, name.replace("_", " "))
         if name in ("rho", "d", "alpha", "false_alarms"):
-            formats[header] = lambda v: f"{100 * v:g} %"
+            formats[header] = lambda v: f"{100 * v:g}\u00a0%"
         elif name in _MEASURES or name.startswith("log10_"):
             formats[header] = lambda v: "–" if v is None or v != v else f"{v:.3g}" if abs(v) < 1000 else f"{v:,.0f}"
         elif name in ("score", "stderr"):

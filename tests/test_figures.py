@@ -115,7 +115,7 @@ def test_table_rounds_and_survives_missing_values() -> None:
         {"rho": 0.0, "scored": 9, "score": None, "log10_p": None},
     ]
     page = figures.table(rows, caption="Caption").to_html()
-    for shown in ("5 %", "0 %", "12,345", "0.257", "-1,234", "–", "Caption", "scored pairs"):
+    for shown in ("5\u00a0%", "0\u00a0%", "12,345", "0.257", "-1,234", "–", "Caption", "scored pairs"):
         assert shown in page, shown
     assert "nan" not in page.lower().replace("nonan", "")
     narrow = figures.table(rows, columns=["rho", "scored"]).to_html()
@@ -151,3 +151,19 @@ def test_the_story_has_one_line_for_each_setting() -> None:
     assert {line.get_label() for line in ax.get_lines()} >= {
         "open, supervised", "open, unsupervised", "closed, supervised", "closed, unsupervised"
     }  # fmt: skip
+
+
+def test_deviations_are_drawn_for_each_reference() -> None:
+    rows = [{"rho": rho, "reference": name, "z": 10 * rho + i} for rho in (0.0, 0.005, 0.1) for i, name in enumerate("ab")]
+    ax = figures.z_against_share(rows, series="reference", labels={"a": "first", "b": "second"})
+    lines = {line.get_label(): line.get_ydata() for line in ax.get_lines()}
+    assert np.allclose(lines["first"], [0.0, 0.05, 1.0])
+    assert np.allclose(lines["second"], [1.0, 1.05, 2.0])
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["0", "0.5", "10"]
+    assert "standard deviations" in ax.get_ylabel()
+
+
+def test_wealth_is_drawn_with_the_line_that_convicts() -> None:
+    ax = figures.wealth({"guilty": ([10, 20], [1.0, 4.0])}, alpha=1e-3, xlabel="pairs")
+    assert [list(line.get_ydata()) for line in ax.get_lines()] == [[1.0, 4.0], [3.0, 3.0]]
+    assert ax.get_xlabel() == "pairs"
