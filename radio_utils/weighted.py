@@ -105,21 +105,15 @@ class WeightedSum:
         """log10 of the Chernoff bound on P(S ≥ total): never below the exact value."""
         if total <= self.mean:
             return 0.0
-        if total > self.largest:
-            return -np.inf
-        if total == self.largest:
-            return self._log10_all()
+        if (known := self._at_the_ends(total)) is not None:
+            return known
         theta = self.saddlepoint(total)
         return min(0.0, (self.cumulants(theta)[0] - theta * total) / _LN10)
 
     def log10_saddlepoint(self, total: int) -> float:
         """log10 of Lugannani and Rice's approximation of P(S ≥ total), with the continuity correction of a lattice."""
-        if total <= self.smallest:
-            return 0.0
-        if total > self.largest:
-            return -np.inf
-        if total == self.largest:
-            return self._log10_all()
+        if (known := self._at_the_ends(total)) is not None:
+            return known
         theta = self.saddlepoint(total)
         k, _, variance = self.cumulants(theta)
         exponent = k - theta * total
@@ -137,12 +131,8 @@ class WeightedSum:
 
     def log10_exact(self, total: int) -> float:
         """log10 P(S ≥ total), exact. Where the transform would be too long, the Chernoff bound, which is larger."""
-        if total <= self.smallest:
-            return 0.0
-        if total > self.largest:
-            return -np.inf
-        if total == self.largest:
-            return self._log10_all()
+        if (known := self._at_the_ends(total)) is not None:
+            return known
         if total <= self.mean:  # the lower tail is the small one: 1 − P(S ≤ total − 1)
             if total - 1 == self.smallest:
                 lower = self.mirrored()._log10_all()
@@ -189,6 +179,14 @@ class WeightedSum:
         spectrum = np.exp(log_modulus + 1j * (angle + 2 * np.pi / points * turn))
         mass: Floats = fft.irfft(spectrum, points)
         return np.maximum(mass, 0.0)
+
+    def _at_the_ends(self, total: int) -> float | None:
+        """log10 P(S ≥ total) where it needs no calculation: outside what S can take, or at its largest value."""
+        if total <= self.smallest:
+            return 0.0
+        if total > self.largest:
+            return -np.inf
+        return self._log10_all() if total == self.largest else None
 
     def _log10_all(self) -> float:
         """log10 of the chance that every pair takes its best mark."""
