@@ -190,5 +190,3 @@ def _same(left: Any, right: Any) -> bool:
     if isinstance(left, float) and isinstance(right, float | int):
         return math.isclose(left, right, abs_tol=1e-12)
     return bool(left == right)
-
-

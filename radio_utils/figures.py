@@ -76,9 +76,7 @@ def z_against_share(
     return ax
 
 
-def wealth(
-    paths: Mapping[str, tuple[ArrayLike, ArrayLike]], *, alpha: float, xlabel: str, ax: Axes | None = None
-) -> Axes:
+def wealth(paths: Mapping[str, tuple[ArrayLike, ArrayLike]], *, alpha: float, xlabel: str, ax: Axes | None = None) -> Axes:
     """log10 of the wealth of a sequential test against a count, with the line at which it convicts."""
     ax = ax or plt.subplots()[1]
     markers = itertools.cycle("osD^vP")
@@ -136,9 +134,7 @@ def audit(audits: Mapping[str, NullAudit]) -> Figure:
     return figure
 
 
-def two_distributions(
-    panels: Mapping[str, tuple[ArrayLike, ArrayLike]], *, names: tuple[str, str], xlabel: str
-) -> Figure:
+def two_distributions(panels: Mapping[str, tuple[ArrayLike, ArrayLike]], *, names: tuple[str, str], xlabel: str) -> Figure:
     """Two histograms a panel, on common axes."""
     size = (min(4.6 * len(panels), 11), 3.6)
     figure, axes = plt.subplots(1, len(panels), figsize=size, sharex=True, sharey=True, squeeze=False)

@@ -205,9 +205,7 @@ class Preset(_Section):
     @pydantic.model_validator(mode="after")
     def _enough_pairs(self) -> Preset:
         if self.mixtures.size > self.self_instruct.pairs:
-            raise ValueError(
-                f"mixtures.size={self.mixtures.size} exceeds self_instruct.pairs={self.self_instruct.pairs}"
-            )
+            raise ValueError(f"mixtures.size={self.mixtures.size} exceeds self_instruct.pairs={self.self_instruct.pairs}")
         if self.membership.candidates > self.self_instruct.unused:
             raise ValueError("membership.candidates exceeds self_instruct.unused; at d = 0 every candidate is unused")
         if self.membership.candidates > self.mixtures.size:

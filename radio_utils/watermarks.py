@@ -451,4 +451,3 @@ class GumbelMax(_Keyed):
         from radio_utils.decoding import GumbelMaxProcessor
 
         return GumbelMaxProcessor(self)
-

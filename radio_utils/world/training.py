@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,10 +69,68 @@ def pack(documents: Sequence[Ids], length: int) -> list[Example]:
     return [Example(piece) for piece in np.array_split(flat[: count * length], count)]
 
 
+class Steps:
+    """The optimiser's steps on one device. :mod:`radio_utils.world.distributed` has those that several take together."""
+
+    def __init__(self, *, compiled: bool = False) -> None:
+        """``compiled`` translates the model's layers with ``torch.compile`` first: worth its minute on long trainings."""
+        self._compiled = compiled
+
+    def start(self, model: Any, recipe: Recipe, total: int) -> None:
+        """Take a model for ``total`` steps."""
+        self.model, self.device = model, next(model.parameters()).device
+        if self._compiled:
+            model.base_model.compile()
+        self._on_gpu = self.device.type == "cuda"
+        # a T4 has no bf16 of its own; fp16 needs its loss scaled, or small gradients vanish
+        bf16 = self._on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+        self._precision = torch.bfloat16 if bf16 or not self._on_gpu else torch.float16
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=self._on_gpu and not bf16)
+        self._optimiser, self._schedule = optimiser_of(model, recipe, total)
+
+    def loss(self, ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Mean loss (nats a token) of a batch."""
+        with torch.autocast(self.device.type, self._precision, enabled=self._on_gpu):
+            return mean_loss(self.model, ids.to(self.device), mask.to(self.device), labels.to(self.device))
+
+    def value(self, loss: torch.Tensor) -> float:
+        """The loss as a number."""
+        return float(loss.detach())
+
+    def descend(self, loss: torch.Tensor) -> None:
+        """One step down the gradient."""
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self._scaler.unscale_(self._optimiser)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self._scaler.step(self._optimiser)
+        self._scaler.update()
+        self._schedule.step()
+        self._optimiser.zero_grad(set_to_none=True)
+
+
+def optimiser_of(model: Any, recipe: Recipe, total: int) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
+    """AdamW over what the model lets be trained, and its schedule over ``total`` steps."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.AdamW(
+        trained, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.95), fused=True
+    )
+    return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, total, recipe.warmup))
+
+
 def train(
-    model: Any, examples: Sequence[Example], recipe: Recipe, *, generator: np.random.Generator, progress: str | None = None
+    model: Any,
+    examples: Sequence[Example],
+    recipe: Recipe,
+    *,
+    generator: np.random.Generator,
+    progress: str | None = None,
+    after_epoch: Callable[[int], None] | None = None,
+    steps: Steps | None = None,
 ) -> list[float]:
     """Train in place; return the mean over batches of the loss (nats a token) of each epoch, the last one maybe partial.
+
+    ``after_epoch`` is called with the number (from 1) of each epoch that ends. ``steps`` says on what it runs: by default
+    the device that the model is on.
 
     Examples whose loss starts beyond ``max_length`` teach nothing: they are left out, with a warning. Raises
     ``DivergedError`` when the loss is not finite (before that step changes the model) and ``ValueError`` without examples.
@@ -91,40 +149,27 @@ def train(
             len(examples) - len(usable), len(examples), recipe.max_length,
         )  # fmt: skip
     examples = usable
-    device = next(model.parameters()).device
-    on_gpu = device.type == "cuda"
-    # a T4 has no bf16 of its own; fp16 needs its loss scaled, or small gradients vanish
-    bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
-    precision = torch.bfloat16 if bf16 or not on_gpu else torch.float16
-    scaler = torch.amp.GradScaler(device.type, enabled=on_gpu and not bf16)
-    optimiser = torch.optim.AdamW(
-        model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.95), fused=True
-    )
+    steps = steps or Steps()
     batches = list(_epochs(examples, recipe, generator))
-    total = len(batches)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, total, recipe.warmup))
+    steps.start(model, recipe, len(batches))
     model.train()
     sums: dict[int, list[float]] = {}
-    with tqdm(total=total, desc=progress, disable=progress is None, unit="step", mininterval=5.0) as bar:
-        for epoch, batch in batches:
-            ids, mask, labels = (tensor.to(device) for tensor in collate([examples[i] for i in batch], recipe.max_length))
-            with torch.autocast(device.type, precision, enabled=on_gpu):
-                loss = mean_loss(model, ids, mask, labels)
-            value = float(loss.detach())
+    with tqdm(total=len(batches), desc=progress, disable=progress is None, unit="step", mininterval=5.0) as bar:
+        for number, (epoch, batch) in enumerate(batches, 1):
+            loss = steps.loss(*collate([examples[i] for i in batch], recipe.max_length))
+            value = steps.value(loss)
             if not math.isfinite(value):
                 raise DivergedError(
                     f"the loss is {value} at learning_rate={recipe.learning_rate}; lower the learning rate and train again"
                 )
-            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            scaler.unscale_(optimiser)
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            scaler.step(optimiser)
-            scaler.update()
-            schedule.step()
-            optimiser.zero_grad(set_to_none=True)
+            steps.descend(loss)
             sums.setdefault(epoch, []).append(value)
             bar.update()
             bar.set_postfix(loss=f"{value:.2f}", refresh=False)
+            if after_epoch is not None and (number == len(batches) or batches[number][0] != epoch):
+                model.eval()
+                after_epoch(epoch + 1)
+                model.train()
     model.eval()
     return [sum(values) / len(values) for values in sums.values()]
 
