@@ -286,7 +286,10 @@ class TestCheck:
             (lambda nb: nb.metadata.pop("kernelspec"), "kernelspec.name must be python3"),
             (lambda nb: nb.metadata.pop("language_info"), "language_info.name must be python"),
             (lambda nb: nb.metadata.update(widgets={}), "metadata.widgets"),
-            (lambda nb: nb.cells.insert(1, new_markdown_cell("[![a](https://x.org/a.svg)](b)")), "host, https://x.org/a.svg;"),
+            (
+                lambda nb: nb.cells.insert(1, new_markdown_cell("[![a](https://x.org/a.svg)](b)")),
+                "host, https://x.org/a.svg;",
+            ),
             (lambda nb: nb.cells[1].update(source="import os"), "doesn't name the repository"),
             (lambda nb: nb.cells[0].update(source="# Title"), "no Colab link"),
             (lambda nb: replace(nb.cells[0], "01_first", "02_second"), "leads to notebooks/02_second"),

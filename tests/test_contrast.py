@@ -50,9 +50,7 @@ def test_weights_equal_the_definition(window: int, twin: bool) -> None:
     """The whole route, a position and a token at a time, in plain Python."""
     models = [llama(1), llama(2), *([llama(3)] if twin else [])]
     sequences, prompts = [t.tolist() for t in texts(6, 12)], [t.tolist() for t in texts(6, 3, seed=8)]
-    got = reading.read_contrast(
-        models[0], models[1:], sequences, window, V, prompts=prompts, batch_size=4, top=V
-    )
+    got = reading.read_contrast(models[0], models[1:], sequences, window, V, prompts=prompts, batch_size=4, top=V)
     sums: dict[tuple[int, ...], list[np.ndarray]] = {}
     for prompt, text in zip(prompts, sequences, strict=True):
         context = prompt + text
