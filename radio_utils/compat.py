@@ -19,7 +19,9 @@ What the schemes promise less than :mod:`radio_utils.watermarks` does
   hypergeometric moment generating function is at most the binomial one (Hoeffding 1963, theorem 4). For independent
   lists the binomial *Chernoff bound* therefore holds as it stands. The binomial *tail* that :meth:`log10_p` gives is
   exact where every list is asked once, and otherwise an approximation, in the far tail on the cautious side.
-* Where two windows share a seed, a token scored after both is scored twice with one colour: not independent at all.
+* Where two pairs share seed *and* token they have one colour, however different their windows are. Every test counts
+  such pairs once (``colour_ids``); a test that is watched as it goes asks every list once (``list_ids``), as draws from
+  one list are without replacement. With transformers' selfhash a large share of the pairs of a text is of this kind.
 """
 
 from __future__ import annotations
@@ -146,8 +148,7 @@ class _Pairs:
     """Distinct (generator seed, token) pairs, grouped by seed: ``inverse`` leads back from them."""
 
     def __init__(self, seeds: UInt32s, tokens: Ints) -> None:
-        keys = seeds.astype(np.uint64) << np.uint64(32) | tokens.astype(np.uint64)
-        keys, self.inverse = np.unique(keys, return_inverse=True)
+        keys, self.inverse = np.unique(_with_tokens(seeds, tokens), return_inverse=True)
         self.tokens = (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
         owners = (keys >> np.uint64(32)).astype(np.uint32)
         first = np.flatnonzero(np.diff(owners, prepend=~owners[:1]))
@@ -346,6 +347,11 @@ def _check_vocabulary(vocab_size: int, window: int) -> None:
         raise ValueError(f"vocab_size must be at most {_LARGEST_VOCABULARY}, got {vocab_size}; use the tokenizer's size")
 
 
+def _with_tokens(seeds: NDArray[np.unsignedinteger[Any]], tokens: Ints) -> NDArray[np.uint64]:
+    """Seed and token in one number: both have 32 bits at most."""
+    return seeds.astype(np.uint64) << np.uint64(32) | tokens.astype(np.uint64)
+
+
 def _whole(name: str, value: Any, below: int | None = None) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
         raise ValueError(f"{name} must be an integer of at least 0, got {value!r}; use the number the text was marked with")
@@ -381,6 +387,14 @@ class _PermutationList(Watermark):
     def _pair_seeds(self, windows: Ints, tokens: Ints) -> UInt32s:
         """The generator seed of each pair."""
         return self._window_seeds(windows)
+
+    def list_ids(self, windows: Ints, tokens: Ints) -> NDArray[np.uint64]:
+        """The generator seed of each pair: [n, k] and [n] → unsigned [n]."""
+        return self._pair_seeds(*self.checked(windows, tokens)).astype(np.uint64)
+
+    def colour_ids(self, windows: Ints, tokens: Ints) -> NDArray[np.uint64]:
+        """Generator seed and token of each pair in one number; pairs of equal numbers have one colour."""
+        return _with_tokens(self.list_ids(windows, tokens), tokens)
 
     def scores(self, windows: ArrayLike, tokens: ArrayLike) -> Floats:
         """1 where the token is green for its window, else 0."""
@@ -523,6 +537,11 @@ class ReleasedGumbelMax(Watermark):
         """The same scheme under decoy seed number ``index``."""
         return ReleasedGumbelMax(_decoy_int(seed, index, 64), self.vocab_size, self.window)
 
+    def colour_ids(self, windows: Ints, tokens: Ints) -> NDArray[np.uint64]:
+        """Generator seed and token of each pair in one number; pairs of equal numbers have one r."""
+        w, t = self.checked(windows, tokens)
+        return _with_tokens(self._seeding.seeds(w), t)
+
     def uniforms(self, windows: ArrayLike, tokens: ArrayLike) -> Floats:
         """The number r of each pair, in [0, 1): the release's float32, exactly."""
         w, t = self.checked(windows, tokens)
@@ -568,7 +587,11 @@ class TransformersGreenList(_PermutationList):
       looked up; :attr:`window` is ``context_width − 1``. With ``context_width`` 1 the colour would be a property of the
       token alone, which no repetition-aware test can use: refused. transformers marks the 40 likeliest tokens only.
 
-    ``hashing_key`` times a number below 10⁶ seeds 32 bits: other keys are other multiples in one family of lists.
+    A list is named by 32 bits. With lefthash they are the low bits of ``hashing_key`` times the last token's id, so keys
+    are multiples in one family of lists, and a key with many factors of two leaves few of them: 2²⁴ leaves 256, and 0 or
+    2³² one, the same for every window. With selfhash they are those of the least of some products of ``hashing_key`` and
+    two entries of a table, which the key's low 32 bits shuffle; the least is often the same for different windows. Tests
+    count pairs that share list and token once, so that p stays honest and ``scored`` tells how little is left.
     """
 
     scheme = "transformers green list"
@@ -611,7 +634,7 @@ class TransformersGreenList(_PermutationList):
 
     def with_decoy(self, seed: int, index: int) -> TransformersGreenList:
         """The same scheme under decoy key number ``index``."""
-        key = _decoy_int(seed, index, 40) | 1  # odd: as with transformers' own key, no two tokens' seeds coincide
+        key = _decoy_int(seed, index, 40) | 1  # odd: as with transformers' own key, no two tokens' lefthash seeds coincide
         return TransformersGreenList({**self.config, "hashing_key": key}, self.vocab_size)
 
     @cached_property

@@ -1,15 +1,17 @@
 """Contrastive reading: what B expects and his references do not.
 
-Text *without* the watermark is read, so that the context knows nothing of the key. For each distinct window w and token v
-the probabilities of v after w are averaged over the positions of w, once under B (m_B) and once under each reference: B₀,
-his base model, and perhaps a *twin*, B₀ fine-tuned by Alice on her own un-watermarked text. On the scale on which counts
-have equal noise, h = √(m + ε), what the references explain is taken out by least squares,
+Text *without* the watermark is read, so that the context knows nothing of the key; and of each text a window counts only
+where it is met for the first time, so that B cannot copy what followed it earlier, should a faint mark be in the text after
+all. For each distinct window w and token v the probabilities of v after w are averaged over these positions of w, once
+under B (m_B) and once under each reference: B₀, his base model, and perhaps a *twin*, B₀ fine-tuned by Alice on her own
+un-watermarked text. On the scale on which counts have equal noise, h = √(m + ε), what the references explain is taken out
+by least squares,
 
     y(w, v) = (h_B − h_B₀) − β (h_twin − h_B₀),
 
 and the statistic is S = Σ q(w, v) · 1[v is green for w], with whole-number weights q ∝ n_w^a · y(w, v), n_w the number of
-positions of w. No weight has seen the key, so under H₀ S is a sum of independent Bernoullis with known weights, and its
-tail is exact (:mod:`radio_utils.weighted`). The weights are argued for in the chapter "Open model".
+positions of w that count. No weight has seen the key, so under H₀ S is a sum of independent Bernoullis with known weights,
+and its tail is exact (:mod:`radio_utils.weighted`). The weights are argued for in the chapter "Open model".
 """
 
 from __future__ import annotations
@@ -45,12 +47,24 @@ class Contrast:
     """The weighted pairs of contrastive reading; they depend on no key, so audits score them again.
 
     ``pairs`` are the (window, token) pairs with a weight other than 0 and ``weights`` [n] their whole-number weights, in
-    the order of the pairs. ``explained`` are the coefficients β of the references after the first.
+    the order of the pairs. ``explained`` are the coefficients β of the references after the first. Raises ``ValueError``
+    for weights that are not one whole number a pair, or pairs that were not de-duplicated.
     """
 
     pairs: ev.Evidence
     weights: NDArray[np.int64]
     explained: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if self.weights.ndim != 1 or self.weights.dtype.kind not in "iu":
+            raise ValueError(
+                f"weights must be a row of whole numbers, got dtype {self.weights.dtype} and shape "
+                f"{list(self.weights.shape)}; round them to a unit first"
+            )
+        if self.weights.size != len(self.pairs):
+            raise ValueError(f"weights must be one for each of the {len(self.pairs)} pairs, got {self.weights.size}")
+        if self.pairs.dedup is None:
+            raise ValueError("pairs repeat with dedup=None and are not independent; collect them with 'window+token'")
 
     def save(self, folder: Path) -> None:
         """Write the pairs and their weights to a folder."""
@@ -69,10 +83,13 @@ class Contrast:
 class ContrastiveReading:
     """The verdict of contrastive reading.
 
-    ``seen`` positions were read, ``scored`` pairs have a weight, ``total`` is S − E S in units of weight. ``log10_p`` is
-    exact under the null hypothesis; ``log10_chernoff`` bounds it from above by an argument of three lines, and
-    ``log10_saddlepoint`` approximates it by another route: three numbers that must agree. ``log10_p`` falls back to the
-    Chernoff bound where the exact tail would take too long a transform.
+    ``seen`` positions were read, ``scored`` pairs have a weight, ``total`` is S − E S in units of weight, and ``score`` is
+    the mean mark weighted by |q|, as much above that of the null as the total says. ``log10_p`` is exact under the null
+    hypothesis. Two other routes check it: ``log10_saddlepoint`` approximates it and should agree, ``log10_chernoff`` bounds
+    it from above by an argument of three lines and lies one or two decades higher by nature. ``log10_p`` falls back to a
+    bound where the exact tail would take too much work (:meth:`radio_utils.weighted.WeightedSum.log10_exact`).
+    ``text_log10_p`` is the plain detector's log10 p of all that was read, None where it is not known: text that carries the
+    mark is no ground for this test.
     """
 
     seen: int
@@ -87,6 +104,7 @@ class ContrastiveReading:
     window: int
     fingerprint: str
     contrast: Contrast = field(repr=False, compare=False)
+    text_log10_p: float | None = None
 
     @property
     def p_value(self) -> float:
@@ -105,7 +123,7 @@ class Sums:
     def __init__(self, columns: int) -> None:
         self._keys: list[ev.Words] = []
         self._values: list[NDArray[np.float64]] = []
-        self._columns, self._waiting, self._least = columns, 0, _WAITING
+        self.columns, self._waiting, self._least = columns, 0, _WAITING
 
     def add(self, keys: ev.Words, values: NDArray[Any]) -> None:
         """Add ``values`` [n, columns] to the sums of ``keys`` [n, words]."""
@@ -119,7 +137,7 @@ class Sums:
     def total(self) -> tuple[ev.Words, NDArray[np.float64]]:
         """The distinct keys, sorted, and their sums."""
         if not self._keys:
-            return np.zeros((0, 1), np.uint64), np.zeros((0, self._columns))
+            return np.zeros((0, 1), np.uint64), np.zeros((0, self.columns))
         keys, values = _added_up(np.concatenate(self._keys), np.concatenate(self._values))
         self._keys, self._values, self._waiting = [keys], [values], keys.shape[0]
         self._least = 2 * keys.shape[0] + _WAITING
@@ -147,22 +165,37 @@ class ContrastCollector:
         self._sums, self._counts, self.seen = Sums(models), Sums(1), 0
 
     def add(self, windows: Ids, probabilities: Sequence[torch.Tensor]) -> None:
-        """``windows`` [n, k]; for B and then each reference the probabilities [n, V] after each."""
+        """``windows`` [n, k]; for B and then each reference the probabilities [n, V] after each.
+
+        Raises ``ValueError`` for probabilities that are not finite.
+        """
         together = probabilities[0] + sum(probabilities[1:])
         tokens = together.topk(self.top, dim=-1).indices
         # float64 on the processor: the order of additions then hardly matters
         values = np.stack([p.gather(1, tokens).double().cpu().numpy().ravel() for p in probabilities], axis=1)
+        if not np.isfinite(values).all():
+            raise ValueError(
+                "probabilities hold NaN or infinity: a model's logits overflowed or are all −∞; load it in bfloat16 or "
+                "float32"
+            )
         columns = [np.repeat(column, self.top) for column in windows.T]
         self._sums.add(self.packing.pack([*columns, tokens.cpu().numpy().ravel()]), values)
         self._counts.add(self.packing.pack_windows(windows), np.ones((windows.shape[0], 1)))
         self.seen += windows.shape[0]
 
+    def skip(self, positions: int) -> None:
+        """Count ``positions`` as seen that were looked at and may not be used."""
+        self.seen += positions
+
     def contrast(self, *, floor: float = FLOOR, exponent: float = EXPONENT) -> Contrast:
-        """The weights, from all that was added."""
+        """The weights, from all that was added; no pairs where all positions were skipped."""
         keys, sums = self._sums.total()
         window_keys, counts = self._counts.total()
         if keys.shape[0] == 0:
-            raise ValueError("no position was read; give longer sequences")
+            if not self.seen:
+                raise ValueError("no position was read; give longer sequences")
+            nothing = ev.Evidence(self.packing, (), self.seen)
+            return Contrast(nothing, np.zeros(0, np.int64), (0.0,) * max(0, self._sums.columns - 2))
         of_window, new = self.packing.windows_of(keys), np.ones(keys.shape[0], bool)
         new[1:] = np.any(of_window[1:] != of_window[:-1], axis=1)
         starts = np.flatnonzero(new)
@@ -171,6 +204,8 @@ class ContrastCollector:
         scale = np.sqrt(sums / count[:, None] + floor)
         residual, explained = _unexplained(scale, count**exponent)
         weights = residual * count**exponent
+        if not np.isfinite(weights).all():
+            raise ValueError("a weight is not finite; the models' probabilities or the exponent are out of range")
         unit = _STEP * math.sqrt(float(np.mean(weights**2)))
         q = np.rint(weights / unit).astype(np.int64) if unit > 0 else np.zeros(weights.size, np.int64)
         chosen = q != 0
@@ -187,22 +222,23 @@ def _unexplained(scale: Floats, weight: Floats) -> tuple[Floats, tuple[float, ..
     return moved - others @ beta, tuple(float(b) for b in beta)
 
 
-def judge_contrast(found: Contrast, wm: Watermark) -> ContrastiveReading:
-    """The verdict on weighted pairs that are already collected."""
-    null = _null(found, wm)
-    raw = round(float(_totals(found, wm, [wm])[0]))
-    total, size = raw - null.mean, float(np.abs(found.weights).sum())
-    mean_mark = null.mean / float(found.weights.sum()) if found.weights.sum() else 0.0
-    if size == 0.0:
-        return ContrastiveReading(
-            found.pairs.seen, 0, 0.0, math.nan, 0.0, 0.0, 0.0, 0.0, wm.scheme, wm.window, wm.fingerprint, found
-        )
+def judge_contrast(found: Contrast, wm: Watermark, *, text_log10_p: float | None = None) -> ContrastiveReading:
+    """The verdict on weighted pairs that are already collected.
+
+    ``text_log10_p`` is the plain detector's log10 p of the text that was read, to be shown beside the verdict.
+    """
+    detection.check_evidence(found.pairs, wm)
+    values, chances = wm.mark_distribution
+    null = WeightedSum.of(found.weights, values, chances)
+    size = float(np.abs(found.weights).sum())
+    raw = round(float(_totals(found, wm, [wm])[0]))  # 0 where nothing has a weight, of which every p is 1
+    total = raw - null.mean
     return ContrastiveReading(
         seen=found.pairs.seen,
-        scored=len(found.pairs),
+        scored=len(found.pairs) if size else 0,
         total=total,
-        score=mean_mark + total / size,
-        z=total / math.sqrt(null.variance),
+        score=float(values @ chances) + total / size if size else math.nan,
+        z=total / math.sqrt(null.variance) if size else 0.0,
         log10_p=null.log10_exact(raw),
         log10_chernoff=null.log10_chernoff(raw),
         log10_saddlepoint=null.log10_saddlepoint(raw),
@@ -210,6 +246,7 @@ def judge_contrast(found: Contrast, wm: Watermark) -> ContrastiveReading:
         window=wm.window,
         fingerprint=wm.fingerprint,
         contrast=found,
+        text_log10_p=text_log10_p,
     )
 
 
@@ -219,14 +256,11 @@ def audit_contrast(found: Contrast, wm: Watermark, *, keys: int = 1000, seed: in
         raise ValueError(f"keys must be at least 5 for a distribution to show, got {keys}")
     if len(found.pairs) == 0:
         raise ValueError("the contrast is empty; there is nothing to audit")
+    detection.check_evidence(found.pairs, wm)
     decoys = [wm.with_decoy(seed, index) for index in range(keys)]
     totals = np.rint(_totals(found, wm, decoys)).astype(np.int64)
-    null = _null(found, wm)
+    null = WeightedSum.of(found.weights, *wm.mark_distribution)
     return detection.audit_of(null.log10_many(totals), null.log10_many(totals + 1), seed=seed)
-
-
-def _null(found: Contrast, wm: Watermark) -> WeightedSum:
-    return WeightedSum.of(found.weights, *wm.mark_distribution)
 
 
 def _totals(found: Contrast, wm: Watermark, keys: Sequence[Watermark]) -> Floats:

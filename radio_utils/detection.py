@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,11 +16,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from radio_utils import evidence as ev
 from radio_utils import pvalues
-from radio_utils.corpora import CorpusFile, is_path
+from radio_utils.corpora import ENDINGS, CorpusError, CorpusFile, is_path
 from radio_utils.parallel import side_by_side
 from radio_utils.watermarks import Watermark
 
 Floats = NDArray[np.float64]
+Counts = NDArray[np.int64]
 Texts = Iterable[ArrayLike] | str | Path | Sequence[str | Path]
 
 
@@ -28,8 +29,11 @@ Texts = Iterable[ArrayLike] | str | Path | Sequence[str | Path]
 class Detection:
     """The verdict of one test.
 
-    ``seen`` positions were looked at, ``scored`` distinct pairs were scored, their scores sum to ``total``.
-    ``log10_p`` is exact under the null hypothesis; ``fingerprint`` names the watermark without its key.
+    ``seen`` positions were looked at, ``scored`` of the pairs found are independent trials, their scores sum to
+    ``total``. These are all distinct pairs of the evidence, save with schemes of :mod:`radio_utils.compat`, in which
+    different pairs can have one and the same score: of those the first in the evidence's order counts. ``log10_p`` is exact
+    under the null hypothesis for schemes of :mod:`radio_utils.watermarks` (what it is for others stands with them); with
+    ``dedup=None`` pairs are repeated and it is no p-value. ``fingerprint`` names the watermark without its key.
     """
 
     seen: int
@@ -86,12 +90,19 @@ class KeySearch:
     """Which of many keys wrote the texts. ``log10_p`` [keys] are the single tests, ``log10_family`` Holm's adjustment.
 
     ``best`` is the index of the strongest key. Its ``log10_family`` is what may be quoted: it allows for the search.
+    ``totals`` [keys] are the total scores and ``counts`` [keys] the numbers of pairs that they are sums over: the same for
+    all keys, save where pairs that share a colour under one key do not under another.
     """
 
     log10_p: Floats
     log10_family: Floats
     totals: Floats = field(repr=False)
-    scored: int
+    counts: Counts = field(repr=False)
+
+    @property
+    def scored(self) -> int:
+        """How many pairs were scored under the best key."""
+        return int(self.counts[self.best])
 
     @property
     def best(self) -> int:
@@ -123,14 +134,16 @@ def detect(
     each text: windows that occur in the prompt are not scored. ``texts`` may be any iterable and is read once, so a
     corpus may be larger than memory; it may also be the path of a JSONL or Parquet file, or a list of paths, whose rows
     hold ``ids`` (or ``text`` and a ``tokenizer`` is given) and perhaps ``prompt_ids`` (or ``prompt``). Paths are shared
-    out among ``workers`` processes. ``keep`` is the filter φ, an int array [m, k] of the only windows to score. ``dedup``
-    is "window+token", "window", or None, with which p is *not* a p-value.
+    out among ``workers`` processes. Either every row of a file has a prompt, be it empty, or none has. ``keep`` is the
+    filter φ, an int array [m, k] of the only windows to score. ``dedup`` is "window+token", "window", or None, with which p
+    is *not* a p-value.
 
     Memory grows with the number of distinct pairs, 8 bytes each (16 where k + 1 ids need more than 64 bits) and about
     half more while they are merged: 100 million pairs take 1.3 GB. For more than that, ``sample`` scores a pseudo-random
     share of the windows: the p-value is exact for the pairs that were scored.
 
-    Raises ``ValueError`` for ids outside the vocabulary, empty or too short texts, or unequal numbers of prompts.
+    Raises ``ValueError`` for ids outside the vocabulary, empty or too short texts, or unequal numbers of prompts; its
+    subclass :class:`radio_utils.corpora.CorpusError` where a file is at fault, with the file's name and the row.
     """
     options = {"keep": keep, "dedup": dedup, "sample": sample}
     return judge(_collected(texts, wm, prompts, options, tokenizer, workers), wm)
@@ -141,7 +154,13 @@ def _collected(
 ) -> ev.Evidence:
     """The evidence of texts or of files of them."""
     listed: list[Any] = list(texts) if isinstance(texts, list | tuple) else [texts]
-    files = [Path(one) for one in listed] if listed and all(is_path(one) for one in listed) else []
+    files = [Path(one) for one in listed if is_path(one)]
+    if files and len(files) != len(listed):
+        other = next(i for i, one in enumerate(listed) if not is_path(one))
+        raise ValueError(
+            f"texts mixes paths with other things: texts[{other}] is no path that ends in {', '.join(ENDINGS)} but "
+            f"{type(listed[other]).__name__}; give only paths, or only sequences of token ids"
+        )
     if not files:
         if tokenizer is not None or workers != 1:
             raise ValueError("tokenizer and workers are for files; give token ids, or the paths of JSONL or Parquet files")
@@ -168,7 +187,17 @@ def _collect_file(
 ) -> Any:
     """The evidence of one file, or the path of ``shard`` after writing it there."""
     corpus = CorpusFile(file, tokenizer)
-    found = ev.collect(corpus.texts(), window, vocab_size, prompts=corpus.prompts(), **options)
+    ev.Collector(ev.Packing(window, vocab_size), **options)  # options at fault are not the file's fault
+    try:
+        found = ev.collect(corpus.texts(), window, vocab_size, prompts=corpus.prompts(), **options)
+    except CorpusError:
+        raise
+    except ValueError as error:
+
+        def check(name: str, ids: Any, is_prompt: bool) -> None:
+            ev.checked_sequence(name, ids, vocab_size, shortest=0 if is_prompt else window + 1)
+
+        raise corpus.blame(error, check) from error
     if shard is None:
         return found
     found.save(shard)
@@ -177,14 +206,13 @@ def _collect_file(
 
 def judge(found: ev.Evidence, wm: Watermark) -> Detection:
     """The verdict on evidence that is already collected."""
-    _check_evidence(found, wm)
-    # blocks are cut by the set alone, so that the sum has the same last bit whatever the sharding
-    total = float(sum(side_by_side(lambda pairs: float(wm.scores(*pairs).sum()), found.blocks())))
+    check_evidence(found, wm)
+    total, scored = _scored(found, wm)
     return Detection(
         seen=found.seen,
-        scored=len(found),
+        scored=scored,
         total=total,
-        log10_p=float(wm.log10_p(total, len(found))),
+        log10_p=float(wm.log10_p(total, scored)),
         scheme=wm.scheme,
         window=wm.window,
         dedup=found.dedup,
@@ -193,18 +221,58 @@ def judge(found: ev.Evidence, wm: Watermark) -> Detection:
     )
 
 
+Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]
+
+
+def _scored(found: ev.Evidence, wm: Watermark) -> tuple[float, int]:
+    """Total score of the independent pairs under this key, and how many they are."""
+
+    def scored(pairs: Pairs) -> tuple[float, int]:
+        return float(wm.scores(*pairs).sum()), pairs[1].size
+
+    # blocks are cut by the set alone, so that the sum has the same last bit whatever the sharding
+    each = list(side_by_side(scored, _independent(found, wm)))
+    return float(sum(total for total, _ in each)), sum(count for _, count in each)
+
+
+def _shares(found: ev.Evidence, wm: Watermark) -> bool:
+    """Whether distinct pairs may have one colour; without de-duplication every repeat is wanted, and p means nothing."""
+    return isinstance(wm, ev.SharesColours) and found.dedup is not None
+
+
+def _independent(found: ev.Evidence, wm: Watermark) -> Iterator[Pairs]:
+    """The evidence in blocks; of pairs that have one colour under this key only the first."""
+    if not _shares(found, wm):
+        yield from found.blocks()
+        return
+    assert isinstance(wm, ev.SharesColours)
+    ids = [wm.colour_ids(*pairs) for pairs in found.blocks()]
+    first = ev.first_appearances(np.concatenate(ids)) if ids else np.zeros(0, bool)
+    start = 0
+    for windows, tokens in found.blocks():
+        chosen = first[start : start + tokens.size]
+        start += tokens.size
+        if chosen.any():
+            yield windows[chosen], tokens[chosen]
+
+
 def curve(found: ev.Evidence, wm: Watermark, *, points: int = 60) -> tuple[NDArray[np.int64], Floats]:
     """log10 p of the first n pairs, for ``points`` values of n from about 1 to all: (n, log10 p).
 
-    Evidence has no order of its own; the pairs are taken in one fixed random order, that of a text read at random.
+    Evidence has no order of its own; the pairs are taken in one fixed random order, that of a text read at random. Pairs
+    that are no trials of their own are left out, as :func:`judge` leaves them out.
     """
+    check_evidence(found, wm)
     if len(found) == 0:
         raise ValueError("evidence is empty; there is no curve to draw")
     if points < 2:
         raise ValueError(f"points must be at least 2, the first and the last pair, got {points}")
-    counts = np.unique(np.geomspace(1, len(found), points).round().astype(np.int64))
-    order = np.random.default_rng(0).permutation(len(found))
-    totals = np.cumsum(wm.scores(found.windows, found.tokens)[order])[counts - 1]
+    windows, tokens = found.windows, found.tokens
+    if _shares(found, wm):
+        windows, tokens = (np.concatenate(parts) for parts in zip(*_independent(found, wm), strict=True))
+    counts = np.unique(np.geomspace(1, tokens.size, points).round().astype(np.int64))
+    order = np.random.default_rng(0).permutation(tokens.size)
+    totals = np.cumsum(wm.scores(windows, tokens)[order])[counts - 1]
     return counts, np.asarray(wm.log10_p(totals, counts), np.float64)
 
 
@@ -227,9 +295,9 @@ def null_audit(
 
 def audit_evidence(found: ev.Evidence, wm: Watermark, *, keys: int = 1000, seed: int = 0) -> NullAudit:
     """The null audit of evidence that is already collected."""
-    totals = totals_under_decoys(found, wm, keys=keys, seed=seed)
-    above = np.asarray(wm.log10_p_above(totals, len(found)), np.float64)
-    return audit_of(np.asarray(wm.log10_p(totals, len(found)), np.float64), above, seed=seed)
+    totals, counts = under_decoys(found, wm, keys=keys, seed=seed)
+    above = np.asarray(wm.log10_p_above(totals, counts), np.float64)
+    return audit_of(np.asarray(wm.log10_p(totals, counts), np.float64), above, seed=seed)
 
 
 def audit_of(log10_p: Floats, log10_p_above: Floats, *, seed: int) -> NullAudit:
@@ -238,14 +306,17 @@ def audit_of(log10_p: Floats, log10_p_above: Floats, *, seed: int) -> NullAudit:
     return NullAudit(log10_p=log10_p, ks=pvalues.ks_uniform(uniform), uniform_p=uniform)
 
 
-def totals_under_decoys(found: ev.Evidence, wm: Watermark, *, keys: int, seed: int) -> Floats:
-    """Total score of the evidence under each of ``keys`` decoy keys, in one pass over it: float [keys]."""
+def under_decoys(found: ev.Evidence, wm: Watermark, *, keys: int, seed: int) -> tuple[Floats, Counts]:
+    """Total score of the evidence under each of ``keys`` decoy keys and the number of pairs summed: [keys], [keys].
+
+    The numbers differ from key to key where pairs that share a colour under one do not under another.
+    """
     if keys < 5:
         raise ValueError(f"keys must be at least 5 for a distribution to show, got {keys}")
     if len(found) == 0:
         raise ValueError("evidence is empty; there is nothing to audit")
-    _check_evidence(found, wm)
-    return _totals(found, wm, [wm.with_decoy(seed, index) for index in range(keys)])
+    check_evidence(found, wm)
+    return _totals(found, [wm.with_decoy(seed, index) for index in range(keys)])
 
 
 def which_key(
@@ -258,26 +329,53 @@ def which_key(
 ) -> KeySearch:
     """Which of many keys wrote these texts? One pass over the texts, with the family-wise error controlled.
 
-    ``candidates`` are the same scheme with the same parameters under different keys (``wm.with_key(…)``). H₀ of each
-    test is "written without this key". Raises ``ValueError`` for no candidates or differing parameters.
+    ``candidates`` are the same scheme with the same parameters under different keys. H₀ of each test is "written without
+    this key". Raises ``ValueError`` for no candidates or differing parameters.
     """
     if not candidates:
-        raise ValueError("candidates is empty; give the watermark under each key, as wm.with_key(key)")
+        raise ValueError("candidates is empty; give one watermark for each key that may have been used")
     first = candidates[0]
+    _check_alike(candidates)
     found = _collected(texts, first, prompts, {"keep": keep, "dedup": dedup})
-    totals = _totals(found, first, candidates)
-    log10_p = np.asarray(first.log10_p(totals, np.full(totals.shape, len(found))), np.float64)
-    return KeySearch(log10_p, pvalues.family_wise(log10_p), totals, len(found))
+    totals, counts = _totals(found, candidates)
+    log10_p = np.asarray(first.log10_p(totals, counts), np.float64)
+    return KeySearch(log10_p, pvalues.family_wise(log10_p), totals, counts)
 
 
-def _totals(found: ev.Evidence, wm: Watermark, others: Sequence[Watermark]) -> Floats:
-    totals = np.zeros(len(others))
+_PARAMETERS = ("scheme", "vocab_size", "window", "gamma", "seeding_scheme")  # all that a null distribution depends on
+
+
+def _check_alike(candidates: Sequence[Watermark]) -> None:
+    """Raise ``ValueError`` unless the watermarks differ in their keys only."""
+
+    def parameters(wm: Watermark) -> dict[str, Any]:
+        return {"class": type(wm).__name__} | {name: getattr(wm, name, None) for name in _PARAMETERS}
+
+    expected = parameters(candidates[0])
+    for i, other in enumerate(candidates):
+        given = parameters(other)
+        for name in expected:
+            if given[name] != expected[name]:
+                raise ValueError(
+                    "candidates must be one scheme with the same parameters under different keys, but "
+                    f"candidates[{i}] has {name} {given[name]!r} and candidates[0] has {expected[name]!r}; "
+                    "search each kind of watermark by itself"
+                )
+
+
+def _totals(found: ev.Evidence, keys: Sequence[Watermark]) -> tuple[Floats, Counts]:
+    """Total score of the evidence under each key, and the number of pairs summed: [keys], [keys]."""
+    if _shares(found, keys[0]):  # which pairs count depends on the key
+        each = [_scored(found, wm) for wm in keys]
+        return np.array([total for total, _ in each]), np.array([count for _, count in each], np.int64)
+    totals = np.zeros(len(keys))
     for windows, tokens in found.blocks():
-        totals += wm.totals(windows, tokens, others)
-    return totals
+        totals += keys[0].totals(windows, tokens, keys)
+    return totals, np.full(len(keys), len(found), np.int64)
 
 
-def _check_evidence(found: ev.Evidence, wm: Watermark) -> None:
+def check_evidence(found: ev.Evidence, wm: Watermark) -> None:
+    """Raise ``ValueError`` unless the evidence was collected with the watermark's window and vocabulary."""
     if found.packing.window != wm.window or found.packing.vocab_size != wm.vocab_size:
         raise ValueError(
             f"evidence was collected with window={found.packing.window} and vocab_size={found.packing.vocab_size}, the "

@@ -12,6 +12,9 @@ was fixed in advance, and saves all the queries after the point where it suffice
 
 The stake: E is an average of likelihood ratios over a grid of alternatives, any of which would be fair alone. The average
 depends on the number of pairs and their total score only.
+
+The odds are fair only if each score is independent of those before it. Lists of :mod:`radio_utils.compat` hold a fixed
+number of greens, so what one list has said of some tokens shifts the odds of the others: each list may be asked once.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
+from radio_utils import evidence as ev
 from radio_utils.watermarks import Watermark
 
 Floats = NDArray[np.float64]
@@ -32,12 +36,26 @@ _GRID = 64
 class EProcess:
     """E-values of (total score, count) pairs for one scheme.
 
-    For a green list the alternatives are rates of green γ′ > γ, for Gumbel-max exponentials with a mean above 1.
+    For a green list the alternatives are rates of green γ′ > γ, for Gumbel-max exponentials with a mean above 1. Each E
+    grows with the total score, so scores that are rounded down (:class:`radio_utils.compat.ReleasedGumbelMax`) are allowed:
+    E is then a supermartingale.
     """
 
-    def __init__(self, wm: Watermark) -> None:
-        """Raises ``ValueError`` for a scheme whose null distribution of a score is not known here."""
-        if wm.scheme.startswith("gumbel"):
+    def __init__(self, wm: Watermark, *, dedup: ev.Dedup = "window+token") -> None:
+        """``dedup`` says what is scored once: (window, token) pairs, or windows.
+
+        Raises ``ValueError`` for a scheme whose null distribution of a score is not known here, for lists with a fixed
+        number of greens unless a window is scored once, and for ``dedup=None``.
+        """
+        ev.check_dedup(dedup)
+        if dedup is None:
+            raise ValueError("dedup=None scores repeats, at which no odds are fair; use 'window+token' or 'window'")
+        if isinstance(wm, ev.SharesLists) and dedup != "window":
+            raise ValueError(
+                f"dedup={dedup!r} asks one list of the scheme {wm.scheme!r} several times, and its lists hold a fixed "
+                "number of greens: the odds are then not fair; use dedup='window'"
+            )
+        if wm.scheme.endswith("gumbel max"):
             rates = 1.0 / (1.0 + np.geomspace(1e-3, 20.0, _GRID))  # −ln(1 − r) with mean 1/rate
             self._per_count, self._per_score = np.log(rates), 1.0 - rates
         elif hasattr(wm, "gamma"):
@@ -50,10 +68,13 @@ class EProcess:
             raise ValueError(f"no e-process is known for the scheme {wm.scheme!r}; use a green list or Gumbel-max")
 
     def log10_e(self, total: ArrayLike, count: ArrayLike) -> Any:
-        """log10 E after ``count`` fresh pairs with this total score; scalars or arrays, finite for any total."""
+        """log10 E after ``count`` fresh pairs with this total score; scalars or arrays, finite.
+
+        Raises ``ValueError`` for totals or counts that are negative, NaN or infinite.
+        """
         s, n = np.broadcast_arrays(np.asarray(total, np.float64), np.asarray(count, np.float64))
-        if np.any(np.isnan(s)) or np.any(n < 0) or np.any(s < 0):
-            raise ValueError("total and count must be numbers that are not negative")
+        if not np.all(np.isfinite(s)) or not np.all(np.isfinite(n)) or np.any(n < 0) or np.any(s < 0):
+            raise ValueError("total and count must be numbers that are finite and not negative")
         ratios = n[..., None] * self._per_count + s[..., None] * self._per_score
         return (special.logsumexp(ratios, axis=-1) - np.log(_GRID))[()] / _LN10
 

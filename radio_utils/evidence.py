@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -32,6 +32,25 @@ Ids = NDArray[np.int64]
 Words = NDArray[np.uint64]  # [n, words of a pair]
 Dedup = Literal["window+token", "window"] | None
 DEDUPS: tuple[Dedup, ...] = ("window+token", "window", None)
+
+
+@runtime_checkable
+class SharesColours(Protocol):
+    """A scheme in which different pairs can have one and the same score, so that distinct pairs are no separate trials."""
+
+    def colour_ids(self, windows: Ids, tokens: Ids) -> Words:
+        """Which draw decides each pair's score: [n, k] and [n] → unsigned [n]. Equal numbers mean equal scores."""
+        ...
+
+
+@runtime_checkable
+class SharesLists(SharesColours, Protocol):
+    """A scheme whose lists have a fixed number of greens: what one list says of several tokens is not independent."""
+
+    def list_ids(self, windows: Ids, tokens: Ids) -> Words:
+        """Which list each pair is looked up in: [n, k] and [n] → unsigned [n]."""
+        ...
+
 
 _BLOCK = 1 << 20  # tokens that are packed and sorted at once
 _LEAF = 1 << 21  # pairs in a leaf of the sorted set, about twice what a leaf holds on average
@@ -52,6 +71,11 @@ class Packing:
     def __post_init__(self) -> None:
         if self.window < 1:
             raise ValueError(f"window must be at least 1, got {self.window}; use the watermark's own window")
+        if self.vocab_size >= 1 << 63:
+            raise ValueError(
+                f"vocab_size must be below 2**63 for its ids to be signed 64-bit integers, got {self.vocab_size}; "
+                "use the tokenizer's number of tokens"
+            )
 
     @cached_property
     def bits(self) -> int:
@@ -166,8 +190,22 @@ class Evidence:
         return collector.evidence()
 
     def without(self, known: Evidence) -> Evidence:
-        """The pairs that ``known`` does not hold: what is fresh in a new batch of answers."""
+        """The pairs that ``known`` does not hold: what is fresh in a new batch of answers.
+
+        With ``dedup="window"`` a pair is fresh only if its window is. Raises ``ValueError`` for evidence without
+        de-duplication, or if the two were not collected the same way.
+        """
+        if known.dedup != self.dedup or known.packing != self.packing:
+            raise ValueError(
+                "evidence with different windows, vocabularies or de-duplication cannot be compared; collect it the same "
+                "way"
+            )
+        if self.dedup is None:
+            raise ValueError("dedup=None keeps repeats, of which none is fresh; collect with 'window+token' or 'window'")
         mine, theirs = (_joined(one.parts, self.packing) for one in (self, known))
+        if self.dedup == "window":
+            told, known_windows = self.packing.windows_of(mine), self.packing.windows_of(theirs)
+            return Evidence(self.packing, (mine[~_is_member(told, known_windows)],), self.seen, self.dedup)
         return Evidence(self.packing, (mine[~_is_member(mine, theirs)],), self.seen, self.dedup)
 
     def save(self, path: str | Path) -> None:
@@ -211,7 +249,7 @@ class Collector:
         self, packing: Packing, *, keep: ArrayLike | None = None, dedup: Dedup = "window+token", sample: float = 1.0
     ) -> None:
         """``keep`` is the filter φ [m, k]. ``sample`` < 1 keeps that share of the *windows*, chosen by a public hash."""
-        _check_dedup(dedup)
+        check_dedup(dedup)
         if not 0.0 < sample <= 1.0:
             raise ValueError(f"sample must lie in (0, 1], the share of windows that is scored, got {sample}")
         self.packing, self.dedup, self.sample, self.seen = packing, dedup, sample, 0
@@ -421,6 +459,13 @@ def first_rows(rows: Ids) -> NDArray[np.intp]:
     return np.sort(order[starts])
 
 
+def first_appearances(values: Words) -> NDArray[np.bool_]:
+    """Which of the values [n] were not met earlier in the row: bool [n]."""
+    found = np.zeros(values.size, bool)
+    found[np.unique(values, return_index=True)[1]] = True
+    return found
+
+
 def frequent_windows(texts: Iterable[ArrayLike], window: int, vocab_size: int, *, at_least: int = 1) -> Ids:
     """The filter φ: windows that occur at least ``at_least`` times in the texts, as a sorted array [m, k].
 
@@ -458,15 +503,24 @@ def all_windows(sequences: Sequence[Ids], window: int) -> tuple[Ids, Ids]:
 def checked_texts(name: str, texts: Any, vocab_size: int, *, shortest: int, first: int = 0) -> list[Ids]:
     """Token sequences as int arrays, or a ``ValueError`` that names the text at fault."""
     _refuse_strings(name, texts)
-    sequences = [_as_sequence(f"{name}[{i}]", text, vocab_size) for i, text in enumerate(texts, first)]
+    sequences = [
+        checked_sequence(f"{name}[{i}]", text, vocab_size, shortest=shortest) for i, text in enumerate(texts, first)
+    ]
     if not sequences and name == "texts":
         raise ValueError("texts is empty; there is nothing to score")
-    for i, sequence in enumerate(sequences, first):
-        if sequence.ndim != 1:
-            raise ValueError(f"{name}[{i}] must be a flat sequence of token ids, got shape {list(sequence.shape)}")
-        if sequence.size < shortest:
-            raise ValueError(too_short(f"{name}[{i}]", sequence.size, shortest))
     return sequences
+
+
+def checked_sequence(name: str, text: Any, vocab_size: int, *, shortest: int) -> Ids:
+    """One token sequence as an int array [n], or a ``ValueError`` that begins with ``name``."""
+    sequence = _as_sequence(name, text, vocab_size)
+    if sequence.ndim != 1:
+        raise ValueError(f"{name} must be a flat sequence of token ids, got shape {list(sequence.shape)}")
+    if sequence.size < shortest:
+        if shortest == 1:
+            raise ValueError(f"{name} is empty; give it at least one token, or drop it")
+        raise ValueError(too_short(name, sequence.size, shortest))
+    return sequence
 
 
 def _joined_lists(texts: Any, shortest: int, vocab_size: int) -> tuple[Ids, NDArray[np.int64]] | None:
@@ -513,7 +567,8 @@ def checked_filter(keep: ArrayLike, window: int, vocab_size: int) -> Ids:
     return rows
 
 
-def _check_dedup(dedup: Dedup) -> None:
+def check_dedup(dedup: Dedup) -> None:
+    """Raise ``ValueError`` unless ``dedup`` is one of :data:`DEDUPS`."""
     if dedup not in DEDUPS:
         raise ValueError(f"dedup must be one of {DEDUPS}, got {dedup!r}")
 

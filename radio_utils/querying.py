@@ -23,6 +23,14 @@ from radio_utils.watermarks import Watermark
 Floats = NDArray[np.float64]
 
 
+class QueryError(ValueError):
+    """Answers that cannot be scored. ``answers`` are all that were given so far: what was paid for is not lost."""
+
+    def __init__(self, message: str, answers: Sequence[Any]) -> None:
+        super().__init__(message)
+        self.answers = list(answers)
+
+
 def query_closed_model(
     suspect: Suspect | Any,
     prompts: Sequence[ArrayLike],
@@ -37,11 +45,22 @@ def query_closed_model(
     ``suspect`` answers prompts (:class:`radio_utils.suspects.Suspect`); a bare transformers model is taken as a local
     one. At most ``budget`` prompts are sent. Answers too short to hold a window and a token are dropped.
 
-    Raises ``ValueError`` for no prompts, a budget below 1, ids outside the vocabulary, or when no answer can be scored.
+    Raises ``ValueError``, before anything is asked, for no prompts, a budget below 1, ids outside the vocabulary, or a
+    wrong ``keep`` or ``dedup``; :class:`QueryError`, which holds the answers, for answers that cannot be scored.
     """
-    asked = _checked_prompts(prompts, wm, budget)
-    answers = as_suspect(suspect).answer(asked)
-    return score_answers(asked, answers, wm, keep=keep, dedup=dedup)
+    asked, client = _checked_prompts(prompts, wm, budget), as_suspect(suspect)
+    _check_options(wm, keep, dedup)
+    answers = client.answer(asked)
+    try:
+        return score_answers(asked, answers, wm, keep=keep, dedup=dedup)
+    except ValueError as error:
+        raise QueryError(str(error), answers) from error
+
+
+def _check_options(wm: Watermark, keep: ArrayLike | None, dedup: ev.Dedup) -> None:
+    ev.check_dedup(dedup)
+    if keep is not None:
+        ev.checked_filter(keep, wm.window, wm.vocab_size)
 
 
 def _checked_prompts(prompts: Sequence[ArrayLike], wm: Watermark, budget: int | None) -> list[Ids]:
@@ -70,17 +89,25 @@ def score_answers(
     )
 
 
-def _usable(prompts: Sequence[ArrayLike], answers: Sequence[Ids], wm: Watermark) -> list[tuple[ArrayLike, Ids]]:
+def _usable(
+    prompts: Sequence[ArrayLike], answers: Sequence[Ids], wm: Watermark, first: int = 0
+) -> list[tuple[ArrayLike, Ids]]:
+    """Prompts and answers that are long enough to be scored. ``first`` numbers the answers in errors."""
+    _check_as_many(prompts, answers)
+    checked = ev.checked_texts("answers", answers, wm.vocab_size, shortest=0, first=first)
+    return [(prompt, answer) for prompt, answer in zip(prompts, checked, strict=True) if answer.size > wm.window]
+
+
+def _check_as_many(prompts: Sequence[ArrayLike], answers: Sequence[Ids]) -> None:
     if len(prompts) != len(answers):
         raise ValueError(f"prompts and answers must be equal in number, got {len(prompts)} and {len(answers)}")
-    return [(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True) if len(answer) > wm.window]
 
 
 @dataclass(frozen=True, slots=True)
 class SequentialVerdict:
     """The verdict of a test that was watched as the answers came.
 
-    ``convicted`` says whether the wealth reached 1/α. ``asked`` prompts were sent, ``scored`` fresh pairs scored,
+    ``convicted`` says whether the wealth reached 1/α. ``asked`` prompts were sent, ``scored`` fresh trials scored,
     their scores sum to ``total``. ``log10_p`` = −log10 of the largest wealth is a p-value that holds whenever one stops.
     ``counts`` [batches] and ``log10_e`` [batches] are the scored pairs and the wealth after each batch of answers.
     """
@@ -106,24 +133,32 @@ def query_until(
     keep: ArrayLike | None = None,
     budget: int | None = None,
     batch: int = 16,
+    dedup: ev.Dedup = "window+token",
 ) -> SequentialVerdict:
     """Ask ``batch`` prompts at a time until the evidence suffices at level α or the budget is spent.
 
     The false-alarm rate is at most α however often one looks (:mod:`radio_utils.eprocess`). A pair is scored the first
-    time it is met. Raises ``ValueError`` as :func:`query_closed_model` does, and for α outside (0, 1).
+    time it is met, with ``dedup="window"`` a window; lists with a fixed number of greens (those of
+    :mod:`radio_utils.compat`) need the latter. Raises ``ValueError`` as :func:`query_closed_model` does, and for α outside
+    (0, 1) or a scheme that cannot be watched; a :class:`QueryError` holds the answers of all batches.
     """
     if not 0.0 < alpha < 1.0:
         raise ValueError(f"alpha must lie strictly between 0 and 1, got {alpha}")
     if batch < 1:
         raise ValueError(f"batch must be at least 1 prompt, got {batch}")
     asked, client = _checked_prompts(prompts, wm, budget), as_suspect(suspect)
-    watch = Watch(wm, keep=keep)
-    sent = 0
+    watch = Watch(wm, keep=keep, dedup=dedup)
+    sent, given = 0, list[Any]()
     while sent < len(asked) and watch.highest < -np.log10(alpha):
         some = asked[sent : sent + batch]
         # a local model draws anew for each batch, or prompts that are asked again would be answered as before
         now = replace(client, seed=client.seed + sent) if isinstance(client, LocalSuspect) else client
-        watch.add(some, now.answer(some))
+        answers = now.answer(some)
+        given += list(answers)
+        try:
+            watch.add(some, answers, first=sent)
+        except ValueError as error:
+            raise QueryError(str(error), given) from error
         sent += len(some)
     return watch.verdict(alpha, sent)
 
@@ -131,10 +166,12 @@ def query_until(
 class Watch:
     """Keeps the wealth of a sequential test as answers come in."""
 
-    def __init__(self, wm: Watermark, *, keep: ArrayLike | None = None) -> None:
-        """``keep`` is the filter φ, chosen before the first answer."""
-        self.wm, self._bet, self._fresh = wm, EProcess(wm), _Fresh(wm, keep)
+    def __init__(self, wm: Watermark, *, keep: ArrayLike | None = None, dedup: ev.Dedup = "window+token") -> None:
+        """``keep`` is the filter φ, chosen before the first answer. Raises ``ValueError`` as :class:`EProcess` does."""
+        _check_options(wm, keep, dedup)
+        self.wm, self._bet, self._fresh = wm, EProcess(wm, dedup=dedup), _Fresh(wm, keep, dedup)
         self._scored, self._total = 0, 0.0
+        self._met: ev.Words = np.zeros(0, np.uint64)  # colours or lists that were asked already, where pairs share them
         self._counts: list[int] = []
         self._wealth: list[float] = []
 
@@ -143,18 +180,25 @@ class Watch:
         """log10 of the largest wealth so far."""
         return max(self._wealth, default=0.0)
 
-    def add(self, prompts: Sequence[ArrayLike], answers: Sequence[Ids]) -> None:
-        """Score the pairs of these answers that were not met before."""
-        fresh = self._fresh.of(prompts, answers)
-        self._scored += len(fresh)
-        self._total += detection.judge(fresh, self.wm).total
+    def add(self, prompts: Sequence[ArrayLike], answers: Sequence[Ids], *, first: int = 0) -> None:
+        """Score the pairs of these answers that were not met before; ``first`` numbers the answers in errors."""
+        fresh = self._fresh.of(prompts, answers, first)
+        ids = _shared_ids(self.wm, fresh)
+        if ids is None:
+            self._scored += len(fresh)
+            self._total += detection.judge(fresh, self.wm).total
+        else:
+            new = ev.first_appearances(ids) & ~np.isin(ids, self._met)
+            self._met = np.union1d(self._met, ids[new])
+            self._scored += int(np.count_nonzero(new))
+            self._total += float(self.wm.scores(fresh.windows[new], fresh.tokens[new]).sum())
         self._counts.append(self._scored)
         self._wealth.append(float(self._bet.log10_e(self._total, self._scored)))
 
     def verdict(self, alpha: float, asked: int) -> SequentialVerdict:
         """Where the test stands."""
         return SequentialVerdict(
-            convicted=self.highest >= -np.log10(alpha),
+            convicted=bool(self.highest >= -np.log10(alpha)),
             alpha=alpha,
             asked=asked,
             seen=self._fresh.seen,
@@ -167,24 +211,33 @@ class Watch:
         )
 
 
+def _shared_ids(wm: Watermark, found: ev.Evidence) -> ev.Words | None:
+    """What may be asked once: the list of each pair or its colour [n]; None where all pairs are independent."""
+    if isinstance(wm, ev.SharesLists):
+        return wm.list_ids(found.windows, found.tokens)
+    if isinstance(wm, ev.SharesColours):
+        return wm.colour_ids(found.windows, found.tokens)
+    return None
+
+
 class _Fresh:
     """Tells the pairs of new answers that were not met in earlier ones."""
 
-    def __init__(self, wm: Watermark, keep: ArrayLike | None) -> None:
+    def __init__(self, wm: Watermark, keep: ArrayLike | None, dedup: ev.Dedup) -> None:
         self._wm, self._keep = wm, keep
-        self._known = ev.Evidence(ev.Packing(wm.window, wm.vocab_size), (), 0)
+        self._known = ev.Evidence(ev.Packing(wm.window, wm.vocab_size), (), 0, dedup)
 
     @property
     def seen(self) -> int:
         return self._known.seen
 
-    def of(self, prompts: Sequence[ArrayLike], answers: Sequence[Ids]) -> ev.Evidence:
-        usable = _usable(prompts, answers, self._wm)
+    def of(self, prompts: Sequence[ArrayLike], answers: Sequence[Ids], first: int) -> ev.Evidence:
+        usable = _usable(prompts, answers, self._wm, first)
         if not usable:
-            return ev.Evidence(self._known.packing, (), 0)
+            return ev.Evidence(self._known.packing, (), 0, self._known.dedup)
         found = ev.collect(
             [answer for _, answer in usable], self._wm.window, self._wm.vocab_size,
-            prompts=[prompt for prompt, _ in usable], keep=self._keep,
+            prompts=[prompt for prompt, _ in usable], keep=self._keep, dedup=self._known.dedup,
         )  # fmt: skip
         fresh = found.without(self._known)
         self._known = self._known.merge(found)
@@ -200,22 +253,46 @@ def audit_watch(
     batch: int = 16,
     keys: int = 1000,
     seed: int = 0,
+    dedup: ev.Dedup = "window+token",
 ) -> Floats:
     """log10 of the largest wealth that each of ``keys`` decoy keys ever has while these answers come in: [keys].
 
-    Ville's inequality says that at most a share α of them exceeds −log10 α.
+    Ville's inequality says that at most a share α of them exceeds −log10 α. Raises ``ValueError`` for unequal numbers of
+    prompts and answers, and as :class:`Watch` does.
     """
     if keys < 1 or batch < 1:
         raise ValueError(f"keys and batch must be at least 1, got {keys} and {batch}")
-    decoys, bet, fresh = [wm.with_decoy(seed, index) for index in range(keys)], EProcess(wm), _Fresh(wm, keep)
+    _check_as_many(prompts, answers)
+    _check_options(wm, keep, dedup)
+    bet, fresh = EProcess(wm, dedup=dedup), _Fresh(wm, keep, dedup)
+    decoys = [wm.with_decoy(seed, index) for index in range(keys)]
+    starts = range(0, len(answers), batch)
+    batches = (fresh.of(prompts[start : start + batch], answers[start : start + batch], start) for start in starts)
+    if isinstance(wm, ev.SharesColours):  # what is asked once differs from key to key
+        met = list(batches)
+        return np.array([_highest_of_sharing(met, decoy, bet) for decoy in decoys])
     totals, count, highest = np.zeros(keys), 0, np.zeros(keys)
-    for start in range(0, len(answers), batch):
-        found = fresh.of(prompts[start : start + batch], answers[start : start + batch])
+    for found in batches:
         if len(found):
             totals += wm.totals(found.windows, found.tokens, decoys)
             count += len(found)
             np.maximum(highest, bet.log10_e(totals, np.full(keys, count)), out=highest)
     return highest
+
+
+def _highest_of_sharing(batches: Sequence[ev.Evidence], wm: Watermark, bet: EProcess) -> float:
+    """log10 of the largest wealth under one key while batches of fresh pairs come in, as :meth:`Watch.add` keeps it."""
+    ids = [_shared_ids(wm, found) for found in batches if len(found)]
+    if not ids:
+        return 0.0
+    first = ev.first_appearances(np.concatenate([one for one in ids if one is not None]))
+    batch_of = np.repeat(np.arange(len(batches)), [len(found) for found in batches])[first]
+    windows = np.concatenate([found.windows for found in batches])[first]
+    tokens = np.concatenate([found.tokens for found in batches])[first]
+    scores = wm.scores(windows, tokens)
+    totals = np.bincount(batch_of, scores, len(batches)).cumsum()
+    counts = np.bincount(batch_of, minlength=len(batches)).cumsum()
+    return max(0.0, float(bet.log10_e(totals, counts).max()))
 
 
 def as_suspect(suspect: Suspect | Any) -> Suspect:

@@ -46,11 +46,12 @@ def read_open_model(
     With ``reference`` the reading is *contrastive* (:mod:`radio_utils.contrast`): the sequences must then be free of the
     watermark, and what counts is how B's whole distribution differs from the reference's. ``reference`` is B₀, or a list
     that starts with B₀ and goes on with innocent twins of B: models that Alice fine-tuned on un-watermarked text. Of each
-    position the ``top`` likeliest tokens are kept; ``dedup`` and ``skip_seen`` do not apply.
+    position the ``top`` likeliest tokens are kept; pairs are always distinct, whatever ``dedup``. Text whose own log10 p is
+    below −3 is refused, so one in a thousand innocent texts is too; the verdict shows that p as ``text_log10_p``.
 
     Raises ``ValueError`` for ids outside the vocabulary, too short texts, unequal numbers of prompts and sequences, a
-    model with fewer logits than the watermark has tokens, NaN among its logits, or, with a reference, text that carries
-    the watermark.
+    model with fewer logits than the watermark has tokens, NaN or infinity among its logits, or, with a reference, text that
+    carries the watermark or a scheme without marks; ``TypeError`` for a reference that is no model.
     """
     if reference is None:
         found = read_evidence(
@@ -58,6 +59,10 @@ def read_open_model(
             prompts=prompts, keep=keep, dedup=dedup, skip_seen=skip_seen, batch_size=batch_size, progress=progress,
         )  # fmt: skip
         return detection.judge(found, wm)
+    # what can be refused is refused before any model runs
+    ev.check_dedup(dedup)
+    _ = wm.mark_distribution
+    _models(model, reference)
     fed = _Contexts.of(sequences, prompts, wm.window, wm.vocab_size).ids
     of_text = detection.detect(fed, wm)
     if of_text.log10_p < _MARKED:
@@ -66,13 +71,28 @@ def read_open_model(
             "reads; contrastive reading needs text that was written without the key"
         )
     weighted = read_contrast(
-        model, reference, sequences, wm.window, wm.vocab_size,
-        prompts=prompts, keep=keep, batch_size=batch_size, top=top, progress=progress,
+        model, reference, sequences, wm.window, wm.vocab_size, prompts=prompts, keep=keep, skip_seen=skip_seen,
+        batch_size=batch_size, top=top, progress=progress,
     )  # fmt: skip
-    return contrast.judge_contrast(weighted, wm)
+    return contrast.judge_contrast(weighted, wm, text_log10_p=of_text.log10_p)
 
 
-_MARKED = -6.0  # log10 p of the text that is read, below which contrastive reading refuses it
+_MARKED = -3.0  # log10 p of the text that is read, below which contrastive reading refuses it
+
+
+def _models(model: Any, reference: Any) -> list[Any]:
+    """B and his references, or an error that says what is no model."""
+    references = list(reference) if isinstance(reference, list | tuple) else [reference]
+    if not references:
+        raise ValueError("reference is empty; give B's base model, or leave it out for plain reading")
+    for i, one in enumerate([model, *references]):
+        if not callable(one) or not hasattr(one, "parameters"):
+            name = "model" if i == 0 else f"reference[{i - 1}]" if isinstance(reference, list | tuple) else "reference"
+            raise TypeError(
+                f"{name} must be a causal model, got {type(one).__name__}; load it first, as with "
+                "radio_utils.suspects.load_model(folder)"
+            )
+    return [model, *references]
 
 
 def read_evidence(
@@ -109,30 +129,34 @@ def read_contrast(
     *,
     prompts: Sequence[ArrayLike] | None = None,
     keep: ArrayLike | None = None,
+    skip_seen: bool = True,
     batch_size: int = 64,
     top: int = 128,
     progress: str | None = None,
 ) -> contrast.Contrast:
     """The weighted pairs of contrastive reading. They do not depend on any key: audits score them again.
 
+    A window already met earlier in the same context is not used: B could copy what followed it there, and with it a mark
+    of the text too faint to be refused. ``skip_seen=False`` uses it too; it is there to show why. ``seen`` of the pairs
+    counts all positions, also those that ``keep`` or ``skip_seen`` leave out.
+
     The models are run side by side, one batch at a time; what is kept are sums for each distinct window and each of its
     likeliest tokens, never a matrix of vocabulary by vocabulary.
     """
-    references = list(reference) if isinstance(reference, list | tuple) else [reference]
-    if not references:
-        raise ValueError("reference is empty; give B's base model, or leave it out for plain reading")
+    models = _models(model, reference)
     contexts = _Contexts.of(sequences, prompts, window, vocab_size)
     allowed = None if keep is None else {tuple(w) for w in ev.checked_filter(keep, window, vocab_size).tolist()}
-    collector = contrast.ContrastCollector(window, vocab_size, 1 + len(references), top=top)
+    collector = contrast.ContrastCollector(window, vocab_size, len(models), top=top)
     slice_size = max(1, _LARGEST // vocab_size)
-    for rows, all_logits in _read([model, *references], contexts, vocab_size, batch_size, progress):
-        found = [contexts.scored(i, window, skip_seen=False) for i in rows]
+    for rows, all_logits in _read(models, contexts, vocab_size, batch_size, progress):
+        found = [contexts.scored(i, window, skip_seen) for i in rows]
         windows = np.concatenate([w for w, _, _ in found])
         row_of = np.repeat(np.arange(len(rows)), [ends.size for _, ends, _ in found])
         ends = np.concatenate([e for _, e, _ in found])
         if allowed is not None:
             kept = np.array([tuple(w) in allowed for w in windows.tolist()], bool)
             windows, row_of, ends = windows[kept], row_of[kept], ends[kept]
+        collector.skip(sum(seen for _, _, seen in found) - ends.size)
         for start in range(0, ends.size, slice_size):
             part = slice(start, start + slice_size)
             chosen = [logits[row_of[part], ends[part]].float() for logits in all_logits]
@@ -215,6 +239,10 @@ def _logits(model: Any, contexts: list[Ids], vocab_size: int) -> torch.Tensor:
             "the suspect does not use Alice's tokenizer"
         )
     logits: torch.Tensor = output.logits[..., :vocab_size]
-    if bool((logits.amax(dim=-1).isnan() & fed.bool()).any()):
-        raise ValueError("the model's logits hold NaN; it diverged in training, or its precision overflowed")
+    largest = logits.amax(dim=-1)  # NaN if any logit is, and −∞ only if all are: a single −∞ is a token that is ruled out
+    if bool((~largest.isfinite() & fed.bool()).any()):
+        raise ValueError(
+            "the model's logits hold NaN or infinity; it diverged in training, or its precision overflowed (float16 does "
+            "beyond 65504): load it in bfloat16 or float32"
+        )
     return logits

@@ -15,9 +15,11 @@ import torch
 from scipy import stats
 from transformers import LlamaConfig, LlamaForCausalLM, WatermarkDetector, WatermarkingConfig
 
-from radio_utils import compat, parallel
+from radio_utils import compat, detect, null_audit, parallel, which_key
+from radio_utils import evidence as ev
 from radio_utils.compat import ReleasedGreenList, ReleasedGumbelMax, TransformersGreenList
 from radio_utils.decoding import GreenListProcessor, GumbelMaxProcessor
+from radio_utils.detection import curve, judge
 from radio_utils.watermarks import Watermark
 
 SECRET = 918273645546372819
@@ -289,6 +291,78 @@ def test_p_values_of_totals() -> None:
     assert gumbel.log10_p(13.5, 10) == pytest.approx(math.log10(stats.gamma.sf(13.5, 10)), rel=1e-10)
     for wm in schemes():
         assert wm.scores(np.zeros((0, wm.window), int), np.zeros(0, int)).shape == (0,)
+
+
+def natural_texts(seed: int = 0, vocab_size: int = 2000) -> np.ndarray:
+    """Texts whose tokens have the frequencies of words."""
+    rng = np.random.default_rng(seed)
+    p = 1 / np.arange(1, vocab_size + 1) ** 1.1
+    return rng.permutation(vocab_size)[rng.choice(vocab_size, size=(20, 150), p=p / p.sum())]
+
+
+def distinct_colours(wm: TransformersGreenList, found: ev.Evidence) -> np.ndarray:
+    """Indices of the first pair of each generator seed and token, by a loop."""
+    seeds, met = wm._pair_seeds(found.windows, found.tokens).tolist(), dict[tuple[int, int], int]()
+    for i, pair in enumerate(zip(seeds, found.tokens.tolist(), strict=True)):
+        met.setdefault(pair, i)
+    return np.array(list(met.values()))
+
+
+@pytest.mark.parametrize("context_width", [2, 4])
+@pytest.mark.parametrize("dedup", ["window+token", "window"])
+def test_pairs_of_selfhash_that_share_a_colour_count_once(context_width: int, dedup: ev.Dedup) -> None:
+    """Half the pairs of a text are the same draw as others: counted apart, decoys had p-values of 1e-6 by the dozen."""
+    wm = TransformersGreenList({"seeding_scheme": "selfhash", "context_width": context_width}, 2000)
+    texts = natural_texts()
+    assert isinstance(wm, ev.SharesColours)
+    found = detect(texts, wm, dedup=dedup)
+    first = distinct_colours(wm, found.evidence)
+    assert found.scored == first.size < len(found.evidence)
+    assert found.total == wm.scores(found.evidence.windows, found.evidence.tokens)[first].sum()
+    assert found.log10_p == wm.log10_p(found.total, found.scored)
+    counts, values = curve(found.evidence, wm)
+    assert (counts[-1], values[-1]) == (found.scored, pytest.approx(found.log10_p))
+    audit = null_audit(texts, wm, keys=60, seed=1, dedup=dedup)
+    assert audit.ks_p > 1e-3
+    assert audit.min_log10_p > -4
+    direct = [judge(found.evidence, wm.with_decoy(1, i)).log10_p for i in range(4)]
+    assert audit.log10_p[:4].tolist() == direct
+    keys = [wm, *(wm.with_decoy(5, i) for i in range(3))]
+    search = which_key(texts, keys, dedup=dedup)
+    assert search.log10_p.tolist() == [judge(found.evidence, key).log10_p for key in keys]
+    assert search.counts.tolist() == [judge(found.evidence, key).scored for key in keys]
+    assert search.scored == search.counts[search.best]
+
+
+def test_shared_colours_are_found_across_blocks_and_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    wm = TransformersGreenList({"seeding_scheme": "selfhash", "context_width": 2}, 300)
+    texts = natural_texts(3, 300)
+    whole = detect(texts, wm)
+    shards = [ev.collect(texts[i::3], 1, 300) for i in (2, 0, 1)]
+    assert judge(shards[0].merge(*shards[1:]), wm) == whole
+    blocks = ev.Evidence.blocks
+    monkeypatch.setattr(ev.Evidence, "blocks", lambda self: blocks(self, 100))
+    assert judge(whole.evidence, wm) == whole
+    assert detect(texts, wm, dedup=None).scored == 20 * 149  # repeats are what was asked for
+
+
+@pytest.mark.parametrize("key", [0, 2**32, 2**24, 3 * 2**26])
+def test_keys_that_leave_few_lists_convict_no_innocent_text(key: int) -> None:
+    """Under key 2³² all windows share one list: a frequent token that is green in it was counted after every window."""
+    wm = TransformersGreenList({"hashing_key": key}, 2000)
+    found = [detect(natural_texts(seed), wm) for seed in range(25)]
+    assert min(one.log10_p for one in found) > -3.5
+    if key in (0, 2**32):
+        assert [one.scored for one in found] == [len(np.unique(one.evidence.tokens)) for one in found]
+
+
+def test_colliding_windows_of_the_release_count_once() -> None:
+    texts = [[7, 35319, 11], [8, 2, 11], [8, 2, 12]]
+    for wm in (ReleasedGreenList(0, 40_000, gamma=0.01), ReleasedGumbelMax(0, 40_000)):
+        assert isinstance(wm, ev.SharesColours)
+        found = detect(texts, wm)
+        assert (len(found.evidence), found.scored) == (3, 2)
+        assert found.total == wm.scores([[8, 2], [8, 2]], [11, 12]).sum()
 
 
 GREEN, GUMBEL = ReleasedGreenList(3, 100), ReleasedGumbelMax(3, 100)

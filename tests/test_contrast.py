@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -46,17 +47,23 @@ def texts(n: int = 40, length: int = 40, seed: int = 3, vocab_size: int = V) -> 
 
 @pytest.mark.parametrize("window", [1, 2])
 @pytest.mark.parametrize("twin", [False, True])
-def test_weights_equal_the_definition(window: int, twin: bool) -> None:
+@pytest.mark.parametrize("skip_seen", [False, True])
+def test_weights_equal_the_definition(window: int, twin: bool, skip_seen: bool) -> None:
     """The whole route, a position and a token at a time, in plain Python."""
     models = [llama(1), llama(2), *([llama(3)] if twin else [])]
-    sequences, prompts = [t.tolist() for t in texts(6, 12)], [t.tolist() for t in texts(6, 3, seed=8)]
-    got = reading.read_contrast(models[0], models[1:], sequences, window, V, prompts=prompts, batch_size=4, top=V)
+    sequences, prompts = [(t % 9).tolist() for t in texts(6, 12)], [(t % 9).tolist() for t in texts(6, 3, seed=8)]
+    got = reading.read_contrast(
+        models[0], models[1:], sequences, window, V, prompts=prompts, batch_size=4, top=V, skip_seen=skip_seen
+    )
     sums: dict[tuple[int, ...], list[np.ndarray]] = {}
     for prompt, text in zip(prompts, sequences, strict=True):
         context = prompt + text
         with torch.inference_mode():
             p = [m(input_ids=torch.tensor([context])).logits[0].softmax(-1).double().numpy() for m in models]
         for t in range(max(len(prompt), window), len(context)):
+            before = [context[s - window : s] for s in range(window, t)]
+            if skip_seen and context[t - window : t] in before:
+                continue
             sums.setdefault(tuple(context[t - window : t]), []).append(np.stack([one[t - 1] for one in p]))
     rows = {w: np.sqrt(np.mean(all_p, axis=0) + contrast.FLOOR) for w, all_p in sums.items()}
     counts = {w: len(all_p) for w, all_p in sums.items()}
@@ -134,6 +141,71 @@ def test_watermarked_text_is_refused() -> None:
         ru.read_open_model(llama(1), texts(40, 5), wm, prompts=marked, reference=llama(2))
 
 
+class Repeating(torch.nn.Module):
+    """Expects any token, and with probability ``copied`` what followed the last token when it was met before."""
+
+    def __init__(self, vocab_size: int, copied: float) -> None:
+        super().__init__()
+        self.weight, self.vocab_size, self.copied = torch.nn.Parameter(torch.zeros(1)), vocab_size, copied
+
+    def forward(self, input_ids: torch.Tensor, **_: Any) -> Any:
+        n, length = input_ids.shape
+        p = torch.full((n, length, self.vocab_size), 1.0 / self.vocab_size, dtype=torch.float64)
+        if self.copied:
+            earlier = torch.tril(torch.ones(length, length, dtype=torch.float64), -1)
+            same = (input_ids[:, :, None] == input_ids[:, None, :]) * earlier
+            followed = torch.nn.functional.one_hot(torch.roll(input_ids, -1, 1), self.vocab_size).double()
+            found = torch.einsum("nts,nsv->ntv", same, followed)
+            total = found.sum(-1, keepdim=True)
+            share = self.copied * (total > 0)
+            p = (1 - share) * p + share * found / total.clamp(min=1)
+        return type("Output", (), {"logits": p.log()})()
+
+
+def test_an_innocent_who_copies_a_faint_mark_is_not_convicted() -> None:
+    """A few marked texts among many pass the gate, and he who repeats more than his base does repeats their mark."""
+    size, trapped, honest = 300, [], []
+    for key in range(3):
+        wm, rng = ru.GreenList(f"k{key}", size, 1), np.random.default_rng(key)
+        given = rng.integers(0, size, (150, 64))
+        green = [np.flatnonzero(row) for row in wm.green_rows(np.arange(size)[:, None])]
+        for text in given[:4]:
+            text[:] = rng.integers(0, 30, 64)
+            for t in range(1, 64):
+                few = green[text[t - 1]]
+                text[t] = rng.choice(few[few < 30] if (few < 30).any() else few)
+        options = {"reference": Repeating(size, 0.0)}
+        try:
+            honest.append(ru.read_open_model(Repeating(size, 0.3), given, wm, **options))
+        except ValueError as error:
+            assert "carry the watermark" in str(error)  # by the stricter gate
+        weighted = [
+            reading.read_contrast(Repeating(size, 0.3), options["reference"], given, 1, size, skip_seen=skip)
+            for skip in (False, True)
+        ]
+        trapped.append(contrast.judge_contrast(weighted[0], wm).z)
+        honest.append(contrast.judge_contrast(weighted[1], wm))
+    assert min(trapped) > 3
+    assert max(abs(found.z) for found in honest) < 3  # type: ignore[union-attr]
+    assert honest[-1].seen == 150 * 63
+
+
+def test_the_gate_and_what_the_text_itself_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    wm = ru.GreenList("alice", V, 1)
+    own = ru.detect(texts(), wm).log10_p
+    found = ru.read_open_model(llama(1), texts(), wm, reference=llama(2))
+    assert found.text_log10_p == own  # type: ignore[union-attr]
+    assert contrast.judge_contrast(found.contrast, wm).text_log10_p is None  # type: ignore[union-attr]
+    real = reading.detection.detect
+    for log10_p, refused in ((-2.9, False), (-3.1, True)):
+        monkeypatch.setattr(reading.detection, "detect", lambda *a, p=log10_p: replace(real(*a), log10_p=p))
+        if refused:
+            with pytest.raises(ValueError, match=r"carry the watermark \(log10 p = -3.1\)"):
+                ru.read_open_model(llama(1), texts(), wm, reference=llama(2))
+        else:
+            assert ru.read_open_model(llama(1), texts(), wm, reference=llama(2)).text_log10_p == -2.9  # type: ignore[union-attr]
+
+
 def test_sums_do_not_depend_on_how_they_came(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     keys, values = rng.integers(0, 300, (5000, 1)).astype(np.uint64), rng.random((5000, 2))
@@ -154,6 +226,78 @@ def test_a_contrast_survives_the_disk(tmp_path: Any) -> None:
     assert again.explained == found.explained
     assert np.array_equal(again.weights, found.weights)
     assert np.array_equal(again.pairs.windows, found.pairs.windows)
+
+
+@pytest.mark.parametrize("kind", ["reference", "twins"])
+def test_a_filter_that_leaves_nothing_is_no_evidence(kind: str) -> None:
+    wm = ru.GreenList("alice", V, 1)
+    reference = llama(2) if kind == "reference" else [llama(2), llama(3)]
+    for found in (
+        ru.read_open_model(llama(1), texts(3), wm, reference=reference, keep=np.zeros((0, 1), int)),
+        ru.read_open_model(llama(1), texts(3) % 50, wm, reference=reference, keep=[[55]]),
+    ):
+        assert (found.seen, found.scored, found.log10_p, found.total) == (3 * 39, 0, 0.0, 0.0)
+        assert len(found.contrast.explained) == int(kind == "twins")  # type: ignore[union-attr]
+
+
+def test_the_score_of_weights_that_cancel() -> None:
+    for wm, mean in ((ru.GreenList("alice", V, 1), 0.25), (ru.GumbelMax("alice", V, 1), None)):
+        values, chances = wm.mark_distribution
+        pairs = ru.detection.ev.from_pairs([[1], [2]], [3, 4], V)
+        marks = wm.marks(wm.scores([[1], [2]], [3, 4]))
+        found = contrast.judge_contrast(contrast.Contrast(pairs, np.array([3, -3]), ()), wm)
+        null = float(values @ chances)
+        assert mean is None or null == mean
+        assert found.score == pytest.approx(null + 3 * (marks[0] - marks[1]) / 6)
+
+
+def test_a_contrast_that_does_not_fit_is_named() -> None:
+    pairs = ru.detection.ev.from_pairs([[1], [2]], [3, 4], V)
+    for weights, words in (
+        (np.array([1, 2, 3]), "weights must be one for each of the 2 pairs, got 3"),
+        (np.array([1]), "weights must be one for each of the 2 pairs, got 1"),
+        (np.array([1.0, 2.0]), "weights must be a row of whole numbers, got dtype float64"),
+        (np.array([[1, 2]]), "weights must be a row of whole numbers"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            contrast.Contrast(pairs, weights, ())
+    with pytest.raises(ValueError, match="pairs repeat with dedup=None"):
+        contrast.Contrast(ru.detection.ev.from_pairs([[1]], [1], V, dedup=None), np.array([1]), ())
+    found = contrast.Contrast(pairs, np.array([1, 2]), ())
+    for wm in (ru.GreenList("a", 2 * V, 1), ru.GreenList("a", V, 2)):
+        with pytest.raises(ValueError, match="evidence was collected with window=1 and vocab_size=60"):
+            contrast.judge_contrast(found, wm)
+        with pytest.raises(ValueError, match="evidence was collected with window=1 and vocab_size=60"):
+            contrast.audit_contrast(found, wm, keys=5)
+
+
+def test_weights_that_are_not_finite_are_named() -> None:
+    collector = contrast.ContrastCollector(1, V, 2)
+    with pytest.raises(ValueError, match="probabilities hold NaN or infinity"):
+        collector.add(np.array([[1]]), [torch.full((1, V), torch.nan), torch.full((1, V), 1 / V)])
+    collector.add(np.array([[1]]), [torch.rand(1, V), torch.full((1, V), 1 / V)])
+    with pytest.raises(ValueError, match="a weight is not finite"), np.errstate(all="ignore"):
+        collector.contrast(floor=-1.0)
+
+
+def test_what_can_be_refused_is_refused_before_a_model_runs() -> None:
+    class Untouched(torch.nn.Module):
+        def forward(self, *_: Any, **__: Any) -> Any:
+            raise AssertionError("a model ran")
+
+    wm, model = ru.GreenList("alice", V, 1), Untouched()
+    with pytest.raises(ValueError, match="has no marks that are independent"):
+        ru.read_open_model(model, texts(2), ru.compat.ReleasedGreenList(3, V, 1), reference=model)
+    with pytest.raises(ValueError, match="dedup must be one of"):
+        ru.read_open_model(model, texts(2), wm, reference=model, dedup="tokens")  # type: ignore[arg-type]
+    for reference, words in (
+        ("base", "^reference must be a causal model, got str; load it"),
+        ([model, "x"], r"reference\[1\]"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            ru.read_open_model(model, texts(2), wm, reference=reference)
+    with pytest.raises(TypeError, match="model must be a causal model"):
+        ru.read_open_model("bob", texts(2), wm, reference=model)
 
 
 def test_bad_input_is_named() -> None:

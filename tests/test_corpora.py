@@ -77,21 +77,62 @@ def test_texts_may_be_an_endless_looking_stream() -> None:
         ("a.jsonl", "[1, 2, 3]\n", "row 1: a row must be a JSON object, got list"),
         ("a.jsonl", '{"x": 1}\n', "row 1: neither 'ids' nor 'text'"),
         ("a.jsonl", '{"text": "a b"}\n', "row 1: 'text' is text; give tokenizer="),
-        ("a.jsonl", '{"ids": [1, 2, 900]}\n', r"texts\[0\] holds token id 900"),
+        ("a.jsonl", '{"ids": [1, 2, 900]}\n', r"a.jsonl, row 1: ids holds token id 900"),
         ("a.jsonl", "", "texts is empty"),
+        ("a.jsonl", '{"ids": [1, 2, 3]}\n\n{"ids": [1, 2, 900]}\n', r"a.jsonl, row 3: ids holds token id 900"),
+        ("a.jsonl", '{"ids": [1, 2, 3]}\n{"ids": [1]}\n', r"a.jsonl, row 2: ids has 1 tokens; at least 3"),
+        ("a.jsonl", '{"ids": "abc"}\n', r"a.jsonl, row 1: ids must hold integer token ids"),
+        ("a.jsonl", '{"ids": [1, 2, null]}\n', r"a.jsonl, row 1: ids must hold integer token ids"),
+        ("a.jsonl", '{"ids": [1, 2, 3], "prompt_ids": 5}\n', r"a.jsonl, row 1: prompt_ids must be a flat sequence"),
+        ("a.jsonl", '{"ids": [1, 2, 3], "prompt_ids": [900]}\n', r"a.jsonl, row 1: prompt_ids holds token id 900"),
+        ("a.jsonl", '{"text": 5}\n', r"a.jsonl, row 1: 'text' must be a string, got int"),
+        ("a.jsonl", b'{"ids": [1, 2, 3]}\n\xff\xfe\n', r"a.jsonl, row 2: not UTF-8"),
+        ("a.jsonl.gz", b"hello", r"a.jsonl.gz, row 1: the file is damaged or cut short"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(b'{"ids": [1, 2, 3]}\n' * 99)[:-20],
+            r"a.jsonl.gz, row \d+: the file is damaged or cut",
+        ),
         ("a.parquet", "no parquet", "is no Parquet file"),
     ],
 )
-def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: str, words: str) -> None:
-    (tmp_path / name).write_text(content, encoding="utf-8")
-    with pytest.raises(ValueError, match=words):
+def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: str | bytes, words: str) -> None:
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(corpora.CorpusError, match=words):
         detect(tmp_path / name, WM)
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".parquet"])
+@pytest.mark.parametrize("row", [0, 7, 29])
+def test_a_lost_prompt_is_named(tmp_path: Path, ending: str, row: int) -> None:
+    """A first row without a prompt silently dropped the prompts of all: the copies of prompts were scored."""
+    rows: list[dict[str, Any]] = [{"ids": t, "prompt_ids": p} for t, p in zip(TEXTS, PROMPTS, strict=True)]
+    rows[row] = {"ids": TEXTS[row], "prompt_ids": None}
+    with pytest.raises(
+        corpora.CorpusError, match=rf"a{ending}, row {row + 1}: n(o prompt, but row 2|either 'prompt_ids' nor)"
+    ):
+        detect(write(tmp_path / f"a{ending}", rows), WM)
+    if ending == ".jsonl":
+        del rows[row]["prompt_ids"]
+        with pytest.raises(corpora.CorpusError, match=rf"row {row + 1}: n"):
+            detect(write(tmp_path / "b.jsonl", rows), WM)
+    rows[row] = {"ids": TEXTS[row], "prompt_ids": []}  # said to have none
+    prompts = [[] if i == row else p for i, p in enumerate(PROMPTS)]
+    assert detect(write(tmp_path / f"c{ending}", rows), WM) == detect(TEXTS, WM, prompts=prompts)
+
+
+def test_an_empty_string_is_no_prompt(tmp_path: Path) -> None:
+    rows = [{"ids": t, "prompt": ""} for t in TEXTS]
+    assert detect(write(tmp_path / "a.jsonl", rows), WM) == detect(TEXTS, WM)
+    rows[3]["prompt"] = " ".join(map(str, PROMPTS[3]))
+    prompts = [p if i == 3 else [] for i, p in enumerate(PROMPTS)]
+    assert detect(write(tmp_path / "b.jsonl", rows), WM, tokenizer=Words()) == detect(TEXTS, WM, prompts=prompts)
 
 
 def test_a_line_without_end_does_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpora, "_LONGEST_LINE", 100)
     (tmp_path / "a.jsonl").write_text('{"ids": [' + "1, " * 200 + "1]}", encoding="utf-8")
-    with pytest.raises(corpora.CorpusError, match="row 1: over 100 characters"):
+    with pytest.raises(corpora.CorpusError, match="row 1: over 100 bytes"):
         detect(tmp_path / "a.jsonl", WM)
 
 
@@ -99,6 +140,10 @@ def test_bad_calls_are_named(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [{"ids": t} for t in TEXTS])
     for call, words in (
         (lambda: detect(tmp_path / "b.jsonl", WM), "b.jsonl does not exist"),
+        (lambda: detect(tmp_path, WM), "is a folder; give a list of the files in it"),
+        (lambda: detect([path, [1, 2, 3]], WM), r"texts mixes paths with other things: texts\[1\] is .* but list"),
+        (lambda: detect([[1, 2, 3], str(path)], WM), r"texts mixes paths with other things: texts\[0\]"),
+        (lambda: detect(path, WM, dedup="both"), "^dedup must be one of"),
         (lambda: detect(Path(__file__), WM), "unknown kind of file; it must end in .jsonl"),
         (lambda: detect(path, WM, prompts=PROMPTS), "prompts must stand in the files"),
         (lambda: detect(path, WM, workers=0), "workers must be at least 1 process, got 0"),

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from radio_utils import EProcess, GreenList, GumbelMax, compat, detect
-from radio_utils.querying import Watch, query_closed_model, query_until
+from radio_utils import evidence as ev
+from radio_utils.querying import Watch, audit_watch, query_closed_model, query_until
 from radio_utils.suspects import LocalSuspect
 
 GREEN, GUMBEL = GreenList("alice", 1000, 1), GumbelMax("alice", 1000, 1)
@@ -145,6 +146,80 @@ def test_a_local_model_asked_again_answers_anew() -> None:
     assert np.all(np.diff(found.counts) > 20)  # every batch brings pairs that were not met before
 
 
+def tokens_of(n: int, vocab_size: int, seed: int, length: int = 30) -> list[np.ndarray]:
+    return list(np.random.default_rng(seed).integers(0, vocab_size, (n, length)))
+
+
+RELEASED = compat.ReleasedGreenList(3, 20, 1)
+SELFHASH = compat.TransformersGreenList({"seeding_scheme": "selfhash", "context_width": 3}, 20)
+
+
+@pytest.mark.parametrize("wm", [RELEASED, SELFHASH, compat.TransformersGreenList({}, 20)])
+def test_lists_with_a_fixed_number_of_greens_are_asked_once(wm: Any) -> None:
+    """Of a list of 20 tokens with 5 greens, 15 reds say that the others are green: no bet at the old odds is fair."""
+    for call in (
+        lambda: EProcess(wm),
+        lambda: Watch(wm),
+        lambda: query_until(Scripted([]), [[1]], wm),
+        lambda: audit_watch([[1]], [np.array([1, 2])], wm, keys=5),
+    ):
+        with pytest.raises(ValueError, match="fixed number of greens: the odds are then not fair; use dedup='window'"):
+            call()
+    answers, prompts = tokens_of(12, 20, 1), [[0]] * 12
+    watch = Watch(wm, dedup="window")
+    for start in range(0, 12, 4):
+        watch.add(prompts[start : start + 4], answers[start : start + 4])
+    verdict = watch.verdict(0.01, 12)
+    windows, lists = set[tuple[int, ...]](), set[int]()
+    for start in range(0, 12, 4):
+        found = ev.collect(answers[start : start + 4], wm.window, 20, prompts=prompts[start : start + 4], dedup="window")
+        ids = wm.list_ids(found.windows, found.tokens).tolist()
+        lists |= {one for one, window in zip(ids, map(tuple, found.windows.tolist()), strict=True) if window not in windows}
+        windows |= set(map(tuple, found.windows.tolist()))
+    assert 0 < verdict.scored == len(lists)
+    assert type(verdict.convicted) is bool
+
+
+def test_false_alarms_of_fixed_lists_stay_below_alpha() -> None:
+    answers, prompts = tokens_of(400, 3, 2, 6), [[0]] * 400
+    for wm in (compat.TransformersGreenList({"seeding_scheme": "selfhash", "context_width": 3, "greenlist_ratio": 0.5}, 3),
+               compat.ReleasedGreenList(3, 3, 2, gamma=0.5)):  # fmt: skip
+        highest = audit_watch(prompts, answers, wm, keys=300, dedup="window", batch=1)
+        for alpha in (0.5, 0.2, 0.05):
+            assert np.mean(highest >= -math.log10(alpha)) <= alpha + 3 * math.sqrt(alpha / 300)
+
+
+@pytest.mark.parametrize("wm", [RELEASED, SELFHASH, compat.ReleasedGumbelMax(3, 20, 1)])
+def test_the_audit_of_shared_colours_is_the_watch_itself(wm: Any) -> None:
+    answers, prompts = tokens_of(15, 20, 3), [[0]] * 15
+    highest = audit_watch(prompts, answers, wm, keys=5, seed=2, batch=4, dedup="window")
+    for i in range(5):
+        watch = Watch(wm.with_decoy(2, i), dedup="window")
+        for start in range(0, 15, 4):
+            watch.add(prompts[start : start + 4], answers[start : start + 4])
+        assert highest[i] == pytest.approx(max(0.0, watch.highest))
+
+
+def test_scores_that_are_rounded_down_may_be_bet_on() -> None:
+    wm = compat.ReleasedGumbelMax(3, 1000, 1)
+    assert EProcess(wm).log10_e(30.0, 20) == EProcess(GUMBEL).log10_e(30.0, 20)
+    suspect = Scripted(answers_of(wm, 60, 3))
+    found = query_until(suspect, [[i] for i in range(60)], wm, batch=5)
+    assert found.convicted is True
+    plain = detect(suspect.answers[: found.asked], wm, prompts=[[i] for i in range(found.asked)])
+    assert (found.scored, found.total) == (plain.scored, pytest.approx(plain.total))
+    highest = audit_watch([[i] for i in range(30)], suspect.answers[:30], wm, keys=60)
+    assert np.mean(highest >= 1) <= 0.1 + 3 * math.sqrt(0.1 / 60)
+
+
+def test_a_window_is_scored_once_where_that_is_wanted() -> None:
+    watch, answers = Watch(GREEN, dedup="window"), [np.array([1, 2, 3, 1, 4]), np.array([1, 5, 6, 7])]
+    for answer in answers:
+        watch.add([[0]], [answer])
+    assert watch.verdict(0.1, 2).counts.tolist() == [3, 5]  # 1, 2 and 3; then 5 and 6
+    assert type(watch.verdict(0.1, 2).convicted) is bool
+
+
 def test_bad_input_is_named() -> None:
     for call, words in (
         (lambda: query_until(Scripted([]), [[1]], GREEN, alpha=0.0), "alpha must lie strictly between 0 and 1"),
@@ -152,7 +227,9 @@ def test_bad_input_is_named() -> None:
         (lambda: query_until(Scripted([]), [], GREEN), "prompts is empty"),
         (lambda: query_until(Scripted([]), [[1]], GREEN, budget=0), "budget must be at least 1"),
         (lambda: EProcess(GREEN).log10_e(math.nan, 3), "must be numbers"),
+        (lambda: EProcess(GREEN).log10_e(math.inf, 3), "must be numbers that are finite"),
+        (lambda: EProcess(GREEN, dedup=None), "dedup=None scores repeats"),
     ):
         with pytest.raises(ValueError, match=words):
             call()
-    assert EProcess(compat.ReleasedGreenList(3, 1000, 2)).log10_e(0, 0) == pytest.approx(0.0, abs=1e-12)
+    assert EProcess(compat.ReleasedGreenList(3, 1000, 2), dedup="window").log10_e(0, 0) == pytest.approx(0.0, abs=1e-12)

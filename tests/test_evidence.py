@@ -192,6 +192,27 @@ def test_evidence_survives_the_disk(tmp_path: Path) -> None:
             ev.Evidence.load(tmp_path / name)
 
 
+@pytest.mark.parametrize("window", [1, 6])
+def test_what_is_fresh(window: int) -> None:
+    def pairs(*given: tuple[int, int], dedup: ev.Dedup = "window+token") -> ev.Evidence:
+        windows, tokens = [[w] * window for w, _ in given], [t for _, t in given]
+        return ev.from_pairs(windows, tokens, 10**5, dedup=dedup)
+
+    met = [(9, 1), (5, 3), (7, 4)]
+    fresh = pairs((5, 3), (5, 4), (9, 1), (2, 2)).without(pairs(*met))
+    assert as_list(fresh) == [((2,) * window, 2), ((5,) * window, 4)]
+    once = pairs((5, 9), (7, 1), (2, 2), dedup="window").without(pairs(*met, dedup="window"))
+    assert as_list(once) == [((2,) * window, 2)]  # a known window is not fresh, whatever its token
+    for other, words in (
+        (pairs(*met, dedup="window"), "cannot be compared; collect it the same way"),
+        (ev.from_pairs([[1] * window], [1], 100), "cannot be compared"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            pairs(*met).without(other)
+    with pytest.raises(ValueError, match="dedup=None keeps repeats"):
+        pairs(*met, dedup=None).without(pairs(*met, dedup=None))
+
+
 def test_from_pairs_filters_and_deduplicates() -> None:
     windows, tokens = np.array([[1, 2], [1, 2], [3, 4], [1, 2], [5, 6]]), np.array([9, 9, 9, 8, 7])
     found = ev.from_pairs(windows, tokens, 10, seen=20, keep=[[1, 2], [5, 6], [7, 7]])
@@ -252,6 +273,8 @@ def test_windows_do_not_straddle_texts_or_reach_into_the_prompt() -> None:
         (lambda: ev.collect([[1, 2]], 1, 10, keep=[[1, 2]]), r"keep must be windows of shape \[m, 1\], got \[1, 2\]"),
         (lambda: ev.collect([[1, 2]], 1, 10, keep=[[12]]), "keep holds token id 12"),
         (lambda: ev.collect([[1, 2]], 1, 10, keep=[[0.5]]), "keep must hold integer token ids"),
+        (lambda: ev.Packing(1, 2**63), r"vocab_size must be below 2\*\*63"),
+        (lambda: ev.checked_texts("prompts", [[1], []], 10, shortest=1), r"^prompts\[1\] is empty; give it at least one"),
         (lambda: ev.collect([[1, 2]], 0, 10), "window must be at least 1, got 0"),
         (lambda: ev.collect([[1, 2]], 1, 10, dedup="both"), "dedup must be one of .* got 'both'"),  # type: ignore[arg-type]
         (lambda: ev.collect([[1, 2]], 1, 10, sample=0.0), r"sample must lie in \(0, 1\], .* got 0.0"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from radio_utils import GreenList, GumbelMax, detect, null_audit, pvalues, which_key
+from radio_utils import GreenList, GumbelMax, compat, detect, null_audit, pvalues, which_key
 from radio_utils.contrast import audit_contrast
 from radio_utils.detection import audit_evidence
 from radio_utils.querying import score_answers
@@ -72,8 +72,24 @@ def test_bad_candidates_are_named() -> None:
     texts = marked(SCHEMES[0], 2)
     with pytest.raises(ValueError, match="candidates is empty"):
         which_key(texts, [])
-    with pytest.raises(ValueError, match="others must be the same scheme with the same parameters"):
-        which_key(texts, [GreenList("a", V), GreenList("a", V, gamma=0.5)])
+    released, zero = compat.ReleasedGreenList(3, V), {"hashing_key": 5}
+    transformers = compat.TransformersGreenList(zero, V)
+    selfhash = compat.TransformersGreenList({"seeding_scheme": "selfhash", "context_width": 2}, V)
+    for one, other, words in (
+        (GreenList("a", V), GreenList("a", V, gamma=0.5), r"candidates\[1\] has gamma 0.5 and candidates\[0\] has 0.25"),
+        (GreenList("a", V), GumbelMax("a", V), r"candidates\[1\] has class 'GumbelMax'"),
+        (GreenList("a", V), GreenList("a", V, 3), r"candidates\[1\] has window 3"),
+        (released, compat.ReleasedGreenList(4, V, gamma=0.5), r"candidates\[1\] has gamma 0.5"),
+        (released, compat.ReleasedGreenList(4, 2 * V), r"candidates\[1\] has vocab_size 4000"),
+        (released, compat.ReleasedGumbelMax(3, V), r"candidates\[1\] has class 'ReleasedGumbelMax'"),
+        (compat.ReleasedGumbelMax(3, V), GumbelMax("a", V), r"candidates\[1\] has class 'GumbelMax'"),
+        (transformers, compat.TransformersGreenList({**zero, "greenlist_ratio": 0.5}, V), r"candidates\[1\] has gamma 0.5"),
+        (transformers, selfhash, r"candidates\[1\] has seeding_scheme 'selfhash'"),
+    ):
+        with pytest.raises(ValueError, match=words) as caught:
+            which_key(texts, [one, other])
+        assert "with_key" not in str(caught.value)
+    assert which_key(texts, [released, compat.ReleasedGreenList(4, V)]).log10_p.shape == (2,)
     with pytest.raises(ValueError, match="alpha must lie strictly between"):
         which_key(texts, [GreenList("a", V)]).found(0)
 

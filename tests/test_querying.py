@@ -88,10 +88,53 @@ def test_bad_input_is_named() -> None:
         ru.query_closed_model(Parrot(ANSWERS), [[]], WM)
     with pytest.raises(ValueError, match="equal in number, got 3 and 2"):
         ru.query_closed_model(Parrot(ANSWERS[:2]), PROMPTS, WM)
-    with pytest.raises(ValueError, match=r"texts\[0\]"):
+    with pytest.raises(ValueError, match=r"answers\[0\] holds token id 64"):
         ru.query_closed_model(Parrot([[1, 2, VOCABULARY]]), [[1]], WM)
     with pytest.raises(TypeError, match="must have answer"):
         ru.query_closed_model("a model", PROMPTS, WM)
+
+
+def test_what_is_wrong_with_the_call_is_said_before_anything_is_asked() -> None:
+    for options, words in (
+        ({"keep": [[1, 2, 3]]}, "keep must be windows of shape"),
+        ({"keep": [[1, VOCABULARY]]}, "keep holds token id 64"),
+        ({"dedup": "tokens"}, "dedup must be one of"),
+    ):
+        for query in (ru.query_closed_model, ru.query_until):
+            suspect = Parrot(ANSWERS)
+            with pytest.raises(ValueError, match=words):
+                query(suspect, PROMPTS, WM, **options)  # type: ignore[operator]
+            assert suspect.asked == []
+    with pytest.raises(ValueError, match="dedup=None scores repeats"):
+        ru.query_until(Parrot(ANSWERS), PROMPTS, WM, dedup=None)
+    with pytest.raises(ValueError, match=r"^prompts\[1\] is empty; give it at least one token"):
+        ru.query_closed_model(Parrot(ANSWERS), [[1], []], WM)
+
+
+def test_answers_that_cannot_be_scored_are_not_lost() -> None:
+    bad = [ANSWERS[0], np.array([1, VOCABULARY + 5, 3]), ANSWERS[2]]
+    with pytest.raises(querying.QueryError, match=r"answers\[1\] holds token id 69") as caught:
+        ru.query_closed_model(Parrot(bad), PROMPTS, WM)
+    assert [a.tolist() for a in caught.value.answers] == [a.tolist() for a in bad]
+
+    class Batches:
+        def __init__(self) -> None:
+            self.left = list(bad)
+
+        def answer(self, prompts: Sequence[Any]) -> list[Any]:
+            return [self.left.pop(0) for _ in prompts]
+
+    with pytest.raises(querying.QueryError, match=r"answers\[1\] holds token id 69") as caught:
+        ru.query_until(Batches(), PROMPTS, WM, batch=1)
+    assert [a.tolist() for a in caught.value.answers] == [a.tolist() for a in bad[:2]]
+    with pytest.raises(querying.QueryError, match="equal in number") as caught:
+        ru.query_closed_model(Parrot(ANSWERS[:2]), PROMPTS, WM)
+    assert len(caught.value.answers) == 2
+
+
+def test_an_audit_refuses_prompts_without_answers() -> None:
+    with pytest.raises(ValueError, match="equal in number, got 3 and 2"):
+        querying.audit_watch(PROMPTS, ANSWERS[:2], WM, keys=5, batch=1)
 
 
 def test_a_bare_transformers_model_is_a_suspect() -> None:

@@ -183,12 +183,19 @@ def test_reading_refuses_bad_input(model: Any) -> None:
     fails("dedup must be one of", [[1, 2, 3]], dedup="pairs")
     fails("has 32 logits, fewer than the watermark's vocab_size=1000", [[1, 2, 3]], size=1000)
 
-    class Diverged(torch.nn.Module):
-        def __init__(self) -> None:
+    class Constant(torch.nn.Module):
+        def __init__(self, value: float, where: slice) -> None:
             super().__init__()
-            self.weight = torch.nn.Parameter(torch.zeros(1))
+            self.weight, self.value, self.where = torch.nn.Parameter(torch.zeros(1)), value, where
 
         def forward(self, input_ids: torch.Tensor, **_: Any) -> Any:
-            return SimpleNamespace(logits=torch.full((*input_ids.shape, VOCABULARY), torch.nan))
+            logits = torch.zeros(*input_ids.shape, VOCABULARY)
+            logits[..., self.where] = self.value
+            return SimpleNamespace(logits=logits)
 
-    fails("logits hold NaN", [[1, 2, 3]], model=Diverged())
+    for value in (torch.nan, torch.inf):
+        for where in (slice(None), slice(3, 4)):
+            fails("logits hold NaN or infinity", [[1, 2, 3]], model=Constant(value, where))
+    fails("logits hold NaN or infinity", [[1, 2, 3]], model=Constant(-torch.inf, slice(None)))
+    ruled_out = reading.read_evidence(Constant(-torch.inf, slice(0, 5)), [[1, 2, 3]], 2, VOCABULARY)
+    assert ruled_out.tokens.tolist() == [5]

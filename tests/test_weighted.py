@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from fractions import Fraction
 
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from radio_utils import GumbelMax, pvalues
+from radio_utils import GumbelMax, pvalues, weighted
 from radio_utils.weighted import WeightedSum
 
 COIN = ([0, 1], [0.75, 0.25])
@@ -97,7 +98,60 @@ def test_marks_of_gumbel_max_have_the_distribution_they_say() -> None:
         assert 10 ** null.log10_exact(total) == pytest.approx(expected_p, abs=4 * math.sqrt(expected_p / 200_000))
 
 
+def test_a_tail_that_is_given_up_is_never_below_the_truth() -> None:
+    """1 − a bound on the lower tail is no bound on the upper one: it was −∞ at the mean."""
+    rng = np.random.default_rng(0)
+    null = WeightedSum.of(rng.integers(10**5, 10**6, 2000), *COIN)
+    assert null._points(null.variance) > weighted._LONGEST
+    near = [round(null.mean) + step for step in (-(10**7), -(10**5), -1000, -10, -1, 0)]
+    assert [null.log10_exact(total) for total in near] == [0.0] * 6
+    assert null.log10_many(near).tolist() == [0.0] * 6
+    above = round(null.mean + 5 * math.sqrt(null.variance))
+    assert null.log10_exact(above) == null.log10_chernoff(above) == null.log10_many([above])[0]
+    assert -7 < null.log10_exact(above) < -5
+
+
+def test_too_much_work_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    null = WeightedSum.of(np.arange(1, 200), *COIN)
+    total = round(null.mean + 3 * math.sqrt(null.variance))
+    exact = null.log10_exact(total)
+    monkeypatch.setattr(weighted, "_MOST_WORK", 1000)
+    assert null.log10_exact(total) == null.log10_chernoff(total) > exact
+    assert null.log10_exact(round(null.mean) - 5) == 0.0
+    assert null.log10_many([total])[0] == null.log10_chernoff(total)
+
+
+@pytest.mark.parametrize("values", [COIN, ([0, 2, 6], [0.5, 0.3, 0.2])])
+def test_common_factors_change_nothing(values: tuple[list[int], list[float]]) -> None:
+    """Between multiples of the common factor nothing lies: no digits are lost and no long transform is needed."""
+    weights = np.array([2, 3, -1, 5, 5, 1, -4])
+    null, scaled = WeightedSum.of(weights, *values), WeightedSum.of(weights * 10**7, *values)
+    for total in range(null.smallest, null.largest + 1):
+        for above in (0, -1, -(10**7) + 1):
+            for name in ("log10_exact", "log10_chernoff", "log10_saddlepoint"):
+                assert getattr(scaled, name)(total * 10**7 + above) == getattr(null, name)(total)
+    wanted = np.arange(null.smallest, null.largest + 1)
+    assert np.array_equal(scaled.log10_many(wanted * 10**7 - 3), null.log10_many(wanted))
+    alike = WeightedSum.of([10**7] * 5, *COIN)
+    assert alike.log10_exact(10**7) == pytest.approx(math.log10(1 - 0.75**5))
+    assert WeightedSum.of([300] * 1000, *COIN).log10_saddlepoint(75_001) == pytest.approx(
+        WeightedSum.of([300] * 1000, *COIN).log10_exact(75_001), abs=1e-3
+    )
+
+
+def test_a_hundred_thousand_pairs_of_gumbel_max_take_little_time() -> None:
+    rng = np.random.default_rng(0)
+    null = WeightedSum.of(np.rint(rng.standard_t(3, 100_000) * 1.8).astype(int), *GumbelMax("a", 100, 1).mark_distribution)
+    total = round(null.mean + 5 * math.sqrt(null.variance))
+    start = time.process_time()
+    exact = null.log10_exact(total)
+    assert time.process_time() - start < 3  # it was about a minute
+    assert null.log10_saddlepoint(total) == pytest.approx(exact, rel=1e-3)
+
+
 def test_bad_input_is_named() -> None:
+    with pytest.raises(ValueError, match="weights and values must be whole numbers, got dtypes float64 and int64"):
+        WeightedSum(np.array([1.5]), np.array([1]), np.array([0, 1]), np.array([0.5, 0.5]))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="weights must be a row of whole numbers, got dtype float64"):
         WeightedSum.of([0.5, 1.0], *COIN)
     with pytest.raises(ValueError, match="the distribution of one mark"):
