@@ -1,8 +1,8 @@
 """Helper package of the book "Radioactive Watermarks".
 
 The statistical core (:mod:`radio_utils.prf`, ``watermarks``, ``compat``, ``pvalues``, ``weighted``,
-``eprocess``, ``evidence``, ``detection``) needs numpy and
-scipy only; names that need torch are imported when they are first used.
+``eprocess``, ``evidence``, ``detection``, ``planning``) needs numpy and scipy only; names that need torch are imported
+when they are first used.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from radio_utils.eprocess import EProcess
 from radio_utils.watermarks import GreenList, GumbelMax, Watermark
 
 if TYPE_CHECKING:
+    from radio_utils import planning
     from radio_utils.contrast import ContrastiveReading
     from radio_utils.membership import MembershipTest, membership_test, zlib_calibrated_losses
     from radio_utils.querying import SequentialVerdict, query_closed_model, query_until
@@ -38,6 +39,7 @@ __all__ = [
     "detect",
     "membership_test",
     "null_audit",
+    "planning",
     "query_closed_model",
     "query_until",
     "read_open_model",
@@ -58,6 +60,8 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "planning":
+        return importlib.import_module("radio_utils.planning")
     if name in _LAZY:
         return getattr(importlib.import_module(f"radio_utils.{_LAZY[name]}"), name)
     raise AttributeError(f"module 'radio_utils' has no attribute {name!r}")

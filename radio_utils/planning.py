@@ -1,0 +1,573 @@
+"""Power planning: how much text does Alice need before a radioactivity test is likely to succeed?
+
+A test succeeds when log10 p of the total score S over n distinct pairs is at or below a target. Under the alternative a
+pair scores more than under the null by an *effect*:
+
+* green lists: a pair is green with probability γ + effect, so that S ~ Binomial(n, γ + effect);
+* Gumbel-max: scores are modelled as exponentials with mean 1 + effect, so that S ~ Gamma(n, scale 1 + effect). Its law
+  under the null is exact, this one is an approximation: a watermarked token's score follows from the whole distribution
+  that it was drawn from, and is an exponential for none but special ones.
+
+The effect of a measured verdict is ``detection.score`` − γ, or − 1. The power, P(log10 p ≤ target), is computed from the
+exact tails of both laws; a normal approximation serves as a first guess only. What that takes for granted:
+
+* pairs are independent. They need not all have the same chance of green: if γ + effect is the mean of their chances, the
+  power is at least the one given here wherever the critical number of greens is at most the expected one (W. Hoeffding,
+  *On the distribution of the number of successes in independent trials*, 1956);
+* the effect is known, and the same for the text that is yet to be scored. Text that is read later has rarer windows,
+  which B met less often; measure the effect on as much text as can be had, and plan with its lower end.
+
+Contrastive reading weighs pairs by probabilities and is not planned here.
+
+From pairs to tokens: pairs are de-duplicated, so a corpus yields fewer new ones the longer it is read.
+:class:`PairYield` carries a measured growth curve on by Heaps' law.
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import special
+
+from radio_utils import pvalues
+from radio_utils.watermarks import Watermark
+
+Floats = NDArray[np.float64]
+_LN10 = float(np.log(10.0))
+_MOST = 10**12  # pairs: whole numbers of this size and the tails of their sums still have digits to spare
+_BLOCK = 1 << 12  # numbers of pairs looked at together
+_EASIEST = -0.301  # a coin reaches it
+_FAR = 10.0  # times what was measured: a growth curve says little beyond
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a test of a given power needs.
+
+    ``scored`` distinct pairs reach ``target_log10_p`` with probability ``achieved``, at least the ``power`` that was asked
+    for, if the mean score of a pair exceeds that of the null by ``effect``. ``log10_p_expected`` is log10 p at the
+    expected total, rounded down to a whole number of greens: about half of all runs do better.
+    """
+
+    scheme: str
+    effect: float
+    target_log10_p: float
+    power: float
+    scored: int
+    log10_p_expected: float
+    achieved: float
+
+
+def pairs_needed(wm: Watermark, effect: float, *, log10_p: float = -3.0, power: float = 0.9, largest: int = 10**10) -> Plan:
+    """How many distinct pairs to score for log10 p to reach ``log10_p`` with probability at least ``power``.
+
+    The number of greens is whole, so the power of a green-list test is a saw-tooth: it grows with n as long as the
+    critical number of greens stays the same and drops where that goes up by one. ``scored`` is the smallest n from which
+    on the power never falls below ``power`` again, however many more pairs are scored; a smaller n may have it by luck.
+    (That no later tooth is missed is proved, not sampled: see :meth:`_Greens.bounds`.) For Gumbel-max the power has no
+    teeth and ``scored`` is the first n that has it.
+
+    ``effect`` is the excess of the mean score over the null's, γ or 1. Raises ``ValueError`` for an effect that is not
+    positive or leaves γ + effect at 1 or above, for ``log10_p`` above −0.301 (p above ½), for a power outside
+    (10^log10_p, 1), and where more than ``largest`` pairs would be needed.
+    """
+    test = _test_of(wm, log10_p)
+    effect = test.checked_effect(effect)
+    _check_power(power, log10_p)
+    most = _one("largest", largest)
+    guess = test.guess(effect, power)
+
+    def upper(n: Floats) -> NDArray[np.bool_]:
+        return np.asarray(test.bounds(n, effect)[1] >= power)
+
+    def lower(n: Floats) -> NDArray[np.bool_]:
+        return np.asarray(test.bounds(n, effect)[0] >= power)
+
+    found = most + 1
+    if upper(np.array([float(most)]))[0]:
+        first = _first(upper, 0, most, guess)  # no smaller n has the power
+        safe, step = first, math.ceil(2.0 / effect)  # the two curves are about 2/effect pairs apart
+        while not lower(np.array([float(safe)]))[0]:
+            below, safe, step = safe, first + step, 2 * step
+        if safe > first:
+            safe = _first(lower, below, safe, None)  # every n from here on has the power
+        found = test.last_short(first, safe, effect, power) + 1
+    if found > most:
+        about = f"about {guess:.2g}" if math.isfinite(guess) and guess > most else "more"
+        raise ValueError(
+            f"effect={effect:g} with power={power:g} at log10_p={log10_p:g} needs {about} pairs, above largest={most}; "
+            "score more text and raise largest, or make the effect larger: a larger share ρ of Bob's data, or supervised "
+            "access (d > 0) with the filter φ"
+        )
+    n = np.array([float(found)])
+    return Plan(
+        scheme=wm.scheme,
+        effect=effect,
+        target_log10_p=float(log10_p),
+        power=float(power),
+        scored=found,
+        log10_p_expected=float(wm.log10_p(test.expected(n, effect)[0], found)),
+        achieved=float(test.power(n, effect)[0]),
+    )
+
+
+def power_at(wm: Watermark, effect: float, scored: ArrayLike, *, log10_p: float = -3.0) -> Any:
+    """Probability that the test reaches ``log10_p`` with ``scored`` distinct pairs: a number, or an array like ``scored``.
+
+    For green lists this is the saw-tooth itself. Raises ``ValueError`` as :func:`pairs_needed` does, and for numbers of
+    pairs that are negative or not whole.
+    """
+    test = _test_of(wm, log10_p)
+    effect = test.checked_effect(effect)
+    n = _whole("scored", scored, least=0)
+    found = test.power(n.ravel(), effect).reshape(n.shape)
+    return float(found) if n.ndim == 0 else found
+
+
+def effect_seen(wm: Watermark, scored: ArrayLike, *, log10_p: float = -3.0, power: float = 0.9) -> Any:
+    """The smallest effect that ``scored`` distinct pairs find at ``log10_p`` with probability ``power``.
+
+    A number, or an array like ``scored``: the minimal detectable effect, the inverse of :func:`power_at` in the effect.
+    A verdict without significance says that the effect is probably smaller than this, not that it is 0. Raises
+    ``ValueError`` where no effect would be found, since even all greens among so few pairs do not reach ``log10_p``.
+    """
+    test = _test_of(wm, log10_p)
+    _check_power(power, log10_p)
+    n = _whole("scored", scored, least=1)
+    found = test.effect_seen(n.ravel(), power).reshape(n.shape)
+    return float(found) if n.ndim == 0 else found
+
+
+def simulate_power(
+    wm: Watermark,
+    effect: float,
+    scored: int,
+    *,
+    log10_p: float = -3.0,
+    repeats: int = 10_000,
+    generator: np.random.Generator,
+) -> float:
+    """:func:`power_at` by drawing ``repeats`` totals under the alternative: the share whose log10 p reaches ``log10_p``.
+
+    It shares nothing with the exact computation but the model of the scores and the p-value of the watermark. Its
+    standard error is √(power (1 − power) / repeats).
+    """
+    test = _test_of(wm, log10_p)
+    effect = test.checked_effect(effect)
+    n, draws = _one("scored", scored), _one("repeats", repeats)
+    if not isinstance(generator, np.random.Generator):
+        raise ValueError(f"generator must be a numpy Generator, got {generator!r}; use numpy.random.default_rng(seed)")
+    totals = test.draw(n, effect, draws, generator)
+    return float(np.mean(np.asarray(wm.log10_p(totals, np.full(draws, n))) <= log10_p))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class TokensNeeded:
+    """``tokens`` to read for ``pairs`` distinct ones, which is ``beyond`` times what the growth curve was measured on."""
+
+    tokens: int
+    pairs: int
+    beyond: float
+
+    @property
+    def extrapolated(self) -> bool:
+        """Whether this is more than 10 times what was measured: then ``tokens`` is a guess, and most likely too small."""
+        return self.beyond > _FAR
+
+
+@dataclass(frozen=True, slots=True)
+class PairYield:
+    """Distinct pairs n among t tokens read, by Heaps' law n = K·t^β: ``scale`` is K, ``exponent`` is β, in (0, 1].
+
+    The law was found for the distinct words of a growing text (H. S. Heaps, *Information Retrieval: Computational and
+    Theoretical Aspects*, 1978). It is an empirical one, and pairs follow it over a limited range only: the curve bends
+    down on log-log axes, the sooner the shorter the window and the more repetitive the text, so that **a law that is
+    carried far promises more pairs than come**. Hence the fit looks at the end of the measured curve; ``bend`` is the
+    exponent there less that of the whole curve. A clearly negative bend says that the curve has not settled: then
+    :meth:`tokens_for` is a lower bound. ``misfit`` is the root mean square of ln(measured / fitted).
+
+    A curve that is measured with prompts excluded or under the filter φ holds for text that is read in the same way.
+    """
+
+    scale: float
+    exponent: float
+    measured_tokens: int = 0
+    measured_pairs: int = 0
+    misfit: float = 0.0
+    bend: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (self.scale > 0 and math.isfinite(self.scale)):
+            raise ValueError(f"scale must be positive and finite (K of n = K·t^β), got {self.scale}")
+        if not 0 < self.exponent <= 1:
+            raise ValueError(f"exponent must lie in (0, 1] (β of n = K·t^β), got {self.exponent}")
+
+    @classmethod
+    def fit(cls, counts: ArrayLike, scored: ArrayLike, *, span: float = 4.0) -> PairYield:
+        """The law of a measured growth curve: ``counts`` tokens read [m] gave ``scored`` distinct pairs [m].
+
+        Least squares of ln n on ln t over the points within the last factor ``span`` of tokens, three at least;
+        ``span=math.inf`` takes the whole curve. An exponent above 1, which de-duplicated pairs cannot keep up, becomes 1.
+
+        Raises ``ValueError`` for fewer than 3 points, for counts that do not grow, for pairs that shrink in number or
+        outnumber the tokens, and for a curve that is flat at its end.
+        """
+        t, n = _whole("counts", counts, least=1), _whole("scored", scored, least=1)
+        if t.ndim != 1 or t.shape != n.shape or t.size < 3:
+            raise ValueError(
+                f"counts and scored must be two rows of equal length, 3 points at least, got shapes {list(t.shape)} and "
+                f"{list(n.shape)}; collect evidence after each part of the text"
+            )
+        if np.any(np.diff(t) <= 0) or np.any(np.diff(n) < 0):
+            raise ValueError("counts must increase, and scored must not decrease, along a growth curve; sort the points")
+        if np.any(n > t):
+            worst = int(np.argmax(n - t))
+            raise ValueError(
+                f"scored[{worst}]={n[worst]:g} exceeds counts[{worst}]={t[worst]:g}; a token makes one pair at most"
+            )
+        if not span > 1:
+            raise ValueError(f"span must exceed 1 (a factor of tokens; math.inf takes the whole curve), got {span}")
+        x, y = np.log(t), np.log(n)
+        last = min(int(np.searchsorted(t, t[-1] / span)), t.size - 3)
+        slope = _slope(x[last:], y[last:])
+        if slope <= 1e-6:
+            raise ValueError(
+                f"scored stays at {n[-1]:g} pairs over the last {t.size - last} points; this kind of text holds no more, "
+                "read text of another kind"
+            )
+        exponent = min(slope, 1.0)
+        level = float(np.mean(y[last:] - exponent * x[last:]))
+        return cls(
+            scale=math.exp(level),
+            exponent=exponent,
+            measured_tokens=int(t[-1]),
+            measured_pairs=int(n[-1]),
+            misfit=float(np.sqrt(np.mean((y[last:] - level - exponent * x[last:]) ** 2))),
+            bend=slope - _slope(x, y),
+        )
+
+    def pairs_from(self, tokens: ArrayLike) -> Any:
+        """Distinct pairs expected among so many tokens, never more than there are tokens; scalars or arrays."""
+        t = np.asarray(tokens, np.float64)
+        if not np.all(t >= 0):
+            raise ValueError("tokens must be numbers that are not negative")
+        return np.minimum(self.scale * t**self.exponent, t)[()]
+
+    def tokens_for(self, pairs: int) -> TokensNeeded:
+        """Tokens to read for so many distinct pairs. Raises ``ValueError`` where it would take more than 10¹⁸."""
+        wanted = _one("pairs", pairs)
+        log_tokens = (math.log(wanted) - math.log(self.scale)) / self.exponent
+        if log_tokens > 18 * _LN10:
+            raise ValueError(
+                f"pairs={wanted} would take 10^{log_tokens / _LN10:.0f} tokens at exponent={self.exponent:.3g}; this kind "
+                "of text runs out of new pairs, read text of another kind"
+            )
+        # a whole number is not pushed up by its last bits
+        tokens = max(wanted, math.ceil(math.exp(log_tokens) * (1.0 - 1e-12)))
+        return TokensNeeded(tokens, wanted, tokens / self.measured_tokens if self.measured_tokens else math.inf)
+
+
+def tokens_needed(plan: Plan, yield_: PairYield | float) -> TokensNeeded:
+    """Tokens to read for the pairs of a plan.
+
+    ``yield_`` is a measured :class:`PairYield`, or a constant number of distinct pairs per token in (0, 1]. A constant is
+    right for as much text as it was measured on; since no more is known of it, its answer counts as extrapolated.
+    """
+    if isinstance(yield_, PairYield):
+        return yield_.tokens_for(plan.scored)
+    if not 0 < yield_ <= 1:
+        raise ValueError(f"yield_ must be a PairYield or lie in (0, 1] (distinct pairs per token), got {yield_}")
+    return PairYield(scale=float(yield_), exponent=1.0).tokens_for(plan.scored)
+
+
+def _slope(x: Floats, y: Floats) -> float:
+    centred = x - x.mean()
+    return float(centred @ y / (centred @ centred))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The tests: where they reject, and how often
+
+
+class _Test(abc.ABC):
+    """The test of one scheme at one target. Numbers of pairs are float arrays [m] of whole numbers."""
+
+    def __init__(self, wm: Watermark, target: float) -> None:
+        self.wm, self.target = wm, target
+
+    @abc.abstractmethod
+    def checked_effect(self, effect: float) -> float:
+        """The effect, or an error that names it."""
+
+    @abc.abstractmethod
+    def power(self, n: Floats, effect: float) -> Floats:
+        """P(log10 p ≤ target) with n pairs."""
+
+    @abc.abstractmethod
+    def bounds(self, n: Floats, effect: float) -> tuple[Floats, Floats]:
+        """Two curves that never fall with n, with the power between them."""
+
+    @abc.abstractmethod
+    def last_short(self, first: int, safe: int, effect: float, power: float) -> int:
+        """The last n in [first, safe) whose power is below ``power``; first − 1 if there is none."""
+
+    @abc.abstractmethod
+    def effect_seen(self, n: Floats, power: float) -> Floats:
+        """The effect at which n pairs have the power."""
+
+    @abc.abstractmethod
+    def expected(self, n: Floats, effect: float) -> Floats:
+        """The expected total of n pairs."""
+
+    @abc.abstractmethod
+    def draw(self, n: int, effect: float, repeats: int, generator: np.random.Generator) -> Floats:
+        """Totals of n pairs under the alternative."""
+
+    @abc.abstractmethod
+    def _divergence(self, effect: float) -> tuple[float, float]:
+        """Mean and standard deviation of a pair's log-likelihood ratio, alternative to null, under the alternative."""
+
+    def guess(self, effect: float, power: float) -> float:
+        """About how many pairs: √(2 × log-likelihood ratio) is roughly normal under both hypotheses."""
+        mean, deviation = self._divergence(effect)
+        z = -float(special.ndtri_exp(self.target * _LN10)) + float(special.ndtri(power)) * deviation / math.sqrt(2 * mean)
+        return max(z, 0.0) ** 2 / (2 * mean) + 1.0
+
+
+def _test_of(wm: Watermark, log10_p: float) -> _Test:
+    if not (math.isfinite(log10_p) and log10_p <= _EASIEST):
+        raise ValueError(f"log10_p must be finite and at most {_EASIEST} (p ≤ 0.5; -3 means p ≤ 0.001), got {log10_p}")
+    if hasattr(wm, "gamma"):
+        return _Greens(wm, float(wm.gamma), float(log10_p))
+    if "gumbel" in wm.scheme:
+        return _Exponentials(wm, float(log10_p))
+    raise ValueError(f"no alternative is known for the scheme {wm.scheme!r}; use a green list or Gumbel-max")
+
+
+class _Greens(_Test):
+    """Binomial(n, γ) under the null, Binomial(n, γ + effect) under the alternative."""
+
+    def __init__(self, wm: Watermark, gamma: float, target: float) -> None:
+        super().__init__(wm, target)
+        self.gamma = gamma
+
+    def checked_effect(self, effect: float) -> float:
+        if not effect > 0:
+            raise ValueError(f"effect must be positive (green share less γ), got {effect}; no number of pairs shows none")
+        if not self.gamma + effect < 1:
+            raise ValueError(f"effect={effect} leaves γ + effect = {self.gamma + effect:g}, which must stay below 1")
+        if not self.gamma + effect > self.gamma:
+            raise ValueError(f"effect={effect} is lost beside γ={self.gamma:g} in double precision; give a larger one")
+        return float(effect)
+
+    def critical(self, n: Floats, start: Floats | None = None) -> tuple[Floats, Floats]:
+        """The smallest number of greens c whose log10 p is at or below the target, n + 1 where there is none; and a share.
+
+        A test that also rejects this share of the time at c − 1 greens would have level 10^target exactly.
+
+        log10 p is concave in the number of greens, so that Newton's method closes in on c from ``start``, within a bracket.
+        """
+        low, high = np.zeros(n.size), n + 1.0  # log10 p is above the target at low, at or below it at high
+        at_low, at_high = np.zeros(n.size), np.full(n.size, -np.inf)
+        guess = self._normal_critical(n) if start is None else start.copy()
+        todo = np.flatnonzero(high - low > 1)
+        step = 0
+        while todo.size:
+            step += 1
+            x, count = np.clip(guess[todo], low[todo] + 1, high[todo] - 1), n[todo]
+            here = np.asarray(self.wm.log10_p(x, count), np.float64)
+            before = np.asarray(self.wm.log10_p(x - 1, count), np.float64)
+            good, better = here <= self.target, before <= self.target
+            for mask, edge, value, at_edge, at_value in (
+                (good, high, x, at_high, here),
+                (better, high, x - 1, at_high, before),
+                (~better, low, x - 1, at_low, before),
+                (~good, low, x, at_low, here),
+            ):
+                edge[todo[mask]], at_edge[todo[mask]] = value[mask], at_value[mask]
+            middle = np.ceil((low[todo] + high[todo]) / 2)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                newton = np.ceil(x + (here - self.target) / (before - here))
+            guess[todo] = np.where(np.isfinite(newton) & (step % 8 != 0), newton, middle)
+            todo = todo[high[todo] - low[todo] > 1]
+        with np.errstate(over="ignore"):
+            inside, outside = 10.0 ** (at_high - self.target), 10.0 ** (at_low - self.target)
+        return high, (1.0 - inside) / (outside - inside)
+
+    def _normal_critical(self, n: Floats) -> Floats:
+        z = -float(special.ndtri_exp(self.target * _LN10))
+        return np.ceil(n * self.gamma + z * np.sqrt(n * self.gamma * (1 - self.gamma)) + (1 - 2 * self.gamma) * z * z / 6)
+
+    def _at_least(self, greens: Floats, n: Floats, effect: float) -> Floats:
+        result = np.where(greens <= 0, 1.0, 0.0)
+        inner = (greens > 0) & (greens <= n)
+        s, count = greens[inner], n[inner]
+        result[inner] = special.betainc(s, count - s + 1.0, self.gamma + effect)
+        return result
+
+    def power(self, n: Floats, effect: float) -> Floats:
+        return self._at_least(self.critical(n)[0], n, effect)
+
+    def bounds(self, n: Floats, effect: float) -> tuple[Floats, Floats]:
+        """Two curves that never fall with n, with the power between them.
+
+        Join the points (s, P(S ≥ s)) by straight lines, under the null to G(x), under the alternative to H(x). Let G be
+        the target p at x; then the critical number is c = ⌈x⌉ < x + 1, and H(x + 1) ≤ power = H(c) ≤ H(x).
+
+        H(x) is the power of the randomised test of level 10^target, which is the most powerful one by the lemma of Neyman
+        and Pearson; a test of n + 1 pairs may ignore one, so that H(x) never falls. H(x + 1) is the power of the
+        randomised test of level a(n) = G(x + 1), and never falls if a(n) does not. Write a(n) = g_n(10^target), with
+        g_n(G(x)) = G(x + 1) for any x: the slopes of g_n are ratios of neighbouring chances of a binomial, and since these
+        are log-concave, g_n is convex. A pair more makes (1 − γ) G(x) + γ G(x − 1) of G(x); so g_{n+1} of that is
+        (1 − γ) g_n(G(x)) + γ g_n(G(x − 1)), by convexity at least g_n of the same: a(n + 1) ≥ a(n).
+        """
+        c, share = self.critical(n)
+        less, exact, more = (self._at_least(c + shift, n, effect) for shift in (-1.0, 0.0, 1.0))
+        return share * exact + (1 - share) * more, exact + share * (less - exact)
+
+    def last_short(self, first: int, safe: int, effect: float, power: float) -> int:
+        for end in range(safe, first, -_BLOCK):
+            n = np.arange(max(first, end - _BLOCK), end, dtype=np.float64)
+            ends, share = self.critical(n[[0, -1]])
+            c, _ = self.critical(n, np.ceil(np.interp(n, n[[0, -1]], ends - share)))  # nearly straight in n
+            feet = np.flatnonzero(np.diff(c, prepend=-1.0))  # where a tooth begins, the power is lowest
+            short = feet[self._at_least(c[feet], n[feet], effect) < power]
+            if short.size:
+                tooth = n[short[-1] :][c[short[-1] :] == c[short[-1]]]
+                missing = self._at_least(np.full(tooth.size, c[short[-1]]), tooth, effect) < power
+                return int(tooth[missing][-1])
+        return first - 1
+
+    def effect_seen(self, n: Floats, power: float) -> Floats:
+        c, _ = self.critical(n)
+        if np.any(c > n):
+            most = int(n[c > n].max())
+            raise ValueError(
+                f"scored={most} pairs are too few for log10_p={self.target:g}: all of them green gives "
+                f"{float(self.wm.log10_p(most, most)):.3g}; score more pairs or ask for less"
+            )
+        return np.asarray(special.betaincinv(c, n - c + 1.0, power), np.float64) - self.gamma
+
+    def expected(self, n: Floats, effect: float) -> Floats:
+        return np.minimum(np.floor(n * (self.gamma + effect) + 1e-6), n)
+
+    def draw(self, n: int, effect: float, repeats: int, generator: np.random.Generator) -> Floats:
+        return np.asarray(generator.binomial(n, self.gamma + effect, repeats), np.float64)
+
+    def _divergence(self, effect: float) -> tuple[float, float]:
+        rate = self.gamma + effect
+        green, red = math.log1p(effect / self.gamma), math.log1p(-effect / (1 - self.gamma))
+        # Pinsker's bound holds where the difference of small numbers has no digits left
+        return max(rate * green + (1 - rate) * red, 2 * effect * effect), math.sqrt(rate * (1 - rate)) * (green - red)
+
+
+class _Exponentials(_Test):
+    """Gamma(n, 1) under the null, Gamma(n, scale 1 + effect) under the alternative."""
+
+    def checked_effect(self, effect: float) -> float:
+        if not (effect > 0 and math.isfinite(effect)):
+            raise ValueError(
+                f"effect must be positive and finite (mean score less 1), got {effect}; no number of pairs shows none"
+            )
+        if not 1 + effect > 1:
+            raise ValueError(f"effect={effect} is lost beside 1 in double precision; give a larger one")
+        return float(effect)
+
+    def critical(self, n: Floats) -> Floats:
+        """The total whose log10 p is the target, by Newton's method from Wilson and Hilferty's guess.
+
+        log10 p is concave in the total, so that from the second step on the totals decrease to the root.
+        """
+        z = -float(special.ndtri_exp(self.target * _LN10))
+        total = np.asarray(n * np.maximum(1 - 1 / (9 * n) + z / (3 * np.sqrt(n)), 0.5) ** 3, np.float64)
+        for _ in range(100):
+            here = np.asarray(self.wm.log10_p(total, n), np.float64)
+            # density over tail; its last digits may be wrong for large n, they only make the steps less perfect
+            hazard = np.exp((n - 1) * np.log(total) - total - special.gammaln(n) - here * _LN10)
+            with np.errstate(divide="ignore", over="ignore"):
+                step = (here - self.target) * _LN10 / hazard
+            step = np.where(np.isfinite(step), np.maximum(step, -0.9 * total), total)
+            total = total + step
+            if np.all(np.abs(step) <= np.maximum(1e-11 * np.sqrt(n), 1e-15 * total)):
+                break
+        return total
+
+    def power(self, n: Floats, effect: float) -> Floats:
+        result = np.zeros(n.size)
+        some = n > 0
+        total = self.critical(n[some]) / (1 + effect)
+        result[some] = 10.0 ** np.asarray(pvalues.log10_gamma_tail(total, n[some]), np.float64)
+        return result
+
+    def bounds(self, n: Floats, effect: float) -> tuple[Floats, Floats]:
+        """The power itself: the test is the most powerful of its level, and a test of n + 1 pairs may ignore one."""
+        exact = self.power(n, effect)
+        return exact, exact
+
+    def last_short(self, first: int, safe: int, effect: float, power: float) -> int:
+        return first - 1
+
+    def effect_seen(self, n: Floats, power: float) -> Floats:
+        return np.asarray(self.critical(n) / special.gammainccinv(n, power) - 1.0, np.float64)
+
+    def expected(self, n: Floats, effect: float) -> Floats:
+        return n * (1 + effect)
+
+    def draw(self, n: int, effect: float, repeats: int, generator: np.random.Generator) -> Floats:
+        return np.asarray(generator.gamma(n, 1 + effect, repeats), np.float64)
+
+    def _divergence(self, effect: float) -> tuple[float, float]:
+        return max(effect - math.log1p(effect), effect * effect / (2 + 2 * effect)), effect
+
+
+def _first(holds: Callable[[Floats], NDArray[np.bool_]], low: int, high: int, guess: float | None) -> int:
+    """The smallest n in (low, high] from which on ``holds`` is true: it is false up to low, and true at high.
+
+    A bisection into thirty-three parts at a time, since thirty-two tails in one call cost little more than one.
+    """
+    while high - low > 1:
+        points = np.linspace(low, high, 34)
+        if guess is not None and math.isfinite(guess):
+            points, guess = guess * np.geomspace(0.5, 2.0, 32), None
+        points = np.unique(np.clip(np.round(points), low + 1, high - 1))
+        true = holds(points)
+        if true.any():
+            high = int(points[np.argmax(true)])
+        if not true.all():
+            low = int(points[points < high][-1])
+    return high
+
+
+def _check_power(power: float, log10_p: float) -> None:
+    if not (0 < power < 1 and math.log10(power) > log10_p):
+        raise ValueError(
+            f"power must lie strictly between the target p (10^{log10_p:g}, had without any effect) and 1, got {power}"
+        )
+
+
+def _whole(name: str, values: ArrayLike, *, least: int) -> Floats:
+    """The values as float64, whole numbers from ``least`` to 10¹², or an error that names them."""
+    array = np.asarray(values, np.float64)
+    bad = ~((array >= least) & (array <= _MOST) & (array == np.floor(array)))  # a NaN is bad
+    if array.size == 0 or np.any(bad):
+        worst = f"{array[bad].flat[0]:g}" if array.size else "none"
+        raise ValueError(f"{name} must be whole numbers from {least} to 10^12, got {worst}")
+    return array
+
+
+def _one(name: str, value: int) -> int:
+    """A single whole number from 1 to 10¹²."""
+    array = _whole(name, value, least=1)
+    if array.ndim:
+        raise ValueError(f"{name} must be a single number, got shape {list(array.shape)}")
+    return int(array)
