@@ -1,27 +1,38 @@
 """Membership inference without a watermark: is this text in B's training data?
 
-The score of a text is B's loss on it divided by its zlib entropy, so that intrinsically simple text does not look like a
-member (Carlini et al. 2021). The scores of candidates are compared with those of fresh text that B cannot have seen, by
-a two-sample Kolmogorov–Smirnov test. Explained in the chapter "Membership inference".
+B is run once over the texts (:func:`token_scores`). From what the pass says of every token each method makes a score of
+the text (:func:`membership_scores`), small for a member. The oldest is B's loss divided by the text's zlib entropy, so
+that intrinsically simple text does not look like a member (Carlini et al. 2021). The scores of candidates are compared
+with those of fresh text that B cannot have seen, by a two-sample Kolmogorov–Smirnov test. The same pass holds the
+evidence of reading mode (:func:`reading_evidence`). Explained in the chapter "Membership inference".
 """
 
 from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from radio_utils import evidence as ev
 from radio_utils import pvalues
 
 if TYPE_CHECKING:
     import torch
 
 Floats = NDArray[np.float64]
+Ids = NDArray[np.int64]
+METHODS = ("zlib", "loss", "min-k", "min-k++", "reference")
+
+# log-probabilities that are held at once, besides what the model itself returns: a processor's cache is small, and a GPU
+# wants few, large steps
+_SLICE = {"cpu": 1 << 21}
+_SLICE_ELSEWHERE = 1 << 25
+_NO_SPREAD = 1e-4  # nats: a distribution with less is certain or flat to the last bit, and the rest is rounding
 
 
 def zlib_entropy(text: str) -> int:
@@ -40,6 +51,66 @@ def pieces(tokenizer: Any, texts: Sequence[str], *, length: int = 256, shortest:
     return found
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenScores:
+    """What one forward pass of a model says about the tokens of one text.
+
+    ``context`` [m] holds the ids of the prompt and the text. The n = m − ``first`` tokens from ``first`` on are scored, and
+    the other arrays have one entry for each: ``log_p`` is the log-probability of the token (nats); ``mean`` and ``std`` are
+    those of the log-probability of a token drawn from the model's own distribution at that place (Zhang et al. 2025);
+    ``predicted`` is the id of the model's most likely token there.
+    """
+
+    text: str
+    context: Ids
+    first: int
+    log_p: Floats
+    mean: Floats
+    std: Floats
+    predicted: Ids
+
+    @property
+    def loss(self) -> float:
+        """The model's total loss on the text (nats)."""
+        return float(-self.log_p.sum())
+
+
+def token_scores(
+    model: Any,
+    tokenizer: Any,
+    texts: Sequence[str],
+    *,
+    prompts: Sequence[str] | None = None,
+    vocab_size: int | None = None,
+    batch_size: int = 64,
+    max_length: int = 512,
+) -> list[TokenScores]:
+    """Run the model once over each text, after its prompt if there is one, and keep what it says of every token.
+
+    What is kept is 40 bytes a token; of the logits there is never more than one batch. ``vocab_size`` is the watermark's,
+    where the evidence of reading mode is wanted too: padding logits beyond it are then no predictions. Where only losses
+    are needed :func:`losses` makes the same pass without the statistics over the vocabulary.
+
+    Raises ``ValueError`` as :func:`losses` does, and for NaN among the logits or fewer logits than ``vocab_size``.
+    """
+    if vocab_size is not None and vocab_size < 1:
+        raise ValueError(f"vocab_size must be at least 1, got {vocab_size}; give the watermark's, or leave it out")
+
+    def measure(logits: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return _statistics(logits, tokens, vocab_size)
+
+    fed = _fed(tokenizer, texts, prompts, max_length)
+    found = []
+    for i, (text, one, columns) in enumerate(zip(texts, fed, _measured(model, fed, batch_size, measure), strict=True)):
+        log_p, mean, std, predicted = columns
+        if np.isnan(mean).any():
+            raise ValueError(
+                f"the model's logits on texts[{i}] hold NaN; it diverged in training, or its precision overflowed"
+            )
+        found.append(TokenScores(text, one.ids, one.first, log_p, mean, std, predicted.astype(np.int64)))
+    return found
+
+
 def losses(
     model: Any,
     tokenizer: Any,
@@ -51,57 +122,13 @@ def losses(
 ) -> Floats:
     """B's total loss (nats) on each text, given its prompt if there is one: float array [n].
 
+    The pass of :func:`token_scores`, without the statistics over the vocabulary that a loss does not need.
+
     Raises ``ValueError`` for no texts, an empty text, one longer than ``max_length`` tokens with its prompt (cut, its loss
     would be that of another text), or unequal numbers of prompts.
     """
-    import torch
-
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    if isinstance(texts, str):
-        raise ValueError("texts must be a sequence of strings, got one string; put it in a list")
-    if not texts:
-        raise ValueError("texts is empty; there is no loss to compute")
-    if prompts is not None and len(prompts) != len(texts):
-        raise ValueError(f"prompts and texts must be equal in number, got {len(prompts)} prompts for {len(texts)} texts")
-    bodies = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-    heads = [[] for _ in texts] if prompts is None else tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
-    rows = []
-    for i, (head, body) in enumerate(zip(heads, bodies, strict=True)):
-        if len(head) + len(body) < 2 or not body:
-            raise ValueError(f"texts[{i}] is too short to have a loss: {texts[i]!r}; drop such texts first")
-        if len(head) + len(body) > max_length:
-            raise ValueError(
-                f"texts[{i}] has {len(head) + len(body)} tokens with its prompt, more than max_length={max_length}; "
-                "cut texts with membership.pieces first, or raise max_length"
-            )
-        rows.append((np.array(head + body), max(1, len(head))))
-    order = np.argsort([ids.size for ids, _ in rows], kind="stable")
-    result = np.zeros(len(rows))
-    device = next(model.parameters()).device
-    model.eval()
-    with torch.inference_mode():
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            result[batch] = _batch_losses(model, [rows[i] for i in batch], device)
-    return result
-
-
-def _batch_losses(model: Any, rows: list[tuple[NDArray[np.int64], int]], device: torch.device) -> Floats:
-    import torch
-    from torch.nn import functional
-
-    longest = max(ids.size for ids, _ in rows)
-    ids = torch.zeros((len(rows), longest), dtype=torch.long)
-    mask, wanted = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
-    for row, (tokens, start) in enumerate(rows):
-        ids[row, : tokens.size] = torch.from_numpy(tokens)
-        mask[row, : tokens.size] = 1
-        wanted[row, start : tokens.size] = True
-    ids, mask, wanted = ids.to(device), mask.to(device), wanted.to(device)
-    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
-    each = functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
-    return (each.double() * wanted[:, 1:]).sum(dim=1).cpu().numpy()
+    fed = _fed(tokenizer, texts, prompts, max_length)
+    return np.array([-log_p.sum() for (log_p,) in _measured(model, fed, batch_size, _log_p)])
 
 
 def zlib_calibrated_losses(
@@ -110,6 +137,208 @@ def zlib_calibrated_losses(
     """B's loss on each text (nats) over the text's zlib entropy (bytes): float array [n]; small looks like a member."""
     entropies = np.array([zlib_entropy(text) for text in texts], np.float64)
     return losses(model, tokenizer, texts, prompts=prompts, batch_size=batch_size) / entropies
+
+
+def membership_scores(
+    statistics: Sequence[TokenScores], method: str, *, reference: ArrayLike | None = None, k_percent: float = 20.0
+) -> Floats:
+    """The score of each text by one of :data:`METHODS`: float array [n]; small looks like a member.
+
+    - ``zlib``: the loss over the zlib entropy, nats a byte (Carlini et al. 2021).
+    - ``loss``: the mean loss, nats a token (Yeom et al. 2018).
+    - ``min-k``: the mean loss of the ``k_percent`` % least likely tokens, nats (Shi et al. 2024).
+    - ``min-k++``: the same after each log-probability was standardised, by its mean and standard deviation under the
+      model's own distribution at that place; no unit (Zhang et al. 2025).
+    - ``reference``: the mean loss less that of a reference model, nats a token (Carlini et al. 2021 take the ratio).
+
+    ``reference`` [n] holds the other model's total losses (nats) on the same texts, from :func:`losses`; only that method
+    reads it. The difference of the losses rather than their ratio, because it is the log-likelihood ratio of the two
+    models: what training added, summed over the tokens. A ratio is ruled by the texts on which the reference's loss is
+    near 0.
+
+    Of n tokens both min-k scores take ``⌊k n / 100⌋``, at least one. Where the model's distribution has no spread, being
+    certain or flat, the deviation is set to 0.0001 nats.
+
+    Raises ``ValueError`` for no statistics, an unknown method, ``k_percent`` outside (0, 100], and a ``reference`` that is
+    missing or does not hold one finite number for each text.
+    """
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}; choose one of {', '.join(METHODS)}")
+    if len(statistics) == 0:
+        raise ValueError("statistics is empty; make them with token_scores first")
+    if not 0.0 < k_percent <= 100.0:
+        raise ValueError(f"k_percent must lie in (0, 100], got {k_percent}; 20 takes the least likely fifth of the tokens")
+    if method == "min-k":
+        return np.array([_lowest(one.log_p, k_percent) for one in statistics])
+    if method == "min-k++":
+        return np.array([_lowest((s.log_p - s.mean) / np.maximum(s.std, _NO_SPREAD), k_percent) for s in statistics])
+    totals = np.array([one.loss for one in statistics])
+    if method == "zlib":
+        return totals / np.array([zlib_entropy(one.text) for one in statistics], np.float64)
+    if method == "reference":
+        totals -= _checked_reference(reference, totals.size)
+    return totals / np.array([one.log_p.size for one in statistics], np.float64)
+
+
+def _lowest(values: Floats, k_percent: float) -> float:
+    """Minus the mean of the ``k_percent`` % lowest values, of one at least."""
+    count = max(1, int(k_percent * values.size / 100.0))
+    return float(-np.partition(values, count - 1)[:count].mean())
+
+
+def _checked_reference(reference: ArrayLike | None, count: int) -> Floats:
+    if reference is None:
+        raise ValueError("method 'reference' needs reference=…, another model's membership.losses on the same texts")
+    found = np.asarray(reference, np.float64)
+    if found.shape != (count,):
+        raise ValueError(f"reference must hold one loss for each of the {count} texts, got shape {list(found.shape)}")
+    if not np.all(np.isfinite(found)):
+        raise ValueError("reference holds NaN or infinite values; drop those texts, or use another reference model")
+    return found
+
+
+def reading_evidence(
+    statistics: Sequence[TokenScores],
+    window: int,
+    vocab_size: int,
+    *,
+    keep: ArrayLike | None = None,
+    dedup: ev.Dedup = "window+token",
+    skip_seen: bool = True,
+) -> ev.Evidence:
+    """The evidence of reading mode that the pass already holds: what ``reading.read_evidence`` finds on the same texts.
+
+    The windows are the text's, the tokens are the model's predictions; ``keep``, ``dedup`` and ``skip_seen`` mean what
+    they mean there (Sander et al. 2024, section 4; chapter "Open model").
+
+    Raises ``ValueError`` for no statistics, ids or predictions outside the vocabulary, and a text too short for a window.
+    """
+    if len(statistics) == 0:
+        raise ValueError("statistics is empty; make them with token_scores first")
+    packing = ev.Packing(window, vocab_size)
+    contexts = ev.checked_texts("statistics", [one.context for one in statistics], vocab_size, shortest=window + 1)
+    collector = ev.Collector(packing, keep=keep, dedup=dedup)
+    for i, (one, context) in enumerate(zip(statistics, contexts, strict=True)):
+        if one.predicted.size and one.predicted.max() >= vocab_size:
+            raise ValueError(
+                f"statistics[{i}] predicts token {one.predicted.max()}, outside the vocabulary of {vocab_size}; "
+                f"make the statistics with token_scores(…, vocab_size={vocab_size})"
+            )
+        windows = np.lib.stride_tricks.sliding_window_view(context, window)[:-1]
+        following = np.arange(window, context.size)  # place of the token after each window
+        scored = following >= one.first
+        seen = int(np.count_nonzero(scored))
+        if skip_seen:  # B may copy what it saw after the same window
+            fresh = np.zeros_like(scored)
+            fresh[ev.first_rows(windows)] = True
+            scored &= fresh
+        tokens = one.predicted[following[scored] - one.first]
+        collector.add_words(packing.pack([*windows[scored].T, tokens]), seen)
+    return collector.evidence()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Fed:
+    """What is fed to a model: a text's tokens behind its prompt's, scored from ``first`` on."""
+
+    ids: Ids
+    first: int
+
+
+def _fed(tokenizer: Any, texts: Sequence[str], prompts: Sequence[str] | None, max_length: int) -> list[_Fed]:
+    if isinstance(texts, str):
+        raise ValueError("texts must be a sequence of strings, got one string; put it in a list")
+    if not texts:
+        raise ValueError("texts is empty; there is no loss to compute")
+    if prompts is not None and len(prompts) != len(texts):
+        raise ValueError(f"prompts and texts must be equal in number, got {len(prompts)} prompts for {len(texts)} texts")
+    bodies = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    heads = [[] for _ in texts] if prompts is None else tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
+    fed = []
+    for i, (head, body) in enumerate(zip(heads, bodies, strict=True)):
+        if len(head) + len(body) < 2 or not body:
+            raise ValueError(f"texts[{i}] is too short to have a loss: {texts[i]!r}; drop such texts first")
+        if len(head) + len(body) > max_length:
+            raise ValueError(
+                f"texts[{i}] has {len(head) + len(body)} tokens with its prompt, more than max_length={max_length}; "
+                "cut texts with membership.pieces first, or raise max_length"
+            )
+        fed.append(_Fed(np.array(head + body, np.int64), max(1, len(head))))
+    return fed
+
+
+# of the logits before some tokens [m, V] and those tokens [m]: what is wanted of them, each [m]
+Measure = Callable[["torch.Tensor", "torch.Tensor"], "tuple[torch.Tensor, ...]"]
+
+
+def _measured(model: Any, fed: list[_Fed], batch_size: int, measure: Measure) -> list[list[NDArray[Any]]]:
+    """What ``measure`` finds at the scored tokens of each text. Texts of like length are fed together."""
+    import torch
+
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    order = np.argsort([one.ids.size for one in fed], kind="stable")
+    found: list[list[NDArray[Any]]] = [[] for _ in fed]
+    model.eval()
+    with torch.inference_mode():
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            sizes = [fed[i].ids.size - fed[i].first for i in batch]
+            for column in _measured_batch(model, [fed[i] for i in batch], measure):
+                for i, part in zip(batch, np.split(column, np.cumsum(sizes)[:-1]), strict=True):
+                    found[i].append(part)
+    return found
+
+
+def _measured_batch(model: Any, batch: list[_Fed], measure: Measure) -> list[NDArray[Any]]:
+    """One forward pass; then the logits before scored tokens only, a slice at a time."""
+    import torch
+
+    longest = max(one.ids.size for one in batch)
+    ids = torch.zeros((len(batch), longest), dtype=torch.long)
+    mask, scored = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
+    for row, one in enumerate(batch):
+        ids[row, : one.ids.size] = torch.from_numpy(one.ids)
+        mask[row, : one.ids.size] = 1
+        scored[row, one.first : one.ids.size] = True
+    device = next(model.parameters()).device
+    tokens, places = ids[scored].to(device), scored.flatten().nonzero().squeeze(1).to(device) - 1
+    logits = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).logits.flatten(0, 1)
+    step = max(1, _SLICE.get(device.type, _SLICE_ELSEWHERE) // logits.shape[-1])
+    parts = [measure(logits[places[i : i + step]], tokens[i : i + step]) for i in range(0, len(tokens), step)]
+    columns = [torch.cat(column).cpu() for column in zip(*parts, strict=True)]
+    return [(column.double() if column.is_floating_point() else column).numpy() for column in columns]
+
+
+def _log_p(logits: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The log-probability of each token, in float32 at least."""
+    from torch.nn import functional
+
+    return (-functional.cross_entropy(_precise(logits), tokens, reduction="none"),)
+
+
+def _statistics(logits: torch.Tensor, tokens: torch.Tensor, vocab_size: int | None) -> tuple[torch.Tensor, ...]:
+    """Log-probability of each token, mean and deviation of log-probability there, and the likeliest token: each [m]."""
+    if vocab_size is not None and logits.shape[-1] < vocab_size:
+        raise ValueError(
+            f"the model has {logits.shape[-1]} logits, fewer than vocab_size={vocab_size}; "
+            "the suspect does not use Alice's tokenizer"
+        )
+    predicted = logits[:, :vocab_size].argmax(dim=-1)
+    every = _precise(logits).log_softmax(dim=-1)
+    log_p = every.gather(1, tokens[:, None]).squeeze(1)
+    p = every.exp()
+    every.clamp_(min=-1000.0)  # exp(-1000) is 0 in any precision, and 0 times minus infinity would be NaN
+    mean = (p * every).sum(dim=-1)
+    every -= mean[:, None]  # centred first: the difference of two large moments would lose a small variance
+    variance = p.mul_(every).mul_(every).sum(dim=-1)
+    return log_p, mean, variance.sqrt(), predicted
+
+
+def _precise(logits: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 @dataclass(frozen=True, slots=True)

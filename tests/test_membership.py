@@ -1,7 +1,8 @@
-"""Membership inference: losses against torch on full logits, zlib, and the KS test against scipy."""
+"""Membership inference: losses and token statistics against the full logits, the scores, and the KS test against scipy."""
 
 from __future__ import annotations
 
+import copy
 import math
 import zlib
 from types import SimpleNamespace
@@ -11,10 +12,13 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from torch.nn import functional
 
 import radio_utils as ru
-from radio_utils import membership
+from radio_utils import evidence, membership, reading
 
 VOCABULARY = 40
 
@@ -210,3 +214,345 @@ def test_losses_take_half_precision_logits() -> None:
     logits = model.table.detach()[ids].half().double()
     expected = functional.cross_entropy(logits[:-1], torch.tensor(ids[1:]), reduction="sum")
     assert membership.losses(model, Characters(), ["hello there"])[0] == pytest.approx(float(expected), rel=1e-6)
+
+
+# --- one pass over the texts -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def double(model: Any) -> Any:
+    """The same model in float64."""
+    return copy.deepcopy(model).double()
+
+
+def statistics_by_hand(model: Any, prompt: str, text: str) -> list[dict[str, float]]:
+    """Of each token what :class:`TokenScores` holds, from one unpadded forward pass and plain Python."""
+    tokenizer = Characters()
+    head, body = (tokenizer([part], add_special_tokens=False)["input_ids"][0] for part in (prompt, text))
+    ids = head + body
+    with torch.inference_mode():
+        rows = model(input_ids=torch.tensor([ids])).logits[0].double().tolist()
+    found = []
+    for place in range(max(1, len(head)), len(ids)):
+        logits = rows[place - 1]
+        total = math.fsum(math.exp(logit) for logit in logits)
+        log_p = [logit - math.log(total) for logit in logits]
+        mean = math.fsum(math.exp(v) * v for v in log_p)
+        variance = math.fsum(math.exp(v) * (v - mean) ** 2 for v in log_p)
+        best = max(range(len(logits)), key=logits.__getitem__)
+        found.append({"log_p": log_p[ids[place]], "mean": mean, "std": math.sqrt(variance), "predicted": best})
+    return found
+
+
+def everything(model: Any, texts: list[str], prompts: list[str] | None = None, **options: Any) -> list[Any]:
+    return membership.token_scores(model, Characters(), texts, prompts=prompts, **options)
+
+
+def assert_same(left: Any, right: Any, rtol: float) -> None:
+    assert left.text == right.text and left.first == right.first
+    np.testing.assert_array_equal(left.context, right.context)
+    np.testing.assert_array_equal(left.predicted, right.predicted)
+    for name in ("log_p", "mean", "std"):
+        np.testing.assert_allclose(getattr(left, name), getattr(right, name), rtol=rtol, err_msg=name)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 100])
+@pytest.mark.parametrize("prompts", [None, PROMPTS], ids=["plain", "prompts"])
+def test_token_scores_are_the_slow_loop(double: Any, prompts: list[str] | None, batch_size: int) -> None:
+    chosen = [i for i, text in enumerate(TEXTS) if prompts is not None or len(text) > 1]
+    texts, heads = [TEXTS[i] for i in chosen], [prompts[i] if prompts else "" for i in chosen]
+    found = everything(double, texts, heads if prompts else None, batch_size=batch_size)
+    for text, head, one in zip(texts, heads, found, strict=True):
+        expected = statistics_by_hand(double, head, text)
+        assert one.text == text
+        assert Characters().decode(one.context.tolist()) == head + text
+        assert one.first == max(1, len(head)) and one.log_p.size == one.context.size - one.first == len(expected)
+        for name in ("log_p", "mean", "std", "predicted"):
+            np.testing.assert_allclose(getattr(one, name), [row[name] for row in expected], rtol=1e-10, err_msg=name)
+        assert one.predicted.dtype == np.int64 and all(
+            getattr(one, n).dtype == np.float64 for n in ("log_p", "mean", "std")
+        )
+        assert one.loss == pytest.approx(-sum(row["log_p"] for row in expected), rel=1e-10)
+
+
+def test_token_scores_in_single_precision_agree_with_double(model: Any, double: Any) -> None:
+    for single, exact in zip(everything(model, TEXTS, PROMPTS), everything(double, TEXTS, PROMPTS), strict=True):
+        assert_same(single, exact, rtol=2e-5)
+
+
+def test_neither_batches_nor_padding_nor_order_nor_slices_matter(double: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = everything(double, TEXTS, PROMPTS)
+    order = [3, 0, 4, 2, 1]
+    shuffled = everything(double, [TEXTS[i] for i in order], [PROMPTS[i] for i in order], batch_size=2)
+    alone = [everything(double, [text], [prompt])[0] for text, prompt in zip(TEXTS, PROMPTS, strict=True)]
+    monkeypatch.setattr(membership, "_SLICE", {"cpu": 3 * VOCABULARY})
+    sliced = everything(double, TEXTS, PROMPTS)
+    for i, one in enumerate(expected):
+        assert_same(shuffled[order.index(i)], one, rtol=1e-10)
+        assert_same(alone[i], one, rtol=1e-10)
+        assert_same(sliced[i], one, rtol=1e-10)
+
+
+def test_losses_are_the_same_pass(model: Any) -> None:
+    found = everything(model, TEXTS, PROMPTS, batch_size=2)
+    np.testing.assert_allclose(
+        membership.losses(model, Characters(), TEXTS, prompts=PROMPTS, batch_size=2), [one.loss for one in found], rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        ru.zlib_calibrated_losses(model, Characters(), TEXTS, prompts=PROMPTS, batch_size=2),
+        membership.membership_scores(found, "zlib"),
+        rtol=1e-6,
+    )
+
+
+def test_each_batch_is_fed_once_and_its_logits_go_in_slices(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    fed: list[int] = []
+    held: list[int] = []
+    statistics = membership._statistics
+
+    def watched(logits: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, ...]:
+        held.append(logits.shape[0])
+        return statistics(logits, *rest)
+
+    monkeypatch.setattr(membership, "_statistics", watched)
+    monkeypatch.setattr(membership, "_SLICE", {"cpu": 4 * VOCABULARY})
+    handle = model.register_forward_pre_hook(lambda *call: fed.append(call[2]["input_ids"].shape[0]), with_kwargs=True)
+    found = everything(model, TEXTS, PROMPTS, batch_size=2)
+    handle.remove()
+    assert fed == [2, 2, 1]
+    assert max(held) == 4 and sum(held) == sum(one.log_p.size for one in found)
+
+
+def test_token_scores_refuse_what_losses_refuse(model: Any) -> None:
+    def fails(match: str, *args: Any, **options: Any) -> None:
+        with pytest.raises(ValueError, match=match):
+            everything(model, *args, **options)
+
+    fails("texts is empty", [])
+    fails(r"texts\[1\] is too short", ["fine", ""])
+    fails("1 prompts for 2 texts", ["fine", "too"], ["one"])
+    fails("batch_size must be at least 1", ["fine"], batch_size=0)
+    fails("more than max_length=3", ["fine"], max_length=3)
+    fails("vocab_size must be at least 1, got 0", ["fine"], vocab_size=0)
+    fails("40 logits, fewer than vocab_size=41", ["fine"], vocab_size=41)
+
+
+class Fixed(torch.nn.Module):
+    """A model that answers with the same logits everywhere."""
+
+    def __init__(self, logits: list[float]) -> None:
+        super().__init__()
+        self.nothing = torch.nn.Parameter(torch.zeros(1))
+        self.row = torch.tensor(logits)
+
+    def forward(self, input_ids: torch.Tensor, **_: Any) -> Any:
+        return SimpleNamespace(logits=self.row.expand(*input_ids.shape, -1))
+
+
+def test_nan_among_the_logits_is_named() -> None:
+    with pytest.raises(ValueError, match=r"logits on texts\[0\] hold NaN"):
+        everything(Fixed([0.0] * 38 + [math.nan]), ["hello"])
+
+
+def test_tokens_that_the_model_rules_out_count_nothing_in_the_mean() -> None:
+    """Logits of minus infinity: 0 times infinity must not become NaN."""
+    (one,) = everything(Fixed([1.0, 0.0] + [-math.inf] * 37), ["aab"])
+    p = 1 / (1 + math.exp(-1.0))
+    mean = p * math.log(p) + (1 - p) * math.log(1 - p)
+    std = math.sqrt(p * (1 - p)) * math.log(p / (1 - p))
+    np.testing.assert_allclose(one.log_p, [math.log(p), math.log(1 - p)], rtol=1e-6)
+    np.testing.assert_allclose(one.mean, mean, rtol=1e-6)
+    np.testing.assert_allclose(one.std, std, rtol=1e-6)
+
+
+@pytest.mark.parametrize("logits", [[0.0] * 39, [5.0] * 39, [0.0] + [-math.inf] * 38, [500.0] + [0.0] * 38])
+def test_a_distribution_without_spread_says_nothing(logits: list[float]) -> None:
+    """Flat or certain: the standardised log-probability is 0, neither NaN nor large."""
+    found = everything(Fixed(logits), ["aaa"])
+    assert found[0].std.max() < 1e-6
+    assert abs(membership.membership_scores(found, "min-k++")[0]) < 0.02
+
+
+def test_a_token_that_a_certain_model_did_not_expect_stays_finite() -> None:
+    found = everything(Fixed([500.0] + [0.0] * 38), ["ab"])
+    assert math.isfinite(membership.membership_scores(found, "min-k++")[0])
+    assert membership.membership_scores(found, "min-k++")[0] > 1e6
+
+
+# --- the scores --------------------------------------------------------------------------------------------------------
+
+
+def scores_by_hand(text: str, rows: list[dict[str, float]], method: str, k: float, reference: float) -> float:
+    costs = sorted((-row["log_p"] for row in rows), reverse=True)
+    rarities = sorted(((row["mean"] - row["log_p"]) / row["std"] for row in rows), reverse=True)
+    worst = max(1, math.floor(k * len(rows) / 100))
+    return {
+        "zlib": sum(costs) / len(zlib.compress(text.encode(), 9)),
+        "loss": sum(costs) / len(rows),
+        "min-k": sum(costs[:worst]) / worst,
+        "min-k++": sum(rarities[:worst]) / worst,
+        "reference": (sum(costs) - reference) / len(rows),
+    }[method]
+
+
+@pytest.mark.parametrize("method", membership.METHODS)
+@pytest.mark.parametrize("k", [5.0, 20, 33.3, 100])
+def test_scores_are_their_definitions(double: Any, method: str, k: float) -> None:
+    reference = [11.0, 2.0, 90.5, 3.0, 0.0]
+    found = membership.membership_scores(everything(double, TEXTS, PROMPTS), method, reference=reference, k_percent=k)
+    expected = [
+        scores_by_hand(text, statistics_by_hand(double, prompt, text), method, k, other)
+        for prompt, text, other in zip(PROMPTS, TEXTS, reference, strict=True)
+    ]
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+def test_a_text_that_the_model_learned_scores_lower_by_every_method(model: Any) -> None:
+    """A few steps of training on one text: what every method is for."""
+    tokenizer, trained = Characters(), copy.deepcopy(model)
+    text = "radioactive data leave a trace"
+    ids = torch.tensor(tokenizer([text], add_special_tokens=False)["input_ids"])
+    optimiser = torch.optim.Adam(trained.parameters(), 1e-2)
+    for _ in range(15):
+        optimiser.zero_grad()
+        trained(input_ids=ids, labels=ids).loss.backward()
+        optimiser.step()
+    base = membership.losses(model, tokenizer, [text])
+    before, after = everything(model, [text]), everything(trained.eval(), [text])
+    for method in membership.METHODS:
+        assert membership.membership_scores(after, method, reference=base) < membership.membership_scores(
+            before, method, reference=base
+        ), method
+
+
+TOKENS = hnp.arrays(np.float64, st.integers(1, 40), elements=st.floats(-30, 0))
+
+
+def made(log_p: Any, mean: Any = -2.0, std: Any = 1.0) -> Any:
+    """Statistics of a text that no model read."""
+    log_p = np.asarray(log_p, float)
+    context = np.zeros(log_p.size + 1, np.int64)
+    wide = [np.broadcast_to(np.asarray(value, float), log_p.shape) for value in (mean, std)]
+    return membership.TokenScores("x" * log_p.size, context, 1, log_p, *wide, context[1:])
+
+
+@given(TOKENS, st.randoms(use_true_random=False))
+@settings(deadline=None)
+def test_the_order_of_the_tokens_is_of_no_matter(log_p: Any, random: Any) -> None:
+    shuffled = log_p.tolist()
+    random.shuffle(shuffled)
+    for method in membership.METHODS:
+        one, other = (membership.membership_scores([made(v)], method, reference=[1.0]) for v in (log_p, shuffled))
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12)
+
+
+@given(TOKENS, st.floats(0.1, 100), st.floats(0.1, 100))
+@settings(deadline=None)
+def test_fewer_of_the_worst_tokens_never_look_better(log_p: Any, one: float, other: float) -> None:
+    few, many = sorted((one, other))
+    for method in ("min-k", "min-k++"):
+        strict, lenient = (membership.membership_scores([made(log_p)], method, k_percent=k)[0] for k in (few, many))
+        assert strict >= lenient - 1e-9
+    everything_, loss = (membership.membership_scores([made(log_p)], m, k_percent=100)[0] for m in ("min-k", "loss"))
+    assert everything_ == pytest.approx(loss, rel=1e-9, abs=1e-12)
+
+
+@given(TOKENS, st.floats(-20, -0.1), st.floats(0.01, 5))
+@settings(deadline=None)
+def test_min_k_plus_plus_is_min_k_where_the_standard_is_the_same_everywhere(log_p: Any, mean: float, std: float) -> None:
+    plain = membership.membership_scores([made(log_p)], "min-k")[0]
+    found = membership.membership_scores([made(log_p, mean, std)], "min-k++")[0]
+    assert found == pytest.approx((plain + mean) / std, rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize("method", membership.METHODS)
+def test_a_text_of_one_token_has_every_score(model: Any, method: str) -> None:
+    found = everything(model, ["a"], ["b"])
+    assert found[0].log_p.shape == (1,)
+    scores = membership.membership_scores(found, method, reference=[2.0], k_percent=1)
+    assert scores.shape == (1,) and np.isfinite(scores).all()
+
+
+@pytest.mark.parametrize("k", [0, -1, 100.1, math.nan, math.inf])
+def test_shares_of_tokens_that_make_no_sense_are_refused(k: float) -> None:
+    with pytest.raises(ValueError, match=r"k_percent must lie in \(0, 100\]"):
+        membership.membership_scores([made([-1.0])], "min-k", k_percent=k)
+
+
+def test_scores_name_what_is_wrong() -> None:
+    def fails(match: str, *args: Any, **options: Any) -> None:
+        with pytest.raises(ValueError, match=match):
+            membership.membership_scores(*args, **options)
+
+    two = [made([-1.0, -2.0]), made([-3.0])]
+    fails("unknown method 'mink'; choose one of zlib, loss, min-k, min-k\\+\\+, reference", two, "mink")
+    fails("statistics is empty", [], "loss")
+    fails("needs reference", two, "reference")
+    fails(r"one loss for each of the 2 texts, got shape \[3\]", two, "reference", reference=[1.0, 2.0, 3.0])
+    fails("reference holds NaN", two, "reference", reference=[1.0, math.nan])
+
+
+# --- the watermark's evidence from the same pass -----------------------------------------------------------------------
+
+LETTERS = len(Characters.alphabet)
+REPEATING = ["to be or not to be or not to be", "aaaa", "the theory of the thing", "no. 42 no. 42", "xyz"]
+ASKED = ["be or", "a", "", "no. 42", "0123456789 "]
+
+
+def ids_of(texts: list[str]) -> list[list[int]]:
+    return Characters()(texts, add_special_tokens=False)["input_ids"]
+
+
+def assert_equal_evidence(left: evidence.Evidence, right: evidence.Evidence) -> None:
+    assert (left.packing, left.seen, left.dedup) == (right.packing, right.seen, right.dedup)
+    pairs = [np.column_stack([one.windows, one.tokens]) for one in (left, right)]
+    if left.dedup is None:  # a list in no particular order
+        pairs = [rows[np.lexsort(rows.T)] for rows in pairs]
+    np.testing.assert_array_equal(*pairs)
+
+
+@pytest.mark.parametrize("window", [1, 2, 3])
+@pytest.mark.parametrize("prompts", [None, ASKED], ids=["plain", "prompts"])
+@pytest.mark.parametrize(
+    "options", [{}, {"skip_seen": False}, {"dedup": "window"}, {"dedup": None}, {"keep": True}], ids=str
+)
+def test_the_pass_holds_the_evidence_of_reading_mode(
+    model: Any, window: int, prompts: list[str] | None, options: dict[str, Any]
+) -> None:
+    texts = [text for text in REPEATING if len(text) > window]
+    asked = None if prompts is None else [p for p, text in zip(prompts, REPEATING, strict=True) if len(text) > window]
+    if "keep" in options:
+        options = {"keep": evidence.frequent_windows(ids_of(texts), window, LETTERS, at_least=2)}
+    found = membership.reading_evidence(
+        everything(model, texts, asked, vocab_size=LETTERS, batch_size=3), window, LETTERS, **options
+    )
+    expected = reading.read_evidence(
+        model, ids_of(texts), window, LETTERS, prompts=None if asked is None else ids_of(asked), batch_size=3, **options
+    )
+    assert len(expected) > 0
+    assert_equal_evidence(found, expected)
+
+
+def test_padding_logits_are_no_predictions() -> None:
+    padded = Fixed([0.0] * 7 + [5.0] + [0.0] * (LETTERS - 8) + [50.0] * 8)
+    found = everything(padded, ["hello there"], vocab_size=LETTERS)
+    assert set(found[0].predicted.tolist()) == {7}
+    expected = reading.read_evidence(padded, ids_of(["hello there"]), 1, LETTERS)
+    assert_equal_evidence(membership.reading_evidence(found, 1, LETTERS), expected)
+    with pytest.raises(
+        ValueError, match=rf"statistics\[0\] predicts token {LETTERS}.*token_scores\(…, vocab_size={LETTERS}\)"
+    ):
+        membership.reading_evidence(everything(padded, ["hello there"]), 1, LETTERS)
+
+
+def test_reading_evidence_names_what_is_wrong(model: Any) -> None:
+    found = everything(model, ["hello", "abc"], vocab_size=LETTERS)
+    with pytest.raises(ValueError, match="statistics is empty"):
+        membership.reading_evidence([], 1, LETTERS)
+    with pytest.raises(ValueError, match=r"statistics\[1\] has 3 tokens; at least 4 are needed"):
+        membership.reading_evidence(found, 3, LETTERS)
+    with pytest.raises(ValueError, match=r"statistics\[0\]"):
+        membership.reading_evidence(found, 1, 10)
+    with pytest.raises(ValueError, match="window must be at least 1"):
+        membership.reading_evidence(found, 0, LETTERS)
