@@ -30,7 +30,7 @@ class _Section(pydantic.BaseModel):
 
 
 class Corpus(_Section):
-    """Packages whose docstrings are read."""
+    """Packages whose docstrings are read; "*" stands for all that are installed."""
 
     packages: Annotated[tuple[str, ...], Field(min_length=1)]
 
@@ -134,13 +134,24 @@ class Mixtures(_Section):
     rhos: Annotated[tuple[Share, ...], Field(min_length=1)]
 
 
+class Adapter(_Section):
+    """A low-rank adapter (LoRA, Hu et al. 2022) in place of full fine-tuning; ``quantised`` reads the base in 4 bits."""
+
+    rank: Count
+    alpha: Count
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("all-linear",)
+    quantised: bool = False
+
+
 class FineTuning(_Section):
-    """Bob's recipe."""
+    """Bob's recipe. With ``checkpoints`` the model is kept after every epoch, not only after the last."""
 
     epochs: Positive
     learning_rate: Positive
     batch_size: Count
     max_length: Count
+    adapter: Adapter | None = None
+    checkpoints: bool = False
 
 
 class Suspect(_Section):
@@ -179,8 +190,59 @@ class Membership(_Section):
     degrees: Annotated[tuple[Share, ...], Field(min_length=1)]
 
 
+class Ablations(_Section):
+    """Chapter 7. Bobs trained for ``epochs`` on ``size`` pairs, all of them Alice's, ``runs`` times each for error bars.
+
+    They are tested on ``texts`` texts, and ``scored`` pairs are counted in every test, so that the p-values compare.
+    ``learning_rates``, ``longest`` (epochs), ``adapters`` and ``models`` vary Bob; ``windows``, ``deltas`` and ``gammas``
+    Alice's watermark; Gumbel-max, at the second of the windows, has the ``rival`` green list (γ, δ) beside it, which is
+    about as strong. ``continuations`` of each opening in each language have at most ``max_new_tokens``; the openings are
+    the package's own, or those of so many ``articles`` of the data set ``wikipedia``.
+    """
+
+    size: Count
+    texts: Count
+    runs: Count
+    scored: Count
+    epochs: Count
+    longest: Count
+    learning_rates: Annotated[tuple[Positive, ...], Field(min_length=2)]
+    adapters: tuple[Adapter, ...]
+    adapter_learning_rate: Positive
+    models: tuple[Model, ...]
+    windows: Annotated[tuple[Count, ...], Field(min_length=2)]
+    deltas: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    gammas: tuple[Annotated[float, Field(gt=0, lt=1)], ...]
+    rival: tuple[Annotated[float, Field(gt=0, lt=1)], Positive]
+    languages: Annotated[tuple[Literal["en", "de", "es", "fr", "it"], ...], Field(min_length=1)]
+    wikipedia: str | None = None
+    articles: Count = 70
+    continuations: Count
+    max_new_tokens: Count
+
+
+class Limits(_Section):
+    """Chapter 8. A Bob at ``rho`` is trained on clean pairs for ``epochs`` more epochs, at a ``learning_rate`` of its own.
+
+    ``shares`` of the words of his data are drawn anew by his base model, ``keys`` are mixed in it, and Alice writes at
+    ``temperatures``. ``repeats`` tests are simulated to check the power that was planned.
+    """
+
+    rho: Share
+    epochs: Annotated[int, Field(ge=2)]
+    learning_rate: Positive
+    shares: Annotated[tuple[Share, ...], Field(min_length=1)]
+    keys: Annotated[tuple[Count, ...], Field(min_length=1)]
+    temperatures: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    repeats: Count
+
+
 class Preset(_Section):
-    """All sizes of one tier."""
+    """All sizes of one tier.
+
+    ``questions`` are asked in the quality check. ``compile`` translates models before they are trained, where that pays.
+    Writing and reading are cut into ``shards``, which several machines may share out among them.
+    """
 
     name: str
     description: str
@@ -201,6 +263,11 @@ class Preset(_Section):
     querying: Querying
     membership: Membership
     audit_keys: Annotated[int, Field(ge=5)]
+    questions: Count
+    ablations: Ablations
+    limits: Limits
+    compile: bool = False
+    shards: Count = 1
 
     @pydantic.model_validator(mode="after")
     def _enough_pairs(self) -> Preset:
@@ -229,6 +296,14 @@ class Preset(_Section):
             )
         return self
 
+    def changed(self, **changes: Any) -> Preset:
+        """The preset with other values of some fields: dotted names with ``__`` for the dot.
+
+        Raises :class:`PresetError` for an unknown field or a value out of range.
+        """
+        tree = self.model_dump(exclude={"name"}, exclude_none=True)
+        return validate(self.name, _with_changes(self.name, tree, changes))
+
     def memory_estimate_gb(self) -> float:
         """GB a device: weights (for Bob gradients and Adam's moments too) of the larger model, plus a quarter.
 
@@ -253,7 +328,10 @@ def load_preset(name: str, **changes: Any) -> Preset:
     raw = _file()
     if name not in raw:
         raise PresetError(f"unknown preset {name!r}; choose one of {', '.join(raw)}")
-    tree = _resolved(raw, name)
+    return validate(name, _with_changes(name, _resolved(raw, name), changes))
+
+
+def _with_changes(name: str, tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     for field, value in changes.items():
         branch = tree
         *path, last = field.split("__")
@@ -262,7 +340,7 @@ def load_preset(name: str, **changes: Any) -> Preset:
             if not isinstance(branch, dict):
                 raise PresetError(f"presets: {name}.{field.replace('__', '.')}: unknown field ({part!r} holds no fields)")
         branch[last] = value
-    return validate(name, tree)
+    return tree
 
 
 def validate(name: str, tree: dict[str, Any]) -> Preset:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from radio_utils import GreenList, GumbelMax, decoding, presets
-from radio_utils.presets import PresetError, load_preset
+from radio_utils.presets import Adapter, PresetError, load_preset
 
 
 @pytest.mark.parametrize("name", presets.names())
@@ -165,3 +165,85 @@ def test_sections_make_what_they_describe() -> None:
     other = load_preset("smoke", watermark__scheme="gumbelmax", watermark__window=3).watermark.make("key", 500)
     assert isinstance(other, GumbelMax) and other.window == 3
     assert preset.suspect.sampling.make() == decoding.Sampling(0.7, 0, 1.0)
+
+
+def test_changed_is_load_preset_again() -> None:
+    preset = load_preset("smoke", fine_tuning__epochs=1.5)
+    assert preset.changed() == preset
+    changed = preset.changed(watermark__window=2, shards=3, compile=True)
+    assert (changed.name, changed.watermark.window, changed.shards, changed.compile) == ("smoke", 2, 3, True)
+    assert changed.fine_tuning.epochs == 1.5, "earlier changes stay"
+    assert changed.changed(watermark__window=1, shards=1, compile=False) == preset
+    assert (preset.watermark.window, preset.shards, preset.compile) == (1, 1, False)
+    with pytest.raises(PresetError, match=r"presets: smoke\.fine_tuning\.epoch: unknown field"):
+        preset.changed(fine_tuning__epoch=3)
+    with pytest.raises(PresetError, match=r"presets: smoke\.shards: .*greater than 0"):
+        preset.changed(shards=0)
+    with pytest.raises(PresetError, match=r"mixtures\.size=61 exceeds"):
+        preset.changed(mixtures__size=61)
+
+
+@pytest.mark.parametrize("name", presets.names())
+def test_every_preset_survives_a_change_that_is_none(name: str) -> None:
+    preset = load_preset(name)
+    assert preset.changed() == preset
+    assert preset.changed(minutes=preset.minutes + 1) != preset
+
+
+def test_an_adapter_is_given_whole_and_taken_away() -> None:
+    preset = load_preset("smoke")
+    assert preset.fine_tuning.adapter is None and not preset.fine_tuning.checkpoints
+    adapter = Adapter(rank=4, alpha=8)
+    assert (adapter.targets, adapter.quantised) == (("all-linear",), False)
+    for given in (adapter, {"rank": 4, "alpha": 8}, adapter.model_dump()):
+        assert preset.changed(fine_tuning__adapter=given).fine_tuning.adapter == adapter
+    adapted = preset.changed(fine_tuning__adapter=adapter)
+    higher = adapted.changed(fine_tuning__adapter__rank=16)
+    assert higher.fine_tuning.adapter == Adapter(rank=16, alpha=8)
+    assert adapted.changed(fine_tuning__adapter=None) == preset
+    with pytest.raises(PresetError, match=r"fine_tuning\.adapter\.alpha: Field required"):
+        preset.changed(fine_tuning__adapter__rank=4)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("rank", 0), ("rank", 1.5), ("alpha", -1), ("targets", []), ("targets", "q_proj"), ("quantised", "perhaps"),
+        ("dropout", 0.1),
+    ],
+)  # fmt: skip
+def test_adapters_out_of_range_are_named(field: str, value: Any) -> None:
+    with pytest.raises(PresetError, match=rf"^presets: smoke\.fine_tuning\.adapter\.{field}: "):
+        load_preset("smoke", fine_tuning__adapter={"rank": 4, "alpha": 8} | {field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("ablations__size", 0), ("ablations__runs", 0), ("ablations__learning_rates", [1e-3]), ("ablations__windows", [1]),
+        ("ablations__deltas", []), ("ablations__deltas", [0.0]), ("ablations__gammas", [1.0]), ("ablations__rival", [0.5]),
+        ("ablations__rival", [1.5, 2.0]), ("ablations__languages", []), ("ablations__languages", ["pt"]),
+        ("ablations__adapters", [{"rank": 8}]), ("ablations__models", [{}]), ("ablations__continuations", 0),
+        ("limits__rho", 1.5), ("limits__epochs", 1), ("limits__shares", []), ("limits__shares", [2.0]),
+        ("limits__keys", [0]), ("limits__temperatures", [0.0]), ("limits__repeats", 0), ("compile", "perhaps"),
+        ("shards", 1.5),
+    ],
+)  # fmt: skip
+def test_settings_of_the_last_chapters_are_checked(field: str, value: Any) -> None:
+    with pytest.raises(PresetError, match=rf"^presets: smoke\.{field.replace('__', '[.]')}"):
+        load_preset("smoke", **{field: value})
+
+
+@pytest.mark.parametrize("name", presets.names())
+def test_the_last_chapters_fit_each_preset(name: str) -> None:
+    preset = load_preset(name)
+    ablations, limits = preset.ablations, preset.limits
+    assert ablations.texts <= ablations.size, "supervised tests read what Bob was trained on"
+    assert ablations.longest >= ablations.epochs
+    assert list(ablations.learning_rates) == sorted(set(ablations.learning_rates))
+    assert preset.watermark.gamma not in ablations.gammas and preset.watermark.delta not in ablations.deltas
+    assert all(preset.mixtures.size // count >= 10 for count in limits.keys), "each key has a part of the data"
+    assert all(0 < share <= 1 for share in limits.shares) and limits.rho > 0
+    for model in ablations.models:
+        assert (model.hub is None) == (preset.base.hub is None), "it must share the tokenizer"
+        assert preset.changed(base=model.model_dump(exclude_none=True)).base == model

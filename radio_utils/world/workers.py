@@ -9,45 +9,65 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+import torch
 from tqdm import tqdm
 
 if TYPE_CHECKING:
     from radio_utils.world.world import World
+
+Job = tuple["World", float | str]  # a fine-tuned model: its world, and its name there
 
 
 class WorkerError(RuntimeError):
     """A worker process failed; the message ends with what it said last."""
 
 
-def train_side_by_side(world: World, rhos: Sequence[float | str], workers: int) -> None:
-    """Fine-tune the Bobs of these shares ("twin": the innocent twin) in ``workers`` processes.
+def train_all(jobs: Sequence[Job], *, workers: int | None = None) -> None:
+    """Train those models that the store lacks. On a processor several at once, by default one for each core.
 
-    Raises :class:`WorkerError` when one fails.
+    A machine lost half-way has lost the models under way and no other. Raises :class:`WorkerError` when a process fails.
     """
-    shares = [list(rhos[start::workers]) for start in range(min(workers, len(rhos)))]
-    hidden = not world.progress
+    missing = [(world, which) for world, which in jobs if not world.has(which)]
+    if not missing:
+        return
+    count = workers if workers is not None else torch.get_num_threads() if missing[0][0].device == "cpu" else 1
+    if count > 1 and len(missing) > 1:
+        _train_side_by_side(missing, min(count, len(missing)))
+    for world, which in missing:
+        world.made(which)
+
+
+def _train_side_by_side(jobs: Sequence[Job], workers: int) -> None:
+    """Train in ``workers`` processes, each of which takes the next job when it is done with one."""
+    waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
+    for job in jobs:
+        waiting.put(_request(*job))
+    hidden = not jobs[0][0].progress
     with (
-        tqdm(total=len(rhos), desc="fine-tuning Bobs side by side", disable=hidden, unit="model", mininterval=5.0) as bar,
-        ThreadPoolExecutor(len(shares)) as pool,
+        tqdm(total=len(jobs), desc="fine-tuning side by side", disable=hidden, unit="model", mininterval=5.0) as bar,
+        ThreadPoolExecutor(workers) as pool,
     ):
-        list(pool.map(lambda share: _run(_request(world, share), bar), shares))
+        list(pool.map(lambda _: _work(waiting, bar), range(workers)))
 
 
-def _request(world: World, rhos: list[float | str]) -> str:
+def _request(world: World, which: float | str) -> str:
     """What a worker must know, for its standard input: the key must not stand on a command line, where others see it."""
     key: Any = world.key if not isinstance(world.key, bytes) else {"hex": world.key.hex()}
-    fields = {"preset": world.preset.model_dump(), "seed": world.seed, "key": key, "store": str(world.store.root)}
-    return json.dumps(fields | {"rhos": rhos})
+    fields = {"preset": world.preset.model_dump(), "seed": world.seed, "run": world.run, "key": key}
+    return json.dumps(fields | {"store": str(world.store.root), "which": which})
 
 
-def _run(request: str, bar: Any) -> None:
+def _work(waiting: queue.SimpleQueue[str], bar: Any) -> None:
+    """Start a process and hand it one job after another."""
     with tempfile.TemporaryFile("w+") as said:
         command = [sys.executable, "-m", "radio_utils.world.workers"]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -55,10 +75,17 @@ def _run(request: str, bar: Any) -> None:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True, env=environment
         ) as child:
             assert child.stdin is not None and child.stdout is not None
-            child.stdin.write(request)
-            child.stdin.close()
-            for _ in child.stdout:
-                bar.update()
+            try:
+                while True:
+                    child.stdin.write(waiting.get_nowait() + "\n")
+                    child.stdin.flush()
+                    if not child.stdout.readline():
+                        break  # it died: its status says so
+                    bar.update()
+            except (queue.Empty, BrokenPipeError):
+                pass
+            with suppress(BrokenPipeError):
+                child.stdin.close()
         if child.returncode != 0:
             said.seek(0)
             raise WorkerError(f"a training process ended with status {child.returncode}: {said.read()[-2000:].strip()}")
@@ -69,14 +96,13 @@ def _main() -> None:
     from radio_utils.presets import Preset
     from radio_utils.world.world import World
 
-    asked = json.load(sys.stdin)
-    key = bytes.fromhex(asked["key"]["hex"]) if isinstance(asked["key"], dict) else asked["key"]
-    world = World(
-        Preset(**asked["preset"]), seed=asked["seed"], key=key, store=Store(asked["store"]), progress=False
-    )  # fmt: skip
-    for rho in asked["rhos"]:
-        world.fine_tune(rho)
-        sys.stdout.write(f"{rho}\n")
+    for line in sys.stdin:
+        asked = json.loads(line)
+        key = bytes.fromhex(asked["key"]["hex"]) if isinstance(asked["key"], dict) else asked["key"]
+        store = Store(asked["store"])
+        world = World(Preset(**asked["preset"]), seed=asked["seed"], run=asked["run"], key=key, store=store, progress=False)
+        world.made(asked["which"])
+        sys.stdout.write("done\n")
         sys.stdout.flush()
 
 

@@ -10,9 +10,10 @@ import functools
 import hashlib
 import json
 import logging
+import math
 import zlib
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -22,16 +23,14 @@ import torch
 import transformers
 
 from radio_utils.artifacts import Artifact, Store, atomic_write, default_root, write_json
-from radio_utils.contrast import Contrast
-from radio_utils.evidence import Evidence
+from radio_utils.memory import needs_memory
 from radio_utils.presets import Model, Preset
-from radio_utils.prf import Key
-from radio_utils.reading import read_contrast, read_evidence
+from radio_utils.prf import Key, derive_bytes
 from radio_utils.suspects import LocalSuspect, check_same_tokenizer, load_model, load_tokenizer
 from radio_utils.watermarks import Watermark
-from radio_utils.world import corpus, instructions, mixtures, models, training
+from radio_utils.world import adapters, corpus, installed, instructions, mixtures, models, redrawing, training
 from radio_utils.world.instructions import Pair
-from radio_utils.world.workers import train_side_by_side
+from radio_utils.world.workers import train_all
 
 logger = logging.getLogger(__name__)
 
@@ -43,29 +42,72 @@ _WATERMARKED: tuple[PairSet, ...] = ("watermarked", "fresh")
 _DEMONSTRATION_TOKENS = 70  # longer documents make poor examples: they fill the context
 
 
+@dataclass(frozen=True)
+class _Tuned:
+    """What a fine-tuned model is made from: its name in the store, and how to make it."""
+
+    kind: str
+    config: dict[str, Any]
+    inputs: list[Artifact]
+    version: str
+    pairs: Callable[[], Sequence[Pair]]
+    start: Callable[[], str | Path]  # the weights it starts from: a folder or hub name
+    label: str
+    stream: str = "fine-tuning"
+    recipe: dict[str, Any] = field(default_factory=dict)  # where it differs from Bob's
+
+
 class World:
-    """Alice, Bob and their data at one preset and seed."""
+    """Alice, Bob and their data at one preset and seed.
+
+    A model that was fine-tuned has a name: a number is the Bob of that share ρ, ``"twin"`` his innocent twin,
+    ``"purified/0.5"`` the Bob of ρ = 0.5 after clean fine-tuning, ``"redrawn/0.25"`` one for whom a quarter of the words of
+    Dᴬ were drawn anew by his own base, ``"keys/2"`` one whose data carry two keys in equal parts. ``"base"`` is B₀.
+    """
 
     def __init__(
-        self, preset: Preset, *, seed: int = 0, key: Key | None = None, store: Store | None = None, progress: bool = True
+        self,
+        preset: Preset,
+        *,
+        seed: int = 0,
+        run: int = 0,
+        key: Key | None = None,
+        store: Store | None = None,
+        progress: bool = True,
+        device: str | None = None,
     ) -> None:
-        """``key`` is Alice's secret; without one a demonstration key is derived from the seed, which protects nothing."""
-        self.preset, self.seed, self.progress = preset, seed, progress
+        """``key`` is Alice's secret; without one a demonstration key is derived from the seed, which protects nothing.
+
+        Another ``run`` draws Bob's data and the order of his training anew, from the same models and the same text.
+        """
+        self.preset, self.seed, self.run, self.progress = preset, seed, run, progress
         self.store = store or Store(default_root())
         self.key: Key = key if key is not None else f"demonstration key {seed}"
-        self.device = preset.device if preset.device == "cpu" or torch.cuda.is_available() else "cpu"
+        self.device = device or (preset.device if preset.device == "cpu" or torch.cuda.is_available() else "cpu")
+
+    def changed(self, *, run: int | None = None, key: Key | None = None, **changes: Any) -> World:
+        """The same world but for another run, another key, or other fields of the preset (dots written as ``__``)."""
+        return World(
+            self.preset.changed(**changes),
+            seed=self.seed,
+            run=self.run if run is None else run,
+            key=self.key if key is None else key,
+            store=self.store,
+            progress=self.progress,
+            device=self.device,
+        )
 
     # --- text -----------------------------------------------------------------------------------------------------
 
     @functools.cached_property
     def _corpus(self) -> Artifact:
-        packages = self.preset.corpus.packages
+        packages = installed.resolved(self.preset.corpus.packages)
 
         def build(folder: Path) -> None:
             documents = corpus.read_corpus(packages)
             atomic_write(folder / "documents.jsonl", "".join(json.dumps(asdict(d)) + "\n" for d in documents))
 
-        return self.store.get("corpus", corpus.package_versions(packages), build, version=_code("world/corpus.py"))
+        return self.store.get("corpus", corpus.package_versions(packages), build, version=code_version("world/corpus.py"))
 
     @functools.cached_property
     def documents(self) -> list[corpus.Document]:
@@ -86,7 +128,11 @@ class World:
             models.train_tokenizer(texts, preset.tokenizer.vocab_size, folder)
 
         return self.store.get(
-            "tokenizer", preset.tokenizer.model_dump(), build, inputs=[self._corpus], version=_code("world/models.py")
+            "tokenizer",
+            preset.tokenizer.model_dump(),
+            build,
+            inputs=[self._corpus],
+            version=code_version("world/models.py"),
         )
 
     @functools.cached_property
@@ -117,11 +163,12 @@ class World:
         return self._load(self.preset.base, "base", half=1)
 
     def _load(self, model: Model, name: str, half: int) -> Any:
-        source = model.hub if model.hub is not None else self._pretrained(model, name, half).path
-        return load_model(source, device=self.device, dtype=torch.float16 if self._half_precision(name) else None)
+        half_precision = name == "alice" and self.device.startswith("cuda") and model.hub is not None
+        source = self._source(model, name, half)
+        return load_model(source, device=self.device, dtype=torch.float16 if half_precision else None)
 
-    def _half_precision(self, name: str) -> bool:
-        return name == "alice" and self.device == "cuda" and self.preset.alice.hub is not None
+    def _source(self, model: Model, name: str, half: int) -> str | Path:
+        return model.hub if model.hub is not None else self._pretrained(model, name, half).path
 
     def _pretrained(self, model: Model, name: str, half: int) -> Artifact:
         assert model.build is not None and model.pretraining is not None
@@ -132,238 +179,279 @@ class World:
             documents = instructions.text_ids(self.tokenizer, self.half(half))
             generator.shuffle(documents)
             examples = training.pack(documents, schedule.length)
-            network = models.new_model(made, len(self.tokenizer), self.tokenizer.eos_token_id, self._number(name))
+            network = models.new_model(made, len(self.tokenizer), self.tokenizer.eos_token_id, self.number(name))
             recipe = training.Recipe(
                 epochs=schedule.tokens / (len(examples) * schedule.length),
                 learning_rate=schedule.learning_rate,
                 batch_size=schedule.batch_size,
                 max_length=schedule.length,
             )
-            label = self._bar(f"pre-training {name}")
-            losses = training.train(network.to(self.device), examples, recipe, generator=generator, progress=label)
-            self._save(network, folder, losses)
+            with needs_memory(f"{name}.pretraining.batch_size", f"{name}.pretraining.length"):
+                losses = training.train(
+                    network.to(self.device),
+                    examples,
+                    recipe,
+                    generator=generator,
+                    progress=self._bar(f"pre-training {name}"),
+                    steps=training.Steps(compiled=self.preset.compile),
+                )
+            self._save(network, folder)
+            write_json(folder / "losses.json", losses)
 
+        config, inputs, version = self._pretraining(model, name)
+        return self.store.get(name, config, build, inputs=inputs, version=version)
+
+    def _pretraining(self, model: Model, name: str) -> tuple[dict[str, Any], list[Artifact], str]:
+        """Configuration, inputs and code version: what names a pre-trained model in the store."""
         config = {"model": model.model_dump(), "name": name, "seed": self.seed, **_versions()}
-        version = _code("world/training.py", "world/models.py", "world/instructions.py")
-        return self.store.get(name, config, build, inputs=[self._corpus, self._tokenizer], version=version)
+        version = code_version("world/training.py", "world/models.py", "world/instructions.py")
+        return config, [self._corpus, self._tokenizer], version
 
-    def bob(self, rho: float) -> Any:
-        """B: Bob's model, fine-tuned on the mixture with share ρ."""
-        return load_model(self._fine_tuned(rho).path, device=self.device)
+    def bob(self, which: float | str, *, epoch: int | None = None) -> Any:
+        """B: Bob's model, fine-tuned on the mixture with share ρ, or another of the fine-tuned models by its name.
+
+        ``epoch`` (from 1) is the model after that epoch, where the recipe keeps checkpoints.
+        """
+        return load_model(self._weights(self.made(which), epoch), device=self.device)
 
     def twin(self) -> Any:
         """An innocent twin of Bob: his base, fine-tuned by Alice on plain text of hers that Bob never saw.
 
         It shows how such a base moves when it learns Alice's style without her mark.
         """
-        return load_model(self._twin().path, device=self.device)
+        return self.bob("twin")
 
-    def _twin(self) -> Artifact:
-        def build(folder: Path) -> None:
-            self._tune(self.pairs("kept")[: self.preset.mixtures.size], "twin", "fine-tuning Bob's twin", folder)
+    def train_bobs(self, which: Sequence[float | str], *, twin: bool = False, workers: int | None = None) -> None:
+        """Train those Bobs (and with ``twin`` the innocent twin) that the store lacks: see :func:`train_all`."""
+        train_all([(self, one) for one in (*which, *(("twin",) if twin else ()))], workers=workers)
 
-        config, inputs, version = self._twin_recipe()
-        return self.store.get("twin", config, build, inputs=inputs, version=version)
+    def has(self, which: float | str) -> bool:
+        """Whether the store holds this model. A base from a hub is always there."""
+        if which == "base":
+            config, inputs, version = self._pretraining(self.preset.base, "base")
+            return self.preset.base.hub is not None or self.store.has("base", config, inputs=inputs, version=version)
+        made = self._tuned(which)
+        return self.store.has(made.kind, made.config, inputs=made.inputs, version=made.version)
 
-    def _has_twin(self) -> bool:
-        config, inputs, version = self._twin_recipe()
-        return self.store.has("twin", config, inputs=inputs, version=version)
+    def training_losses(self, which: float | str) -> list[float]:
+        """Mean training loss (nats a token) in each epoch."""
+        return list(json.loads((self.made(which) / "losses.json").read_text(encoding="utf-8")))
 
-    def _twin_recipe(self) -> tuple[dict[str, Any], list[Artifact], str]:
-        inputs = [self._pairs_artifact("kept"), *self._model_inputs("base")]
-        config = {"size": self.preset.mixtures.size, **self._recipe()}
-        return config, inputs, _code("world/training.py", "world/instructions.py")
+    @staticmethod
+    def _weights(artifact: Artifact, epoch: int | None) -> Path:
+        if epoch is None:
+            return artifact.path
+        if not (artifact / f"epoch-{epoch}").is_dir():
+            raise ValueError(f"epoch={epoch} was not kept; set fine_tuning.checkpoints, and choose an epoch from 1 on")
+        return artifact / f"epoch-{epoch}"
 
-    def train_bobs(self, rhos: Sequence[float], *, twin: bool = False, workers: int | None = None) -> None:
-        """Train those Bobs (and with ``twin`` the innocent twin) that the store lacks.
-
-        On a processor several are trained at once, by default one for each core.
-        """
-        self._model_inputs("base")
-        for which in ("watermarked", "plain", *(("kept",) if twin else ())):
-            self._pairs_artifact(which)
-        missing: list[float | Literal["twin"]] = [rho for rho in rhos if not self._has_bob(rho)]
-        if twin and not self._has_twin():
-            missing.append("twin")
-        count = workers if workers is not None else torch.get_num_threads() if self.device == "cpu" else 1
-        if count > 1 and len(missing) > 1:
-            train_side_by_side(self, missing, count)
-        for one in missing:
-            self.fine_tune(one)
-
-    def fine_tune(self, which: float | Literal["twin"]) -> None:
-        """Make the Bob of this share ρ, or the twin, if the store lacks it."""
-        if which == "twin":
-            self._twin()
-        else:
-            self._fine_tuned(which)
-
-    def training_losses(self, rho: float) -> list[float]:
-        """Bob's mean training loss (nats a token) in each epoch."""
-        return list(json.loads((self._fine_tuned(rho) / "losses.json").read_text(encoding="utf-8")))
-
-    def _has_bob(self, rho: float) -> bool:
-        config, inputs, version = self._bob_recipe(rho)
-        return self.store.has("bob", config, inputs=inputs, version=version)
-
-    def _fine_tuned(self, rho: float) -> Artifact:
-        def build(folder: Path) -> None:
-            self._tune(self.mixture(rho).pairs, "fine-tuning", f"fine-tuning Bob at rho = {rho:g}", folder)
-
-        config, inputs, version = self._bob_recipe(rho)
-        return self.store.get("bob", config, build, inputs=inputs, version=version)
-
-    def _tune(self, pairs: Sequence[Pair], stream: str, label: str, folder: Path) -> None:
-        """Fine-tune Bob's base on these pairs by his recipe, and save it."""
-        network = self.base()
-        losses = training.train(
-            network,
-            instructions.examples(self.tokenizer, pairs),
-            training.Recipe(**self.preset.fine_tuning.model_dump()),
-            generator=self._generator(stream),
-            progress=self._bar(label),
+    def made(self, which: float | str, *, steps: training.Steps | None = None) -> Artifact:
+        """The artifact of a model that is trained here, now if the store lacks it. ``steps`` says on what it is trained."""
+        if which == "base":
+            return self._pretrained(self.preset.base, "base", 1)
+        made = self._tuned(which)
+        return self.store.get(
+            made.kind,
+            made.config,
+            lambda folder: self._tune(made, steps or training.Steps(compiled=self.preset.compile), folder),
+            inputs=made.inputs,
+            version=made.version,
         )
-        self._save(network, folder, losses)
+
+    def take_part(self, which: float | str, steps: training.Steps) -> None:
+        """Train together with another process, which keeps the result."""
+        self._tune(self._tuned(which), steps, None)
+
+    def _tune(self, made: _Tuned, steps: training.Steps, folder: Path | None) -> None:
+        recipe = self.preset.fine_tuning.model_copy(update=made.recipe)
+
+        def keep(name: str) -> None:
+            gather = getattr(steps, "weights", None)  # of several processes all must ask, and one saves
+            weights = None if gather is None else gather()
+            if folder is not None:
+                self._save(tuned.whole(weights), folder / name, None if recipe.adapter is not None else weights)
+
+        with needs_memory("fine_tuning.batch_size", "fine_tuning.max_length"):
+            tuned = adapters.Tunable(made.start(), recipe.adapter, device=self.device, seed=self.number("adapter"))
+            losses = training.train(
+                tuned.network,
+                instructions.examples(self.tokenizer, made.pairs()),
+                training.Recipe(**recipe.model_dump(exclude={"adapter", "checkpoints"})),
+                generator=self._generator(made.stream, run=True),
+                progress=self._bar(made.label),
+                after_epoch=(lambda epoch: keep(f"epoch-{epoch}")) if recipe.checkpoints else None,
+                steps=steps,
+            )
+        keep("")
+        if folder is not None:
+            write_json(folder / "losses.json", losses)
+
+    def _tuned(self, which: float | str) -> _Tuned:
+        """What names this fine-tuned model in the store, and how it is made."""
+        if not isinstance(which, str):
+            return self._tuned_bob(which)
+        kind, _, number = which.partition("/")
+        if which == "twin":
+            return self._tuned_twin()
+        makers = {"purified": self._tuned_purified, "redrawn": self._tuned_redrawn, "keys": self._tuned_keys}
+        try:
+            maker, value = makers[kind], float(number)
+            known = kind != "keys" or (value >= 1 and value.is_integer())
+        except (KeyError, ValueError):
+            known = False
+        if not known:
+            raise ValueError(
+                f"unknown model {which!r}; give a share, 'twin', 'purified/SHARE', 'redrawn/SHARE' or 'keys/COUNT'"
+            )
+        return maker(value)
+
+    def _tuned_bob(self, rho: float) -> _Tuned:
+        mixtures.check_share("rho", rho)
+        return _Tuned(
+            kind="bob",
+            config={"rho": rho, "mixtures": self.preset.mixtures.model_dump(include={"size"}), **self._recipe()},
+            inputs=[self.written("watermarked"), self.written("plain"), *self.model_inputs("base")],
+            version=self._tuning_code("world/training.py", "world/mixtures.py", "world/instructions.py"),
+            pairs=lambda: self.mixture(rho).pairs,
+            start=self._base_source,
+            label=f"fine-tuning Bob at rho = {rho:g}",
+        )
+
+    def _tuned_twin(self) -> _Tuned:
+        return _Tuned(
+            kind="twin",
+            config={"size": self.preset.mixtures.size, **self._recipe()},
+            inputs=[self.written("kept"), *self.model_inputs("base")],
+            version=self._tuning_code("world/training.py", "world/instructions.py"),
+            pairs=lambda: self.pairs("kept")[: self.preset.mixtures.size],
+            start=self._base_source,
+            label="fine-tuning Bob's twin",
+            stream="twin",
+        )
+
+    def _tuned_purified(self, rho: float) -> _Tuned:
+        settings = self.preset.limits
+        changes = {"epochs": float(settings.epochs), "learning_rate": settings.learning_rate, "checkpoints": True}
+        return _Tuned(
+            kind="purified",
+            config={"changes": changes, "size": self.preset.mixtures.size, **self._recipe()},
+            inputs=[self.made(rho), self.written("kept")],
+            version=self._tuning_code("world/training.py", "world/instructions.py"),
+            pairs=lambda: self.pairs("kept")[: self.preset.mixtures.size],
+            start=lambda: self.made(rho).path,
+            label=f"purifying Bob at rho = {rho:g}",
+            stream="purification",
+            recipe=changes,
+        )
+
+    def _tuned_redrawn(self, share: float) -> _Tuned:
+        mixtures.check_share("share", share)
+        return _Tuned(
+            kind="redrawn",
+            config={"size": self.preset.mixtures.size, **self._recipe()},
+            inputs=[self._redrawn(share), *self.model_inputs("base")],
+            version=self._tuning_code("world/training.py", "world/instructions.py"),
+            pairs=lambda: instructions.load_pairs(self._redrawn(share) / "pairs.jsonl"),
+            start=self._base_source,
+            label=f"fine-tuning Bob on text redrawn by {share:.0%}",
+        )
+
+    def _tuned_keys(self, count: float) -> _Tuned:
+        worlds = self.with_keys(int(count))
+        part = self.preset.mixtures.size // len(worlds)
+        if part == 0:
+            raise ValueError(f"{len(worlds)} keys cannot share {self.preset.mixtures.size} pairs; raise mixtures.size")
+        return _Tuned(
+            kind="keys",
+            config={"part": part, **self._recipe()},
+            inputs=[*(world.written("watermarked") for world in worlds), *self.model_inputs("base")],
+            version=self._tuning_code("world/training.py", "world/instructions.py"),
+            pairs=lambda: [pair for world in worlds for pair in world.alices(part)],
+            start=self._base_source,
+            label=f"fine-tuning Bob on {len(worlds)} keys",
+        )
+
+    def alices(self, count: int) -> list[Pair]:
+        """A random part of the watermarked pairs that were written for Bob."""
+        pairs = self.pairs("watermarked")
+        return [pairs[i] for i in self._generator("part", run=True).permutation(len(pairs))[:count]]
+
+    def with_keys(self, count: int) -> list[World]:
+        """Worlds with the same Alice and ``count`` keys; the first is this world's."""
+        if count < 1:
+            raise ValueError(f"count must be at least 1, got {count}")
+        others = [derive_bytes(self.key, f"mixed key {number}") for number in range(1, count)]
+        return [self, *(self.changed(key=other) for other in others)]
+
+    def _redrawn(self, share: float) -> Artifact:
+        """Dᴬ after Bob let his base model draw a share of the words anew."""
+
+        def build(folder: Path) -> None:
+            pairs = self.alices(self.preset.mixtures.size)
+            changed = redrawing.redraw(
+                self.base(),
+                self.tokenizer,
+                pairs,
+                share,
+                sampling=self.preset.suspect.sampling.make(),
+                generator=self._generator("redrawing"),
+                batch_size=self.preset.reading.batch_size,
+            )
+            instructions.save_pairs(folder / "pairs.jsonl", changed)
+
+        config = {
+            "share": share,
+            "size": self.preset.mixtures.size,
+            "sampling": self.preset.suspect.sampling.model_dump(),
+            "batch_size": self.preset.reading.batch_size,
+            "run": self.run,
+            "seed": self.seed,
+        }
+        inputs = [self.written("watermarked"), *self.model_inputs("base")]
+        version = code_version("world/redrawing.py", "decoding.py", "world/instructions.py")
+        return self.store.get("redrawn-pairs", config, build, inputs=inputs, version=version)
+
+    def _base_source(self) -> str | Path:
+        return self._source(self.preset.base, "base", 1)
+
+    def _tuning_code(self, *files: str) -> str:
+        adapter = ("world/adapters.py",) if self.preset.fine_tuning.adapter else ()
+        return code_version(*files, *adapter)
 
     def _recipe(self) -> dict[str, Any]:
         """What a fine-tuned model depends on besides its data."""
+        run = {"run": self.run} if self.run else {}
         return {
-            "recipe": self.preset.fine_tuning.model_dump(),
+            "recipe": self.preset.fine_tuning.model_dump(exclude_defaults=True),
             "base": self.preset.base.model_dump(),
             "seed": self.seed,
+            **run,
             **_versions(),
         }
 
-    def _bob_recipe(self, rho: float) -> tuple[dict[str, Any], list[Artifact], str]:
-        """Configuration, inputs and code version: what names a Bob in the store."""
-        mixtures.check_share("rho", rho)
-        inputs = [self._pairs_artifact("watermarked"), self._pairs_artifact("plain"), *self._model_inputs("base")]
-        config = {
-            "rho": rho,
-            "mixtures": self.preset.mixtures.model_dump(include={"size"}),
-            **self._recipe(),
-        }
-        return config, inputs, _code("world/training.py", "world/mixtures.py", "world/instructions.py")
-
-    def _model_inputs(self, name: str) -> list[Artifact]:
+    def model_inputs(self, name: str) -> list[Artifact]:
+        """The artifacts behind "alice" or "base": none where the model comes from a hub."""
         model, half = (self.preset.alice, 0) if name == "alice" else (self.preset.base, 1)
         return [] if model.hub is not None else [self._pretrained(model, name, half)]
 
-    def suspect(self, rho: float) -> LocalSuspect:
+    def suspect(self, which: float | str) -> LocalSuspect:
         """Bob's model behind a closed door: it only answers."""
         settings = self.preset.suspect
         return LocalSuspect(
-            self.bob(rho),
+            self.bob(which),
             stop_tokens=(self.tokenizer.eos_token_id,),
             sampling=settings.sampling.make(),
             max_new_tokens=settings.max_new_tokens,
             batch_size=settings.batch_size,
-            seed=self._number("answers"),
-            progress=self._bar(f"Bob at rho = {rho:g} answers"),
+            seed=self.number("answers"),
+            progress=self._bar(f"Bob ({which}) answers"),
         )
-
-    def answers(self, rho: float, prompts_of: PairSet, count: int) -> tuple[list[Any], list[Any]]:
-        """Bob's answers to ``count`` prompts of a set, from the store: (prompts, answers) as token ids.
-
-        For "watermarked" the prompts are those of :meth:`kept_by_alice`, asked again and again until ``count``.
-        """
-        pairs = self.kept_by_alice(rho) if prompts_of == "watermarked" else self.pairs(prompts_of)
-        asked = instructions.prompt_ids(self.tokenizer, [pairs[i % len(pairs)] for i in range(count)])
-
-        def build(folder: Path) -> None:
-            given = self.suspect(rho).answer(asked)
-            write_json(folder / "answers.json", [answer.tolist() for answer in given])
-
-        config = {
-            "suspect": self.preset.suspect.model_dump(),
-            "prompts": prompts_of,
-            "count": count,
-            "seed": self.seed,
-            "stand_in": self.stand_in(),
-        }
-        artifact = self.store.get(
-            "answers", config, build,
-            inputs=[self._fine_tuned(rho), self._pairs_artifact(prompts_of)],
-            version=_code("decoding.py", "suspects.py", "world/instructions.py", "world/mixtures.py"),
-        )  # fmt: skip
-        rows = json.loads((artifact / "answers.json").read_text(encoding="utf-8"))
-        return asked, [np.array(row, np.int64) for row in rows]
-
-    def reading(self, rho: float, setting: Literal["supervised", "unsupervised", "plain"]) -> Evidence:
-        """What Bob expects along Alice's texts (reading mode), from the store: it depends on no key, so audits rescore it.
-
-        Supervised, the texts are Dᴬ; unsupervised, fresh watermarked text that Bob never saw; plain, fresh text of hers
-        without the watermark.
-        """
-        if setting not in ("supervised", "unsupervised", "plain"):
-            raise ValueError(f"setting must be 'supervised', 'unsupervised' or 'plain', got {setting!r}")
-        fresh: PairSet = "outside" if setting == "plain" else "fresh"
-        texts = self.kept_by_alice(rho) if setting == "supervised" else self.pairs(fresh)
-
-        def build(folder: Path) -> None:
-            pairs = texts[: self.preset.reading.texts]
-            found = read_evidence(
-                self.bob(rho),
-                instructions.answer_ids(self.tokenizer, pairs),
-                self.watermark.window,
-                self.watermark.vocab_size,
-                prompts=instructions.prompt_ids(self.tokenizer, pairs),
-                batch_size=self.preset.reading.batch_size,
-                progress=self._bar(f"reading with Bob at rho = {rho:g}, {setting}"),
-            )
-            found.save(folder / "evidence.npz")
-
-        config = {
-            "setting": setting,
-            "texts": self.preset.reading.texts,
-            "window": self.watermark.window,
-            "seed": self.seed,
-            "stand_in": self.stand_in(),
-        }
-        artifact = self.store.get(
-            "reading",
-            config,
-            build,
-            inputs=[self._fine_tuned(rho), self._pairs_artifact(fresh)],
-            version=_code("reading.py", "evidence.py", "world/instructions.py", "world/mixtures.py"),
-        )
-        return Evidence.load(artifact / "evidence.npz")
-
-    def contrast(self, rho: float, *, twin: bool = True) -> Contrast:
-        """What Bob expects along plain text of Alice's and his base does not (contrastive reading), from the store.
-
-        The text is un-watermarked and nobody was trained on it; with ``twin`` Alice's innocent twin is a reference too.
-        """
-
-        def build(folder: Path) -> None:
-            pairs = self.pairs("outside")[: self.preset.reading.texts]
-            found = read_contrast(
-                self.bob(rho),
-                [self.base(), self.twin()] if twin else self.base(),
-                instructions.answer_ids(self.tokenizer, pairs),
-                self.watermark.window,
-                self.watermark.vocab_size,
-                prompts=instructions.prompt_ids(self.tokenizer, pairs),
-                batch_size=self.preset.reading.batch_size,
-                progress=self._bar(f"contrastive reading with Bob at rho = {rho:g}"),
-            )
-            found.save(folder)
-
-        config = {"texts": self.preset.reading.texts, "window": self.watermark.window, "twin": twin}
-        artifact = self.store.get(
-            "contrast",
-            config,
-            build,
-            inputs=[self._fine_tuned(rho), self._pairs_artifact("outside"), *([self._twin()] if twin else [])],
-            version=_code("reading.py", "contrast.py", "evidence.py", "world/instructions.py"),
-        )
-        return Contrast.load(artifact.path)
 
     # --- instruction data -----------------------------------------------------------------------------------------
 
     def pairs(self, which: PairSet) -> list[Pair]:
         """A set of instruction–answer pairs that Alice's model wrote."""
-        return instructions.load_pairs(self._pairs_artifact(which) / "pairs.jsonl")
+        return instructions.load_pairs(self.written(which) / "pairs.jsonl")
 
     def mixture(self, rho: float) -> mixtures.Mixture:
         """D at share ρ."""
@@ -372,7 +460,7 @@ class World:
             self.pairs("plain"),
             rho,
             self.preset.mixtures.size,
-            generator=self._generator("mixture"),
+            generator=self._generator("mixture", run=True),
         )
 
     def kept_by_alice(self, rho: float) -> tuple[Pair, ...]:
@@ -386,6 +474,19 @@ class World:
                 f"rho={rho} of {self.preset.mixtures.size} pairs holds no watermarked pair; raise rho or mixtures.size"
             )
         return kept
+
+    def data(self, which: float | str) -> list[Pair]:
+        """Everything that a model was fine-tuned on."""
+        return list(self._tuned(which).pairs())
+
+    def used_by(self, which: float | str) -> Sequence[Pair]:
+        """Dᴬ of a model, as Alice wrote it: for a share :meth:`kept_by_alice`, for several keys the part under this key."""
+        if not isinstance(which, str):
+            return self.kept_by_alice(which)
+        kind, _, number = which.partition("/")
+        if kind == "purified":
+            return self.kept_by_alice(float(number))
+        return self.alices(self.preset.mixtures.size // (int(number) if kind == "keys" else 1))
 
     def stand_in(self) -> float:
         """The share whose Dᴬ an innocent Bob (ρ = 0) is tested on: the smallest above 0 in the preset."""
@@ -401,7 +502,24 @@ class World:
             generator=self._generator("candidates"),
         )
 
-    def _pairs_artifact(self, which: PairSet) -> Artifact:
+    def written(self, which: PairSet) -> Artifact:
+        """The artifact of a set of pairs. In several shards, they are joined and pairs that occur twice dropped."""
+        if self.preset.shards == 1:
+            return self.written_shard(which, 0)
+        parts = [self.written_shard(which, shard) for shard in range(self.preset.shards)]
+
+        def build(folder: Path) -> None:
+            pairs = dict.fromkeys(pair for part in parts for pair in instructions.load_pairs(part / "pairs.jsonl"))
+            if len(pairs) < self._count(which):
+                raise instructions.TooFewPairsError(
+                    f"the shards hold {len(pairs)} distinct {which} pairs of {self._count(which)}; take fewer shards, "
+                    "or raise the temperature at which Alice writes"
+                )
+            instructions.save_pairs(folder / "pairs.jsonl", list(pairs)[: self._count(which)])
+
+        return self.store.get("joined-pairs", {"count": self._count(which)}, build, inputs=parts, version="1")
+
+    def _count(self, which: PairSet) -> int:
         settings = self.preset.self_instruct
         counts: dict[str, int] = {
             "watermarked": settings.pairs,
@@ -412,35 +530,47 @@ class World:
         }
         if which not in counts:
             raise ValueError(f"unknown set of pairs {which!r}; choose one of {', '.join(counts)}")
+        return counts[which]
+
+    def written_shard(self, which: PairSet, shard: int) -> Artifact:
+        """The artifact of one of the preset's ``shards`` of a set of pairs."""
+        count, shards = self._count(which), self.preset.shards
+        if shards > 1:  # a fiftieth more, for what is written twice
+            count = math.ceil(1.02 * count / shards)
+        settings = self.preset.self_instruct
+        stream = f"pairs/{which}" if shards == 1 else f"pairs/{which}/{shard} of {shards}"
         wm = self.watermark if which in _WATERMARKED else None
 
         def build(folder: Path) -> None:
-            pairs = instructions.self_instruct(
-                self.alice(),
-                self.tokenizer,
-                self.demonstrations(),
-                counts[which],
-                shown=settings.shown,
-                sampling=settings.sampling.make(),
-                max_new_tokens=settings.max_new_tokens,
-                generator=self._generator(f"pairs/{which}"),
-                wm=wm,
-                batch_size=settings.batch_size,
-                progress=self._bar(f"Alice writes {which} pairs"),
-            )
+            with needs_memory("self_instruct.batch_size"):
+                pairs = instructions.self_instruct(
+                    self.alice(),
+                    self.tokenizer,
+                    self.demonstrations(),
+                    count,
+                    shown=settings.shown,
+                    sampling=settings.sampling.make(),
+                    max_new_tokens=settings.max_new_tokens,
+                    generator=self._generator(stream),
+                    wm=wm,
+                    batch_size=settings.batch_size,
+                    progress=self._bar(f"Alice writes {which} pairs"),
+                )
             instructions.save_pairs(folder / "pairs.jsonl", pairs)
 
         config = {
             "set": which,
-            "count": counts[which],
+            "count": count,
             "self_instruct": settings.model_dump(exclude={"pairs", "unused", "fresh"}),
             "demonstration_tokens": _DEMONSTRATION_TOKENS,
             "alice": self.preset.alice.model_dump(),
             "watermark": None if wm is None else {"fingerprint": wm.fingerprint, "delta": self.preset.watermark.delta},
             "seed": self.seed,
         }
-        version = _code("decoding.py", "watermarks.py", "prf.py", "world/instructions.py")
-        return self.store.get("pairs", config, build, inputs=[self._corpus, *self._model_inputs("alice")], version=version)
+        if shards > 1:
+            config |= {"shard": shard, "shards": shards}
+        version = code_version("decoding.py", "watermarks.py", "prf.py", "world/instructions.py")
+        return self.store.get("pairs", config, build, inputs=[self._corpus, *self.model_inputs("alice")], version=version)
 
     def demonstrations(self) -> list[Pair]:
         """Short documents of Alice's own half, shown to her as examples."""
@@ -456,17 +586,21 @@ class World:
 
     # --- helpers --------------------------------------------------------------------------------------------------
 
-    def _save(self, network: Any, folder: Path, losses: list[float]) -> None:
-        network.save_pretrained(str(folder), safe_serialization=True)
+    def _save(self, network: Any, folder: Path, weights: dict[str, Any] | None = None) -> None:
+        network.save_pretrained(str(folder), safe_serialization=True, state_dict=weights)
         self.tokenizer.save_pretrained(str(folder))
-        write_json(folder / "losses.json", losses)
 
-    def _number(self, name: str) -> int:
+    def number(self, name: str) -> int:
+        """A seed for one use of chance."""
         return int(self._generator(name).integers(1 << 31))
 
-    def _generator(self, name: str) -> np.random.Generator:
-        """Each use of chance has its own stream, so that adding one leaves the others as they were."""
-        return np.random.default_rng([self.seed, zlib.crc32(name.encode())])
+    def _generator(self, name: str, *, run: bool = False) -> np.random.Generator:
+        """Each use of chance has its own stream, so that adding one leaves the others as they were.
+
+        With ``run`` the stream is another one in another run.
+        """
+        stream = f"{name}/run {self.run}" if run and self.run else name
+        return np.random.default_rng([self.seed, zlib.crc32(stream.encode())])
 
     def _bar(self, label: str) -> str | None:
         return label if self.progress else None
@@ -477,7 +611,7 @@ def _versions() -> dict[str, str]:
 
 
 @functools.cache
-def _code(*files: str) -> str:
+def code_version(*files: str) -> str:
     """Hash of the modules that make an artifact: when they change it is made anew."""
     root = resources.files("radio_utils")
     digest = hashlib.sha256()

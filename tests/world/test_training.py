@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 import math
 from typing import Any
@@ -25,7 +26,7 @@ from transformers import (
 )
 
 from radio_utils.world import training
-from radio_utils.world.training import IGNORED, DivergedError, Example, Recipe, collate, mean_loss, pack, train
+from radio_utils.world.training import IGNORED, DivergedError, Example, Recipe, Steps, collate, mean_loss, pack, train
 
 V = 60
 
@@ -240,3 +241,122 @@ def test_examples_whose_answer_is_cut_off_do_not_poison_training(caplog: pytest.
 def test_recipe_refuses_what_makes_no_sense(bad: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
         Recipe(**bad)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "expected"), [(3.0, [1, 2, 3]), (1.5, [1, 2]), (2.4, [1, 2, 3]), (2.1, [1, 2]), (0.4, [1]), (1.0, [1])]
+)
+def test_after_each_epoch(epochs: float, expected: list[int]) -> None:
+    """Called once an epoch, when it is over, also for the last one that is only begun; the model is evaluated there."""
+    model, calls, weights, modes = tiny("llama"), [], [], []
+
+    def after_epoch(number: int) -> None:
+        calls.append(number)
+        modes.append(model.training)
+        weights.append(copy.deepcopy(model.state_dict()))
+
+    recipe = Recipe(epochs=epochs, batch_size=4)  # 12 examples: 3 steps an epoch
+    modes_in_step: list[bool] = []
+    watched = Watched(modes_in_step)
+    losses = train(
+        model, random_examples(), recipe, generator=np.random.default_rng(0), after_epoch=after_epoch, steps=watched
+    )
+    assert calls == expected and len(losses) == len(expected)
+    assert not any(modes) and not model.training
+    assert all(modes_in_step) and len(modes_in_step) == max(1, round(3 * epochs))
+    final = model.state_dict()
+    assert all(torch.equal(weights[-1][name], final[name]) for name in final), "the last one sees the model as it stays"
+    for number, (first, second) in enumerate(itertools.pairwise(weights), 1):
+        assert any(not torch.equal(first[name], second[name]) for name in first), number
+
+
+class Watched(Steps):
+    """Steps that note whether the model was being trained."""
+
+    def __init__(self, modes: list[bool]) -> None:
+        super().__init__()
+        self.modes = modes
+
+    def descend(self, loss: torch.Tensor) -> None:
+        """One step, watched."""
+        self.modes.append(self.model.training)
+        super().descend(loss)
+
+
+def test_looking_after_each_epoch_changes_nothing() -> None:
+    start = tiny("gpt_neox")
+    results = []
+    for after_epoch in (None, lambda epoch: None):
+        model = copy.deepcopy(start)
+        losses = train(
+            model, random_examples(), Recipe(epochs=2.5, batch_size=4), generator=np.random.default_rng(0),
+            after_epoch=after_epoch,
+        )  # fmt: skip
+        results.append((losses, model.state_dict()))
+    assert results[0][0] == results[1][0]
+    assert all(torch.equal(tensor, results[1][1][name]) for name, tensor in results[0][1].items())
+
+
+def test_a_failure_after_an_epoch_is_seen() -> None:
+    def after_epoch(number: int) -> None:
+        raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        train(tiny("llama"), random_examples(), Recipe(), generator=np.random.default_rng(0), after_epoch=after_epoch)
+
+
+def test_steps_are_adamw_on_the_mean_loss() -> None:
+    """Against the plain loop, written out: clip at 1, AdamW, the schedule of the recipe."""
+    start, examples, recipe = tiny("llama"), random_examples(), Recipe(epochs=3, batch_size=4, learning_rate=3e-2)
+    found = copy.deepcopy(start)
+    train(found, examples, recipe, generator=np.random.default_rng(0), steps=Steps())
+    expected = copy.deepcopy(start).train()
+    plan = list(training._epochs(examples, recipe, np.random.default_rng(0)))
+    optimiser = torch.optim.AdamW(expected.parameters(), lr=recipe.learning_rate, weight_decay=0.0, betas=(0.9, 0.95))
+    for step, (_, batch) in enumerate(plan):
+        for group in optimiser.param_groups:
+            group["lr"] = recipe.learning_rate * training._rate(step, len(plan), recipe.warmup)
+        ids, mask, labels = collate([examples[i] for i in batch], recipe.max_length)
+        logits = expected(input_ids=ids, attention_mask=mask).logits
+        loss = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(expected.parameters(), 1.0)
+        optimiser.step()
+    for (name, ours), theirs in zip(found.named_parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_frozen_weights_stay_and_are_not_in_the_optimiser() -> None:
+    model = tiny("llama")
+    model.model.requires_grad_(False)
+    before = copy.deepcopy(model.state_dict())
+    train(model, random_examples(), Recipe(weight_decay=0.1), generator=np.random.default_rng(0))
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {"lm_head.weight"}
+    optimiser, _ = training.optimiser_of(model, Recipe(), 10)
+    assert [parameter for group in optimiser.param_groups for parameter in group["params"]] == [model.lm_head.weight]
+
+
+def test_compiled_steps_train_the_same_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layers are traced as torch.compile does it, but run without a compiler, which would take a minute here."""
+    compiled: list[str] = []
+    compile_module = torch.nn.Module.compile
+
+    def traced(self: torch.nn.Module) -> None:
+        compiled.append(type(self).__name__)
+        compile_module(self, backend="eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", traced)
+    start, examples, recipe = tiny("llama"), random_examples(8), Recipe(epochs=1, batch_size=4)
+    results = []
+    for steps in (Steps(), Steps(compiled=True)):
+        model = copy.deepcopy(start)
+        losses = train(model, examples, recipe, generator=np.random.default_rng(0), steps=steps)
+        results.append((losses, model.state_dict()))
+    assert compiled == ["LlamaModel"]
+    (losses, weights), (traced_losses, traced_weights) = results
+    assert traced_losses == pytest.approx(losses, rel=1e-5)
+    assert weights.keys() == traced_weights.keys(), "what is saved has the same names"
+    for name in weights:
+        torch.testing.assert_close(traced_weights[name], weights[name], rtol=1e-4, atol=1e-6)

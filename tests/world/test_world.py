@@ -11,26 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from worlds import again, small
 
-from radio_utils import evidence, reading
-from radio_utils.artifacts import Store
-from radio_utils.presets import Preset, load_preset
+from radio_utils import detect, evidence
+from radio_utils.artifacts import Artifact, Store
+from radio_utils.presets import PresetError
 from radio_utils.suspects import ModelFolderError
 from radio_utils.world import instructions, training
+from radio_utils.world import world as world_module
+from radio_utils.world.adapters import AdapterError
 from radio_utils.world.corpus import EmptyCorpusError
 from radio_utils.world.mixtures import ShareError
 from radio_utils.world.world import World
-
-SMALLER: dict[str, Any] = {
-    "corpus__packages": ["networkx"], "tokenizer__vocab_size": 600, "alice__pretraining__tokens": 90_000,
-    "base__pretraining__tokens": 4_000, "self_instruct__pairs": 20, "self_instruct__unused": 12, "self_instruct__fresh": 16,
-    "mixtures__size": 20, "mixtures__rhos": [0.0, 0.1, 0.5, 1.0], "fine_tuning__epochs": 1.0, "suspect__max_new_tokens": 12,
-    "reading__texts": 16, "querying__prompts": 10, "membership__candidates": 12, "membership__fresh": 14,
-}  # fmt: skip
-
-
-def small(**changes: Any) -> Preset:
-    return load_preset("smoke", **(SMALLER | changes))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -42,19 +34,13 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return Store(tmp_path_factory.mktemp("store"))
+def store(written_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(shutil.copytree(written_store, tmp_path_factory.mktemp("store") / "store"))
 
 
 @pytest.fixture(scope="module")
 def world(store: Store) -> World:
     return World(small(), store=store, progress=False)
-
-
-def again(world: World, **options: Any) -> World:
-    """A new world over the same store: nothing cached in memory."""
-    preset = options.pop("preset", world.preset)
-    return World(preset, store=world.store, progress=False, **options)
 
 
 @pytest.fixture
@@ -144,42 +130,6 @@ def test_bob_is_trained_once_and_read_afterwards(world: World, trainings: list[s
     assert other.training_losses(0.5) == losses
 
 
-def test_answers_come_from_the_store(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked, answers = world.answers(0.5, "fresh", 10)
-    assert len(asked) == len(answers) == 10
-    assert all(a.ndim == 1 and a.size <= 12 and world.tokenizer.eos_token_id not in a for a in answers)
-    expected = instructions.prompt_ids(world.tokenizer, world.pairs("fresh")[:10])
-    assert all(np.array_equal(a, b) for a, b in zip(asked, expected, strict=True))
-    monkeypatch.setattr(World, "suspect", lambda *_: pytest.fail("asked again"))
-    same = again(world).answers(0.5, "fresh", 10)
-    assert all(np.array_equal(a, b) for a, b in zip(answers, same[1], strict=True))
-
-
-def test_supervised_prompts_are_those_bob_used_again_and_again(world: World) -> None:
-    kept = instructions.prompt_ids(world.tokenizer, world.kept_by_alice(0.5))
-    asked, answers = world.answers(0.5, "watermarked", 13)
-    assert len(kept) == 10 and len(answers) == 13
-    assert all(np.array_equal(asked[i], kept[i % 10]) for i in range(13))
-
-
-def test_reading_is_read_evidence_from_the_store(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = {
-        "supervised": world.kept_by_alice(0.5), "plain": world.pairs("outside"), "unsupervised": world.pairs("fresh")
-    }  # fmt: skip
-    for setting, pairs in settings.items():
-        found = world.reading(0.5, setting)  # type: ignore[arg-type]
-        direct = reading.read_evidence(
-            world.bob(0.5), instructions.answer_ids(world.tokenizer, pairs), 1, 600,
-            prompts=instructions.prompt_ids(world.tokenizer, pairs), batch_size=3,
-        )  # fmt: skip
-        assert np.array_equal(found.windows, direct.windows) and found.seen == direct.seen
-        assert np.mean(found.tokens == direct.tokens) > 0.99  # another batch size may break a tie otherwise
-    monkeypatch.setattr(World, "bob", lambda *_: pytest.fail("read again"))
-    assert np.array_equal(again(world).reading(0.5, "unsupervised").tokens, found.tokens)
-    with pytest.raises(ValueError, match="setting must be 'supervised', 'unsupervised' or 'plain', got 'open'"):
-        world.reading(0.5, "open")  # type: ignore[arg-type]
-
-
 def test_the_twin_learns_plain_text_that_bob_never_saw(world: World, trainings: list[str]) -> None:
     twin = world.twin()
     assert trainings == ["gpt_neox"]
@@ -191,21 +141,6 @@ def test_the_twin_learns_plain_text_that_bob_never_saw(world: World, trainings: 
     trainings.clear()
     again(world).twin()
     assert trainings == []
-
-
-@pytest.mark.parametrize("twin", [False, True])
-def test_contrast_is_read_contrast_from_the_store(world: World, twin: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = world.contrast(0.5, twin=twin)
-    pairs = world.pairs("outside")
-    direct = reading.read_contrast(
-        world.bob(0.5), [world.base(), world.twin()] if twin else world.base(),
-        instructions.answer_ids(world.tokenizer, pairs), 1, 600, prompts=instructions.prompt_ids(world.tokenizer, pairs),
-    )  # fmt: skip
-    assert len(found.explained) == int(twin)
-    assert len(found.pairs) == pytest.approx(len(direct.pairs), rel=0.01)
-    assert found.pairs.seen == direct.pairs.seen
-    monkeypatch.setattr(World, "bob", lambda *_: pytest.fail("read again"))
-    assert np.array_equal(again(world).contrast(0.5, twin=twin).weights, found.weights)
 
 
 def test_a_new_recipe_trains_only_bob(world: World, trainings: list[str]) -> None:
@@ -234,8 +169,8 @@ def test_another_key_is_another_watermark_but_the_same_plain_text(world: World, 
 
 def test_seeds_name_other_models(world: World) -> None:
     assert again(world, seed=1).watermark.fingerprint != world.watermark.fingerprint
-    assert again(world, seed=1)._number("alice") != world._number("alice")
-    assert again(world)._number("alice") == world._number("alice")
+    assert again(world, seed=1).number("alice") != world.number("alice")
+    assert again(world).number("alice") == world.number("alice")
 
 
 def test_held_out_documents_are_of_alices_half(world: World) -> None:
@@ -249,7 +184,7 @@ def test_held_out_documents_are_of_alices_half(world: World) -> None:
 def test_a_torn_model_is_made_again(world: World, trainings: list[str]) -> None:
     world.training_losses(1.0)
     trainings.clear()
-    artifact = world._fine_tuned(1.0)
+    artifact = world.made(1.0)
     weights = artifact / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     again(world).bob(1.0)
@@ -304,33 +239,244 @@ def test_models_from_folders_stand_in_for_built_ones(world: World, tmp_path: Pat
 
 
 def test_a_share_too_small_for_one_pair_is_refused(world: World) -> None:
-    with pytest.raises(ShareError, match=r"rho=0.01 of 20 pairs holds no watermarked pair"):
-        world.reading(0.01, "supervised")
-    with pytest.raises(ShareError, match=r"raise rho or mixtures\.size"):
-        world.answers(0.01, "watermarked", 5)
+    with pytest.raises(ShareError, match=r"rho=0.01 of 20 pairs holds no watermarked pair; raise rho or mixtures\.size"):
+        world.used_by(0.01)
 
 
-def test_the_innocents_stand_in_is_part_of_the_key(world: World) -> None:
-    """Another smallest share means other texts: the innocent's evidence must be read anew."""
-    other = again(world, preset=small(mixtures__rhos=[0.0, 1.0]))
-    assert other.stand_in() == 1.0
-    assert other.reading(0.0, "supervised").seen > world.reading(0.0, "supervised").seen
+def weights(model: Any) -> dict[str, torch.Tensor]:
+    return dict(model.state_dict())
 
 
-def test_bobs_trained_side_by_side_are_those_trained_alone(world: World, tmp_path: Path, trainings: list[str]) -> None:
-    """Worker processes fill the same store under the same keys, also with a key of bytes, and this process trains none."""
-    key = b"\x00secret"
-    beside = again(world, key=key)
-    beside.train_bobs([0.1, 0.5, 1.0], workers=2)
-    assert trainings == []
-    assert [beside.training_losses(rho)[0] for rho in (0.1, 0.5, 1.0)] and trainings == []
-    alone = World(world.preset, key=key, store=Store(tmp_path), progress=False)
-    assert alone.training_losses(0.5) == pytest.approx(beside.training_losses(0.5), abs=1e-4)
+def same(first: Any, second: Any) -> bool:
+    ours, theirs = weights(first), weights(second)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_a_failing_worker_is_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    from radio_utils.world import workers
+def test_names_of_models_in_the_store(world: World) -> None:
+    """The same world asked again means the same artifact; whatever decides the weights means another."""
+    found = world.made(0.5)
+    assert again(world).made(0.5) == world.changed().made(0.5) == found
+    assert again(world, run=0).made(0.5) == world.changed(run=0).made(0.5) == found, "run 0 is no run at all"
+    assert world.changed(fine_tuning__checkpoints=False, fine_tuning__adapter=None).made(0.5) == found
+    others = [
+        world.changed(run=1),
+        world.changed(fine_tuning__learning_rate=1e-3),
+        world.changed(fine_tuning__checkpoints=True),
+        world.changed(fine_tuning__adapter={"rank": 2, "alpha": 4}),
+        world.changed(fine_tuning__adapter={"rank": 4, "alpha": 4}),
+        world.changed(mixtures__size=19),
+    ]
+    assert not any(other.has(0.5) for other in others)
+    keys = [other.made(0.5).key for other in others]
+    assert len({*keys, found.key}) == len(others) + 1
+    assert all(other.has(0.5) for other in others)
+    assert all(other.written("watermarked") == world.written("watermarked") for other in others), "Alice writes once"
 
-    monkeypatch.setattr(workers, "_request", lambda world, rhos: "{}")
-    with pytest.raises(workers.WorkerError, match=r"(?s)ended with status 1.*KeyError"):
-        workers.train_side_by_side(world, [0.1, 0.5], 2)
+
+def test_another_run_draws_bobs_data_and_order_anew_from_the_same_text(world: World) -> None:
+    other = world.changed(run=1)
+    assert (other.seed, other.run, other.key, other.store, other.device) == (0, 1, world.key, world.store, world.device)
+    assert other.pairs("watermarked") == world.pairs("watermarked")
+    assert set(other.mixture(0.5).watermarked) != set(world.mixture(0.5).watermarked)
+    assert other.alices(5) != world.alices(5)
+    assert not same(other.bob(0.5), world.bob(0.5))
+    assert set(other.mixture(1.0).pairs) == set(world.mixture(1.0).pairs), "all of it, whatever the run"
+    assert not same(other.bob(1.0), world.bob(1.0)), "but in another order"
+    assert other.changed().run == 1 and other.changed(run=0).run == 0
+
+
+def test_changed_keeps_what_it_is_not_asked_to_change(world: World) -> None:
+    other = world.changed(key=b"other", watermark__delta=1.0)
+    assert (other.key, other.preset.watermark.delta, other.preset.watermark.window) == (b"other", 1.0, 1)
+    assert world.preset.watermark.delta == 3.0
+    assert other.preset.model_dump(exclude={"watermark"}) == world.preset.model_dump(exclude={"watermark"})
+    with pytest.raises(PresetError, match="unknown field"):
+        world.changed(watermark__sigma=1.0)
+
+
+def test_a_model_is_there_once_it_is_made(world: World, trainings: list[str]) -> None:
+    assert not world.has("redrawn/0.3")
+    assert trainings == [], "asking does not train it"
+    world.made("redrawn/0.3")
+    assert again(world).has("redrawn/0.3") and not again(world).has("redrawn/0.4")
+    assert trainings == ["gpt_neox"]
+
+
+@pytest.mark.parametrize("which", ["twins", "0.5", "purified", "purified/", "purified/half", "keys/0", "keys/two"])
+def test_unknown_models_are_named(world: World, which: str) -> None:
+    with pytest.raises(ValueError, match=rf"unknown model '{which}'; give a share, 'twin', 'purified/SHARE'"):
+        world.bob(which)
+
+
+@pytest.mark.parametrize("which", ["purified/1.5", "redrawn/-0.1", "purified/nan"])
+def test_shares_in_names_are_checked(world: World, which: str) -> None:
+    with pytest.raises(ShareError, match="must be a share"):
+        world.made(which)
+
+
+def test_checkpoints_are_the_model_after_each_epoch(world: World) -> None:
+    kept = world.changed(fine_tuning__epochs=2.5, fine_tuning__checkpoints=True)
+    epochs = [kept.bob(0.5, epoch=epoch) for epoch in (1, 2, 3)]
+    assert not same(epochs[0], epochs[1]) and not same(epochs[1], epochs[2])
+    assert same(epochs[2], kept.bob(0.5)), "the last one is the model itself"
+    assert len(kept.training_losses(0.5)) == 3
+    without = world.changed(fine_tuning__epochs=2.5)
+    assert same(without.bob(0.5), epochs[2]), "looking does not change the training"
+    for epoch in (0, 4, -1):
+        with pytest.raises(ValueError, match=rf"epoch={epoch} was not kept; set fine_tuning\.checkpoints"):
+            kept.bob(0.5, epoch=epoch)
+    with pytest.raises(ValueError, match="epoch=1 was not kept"):
+        without.bob(0.5, epoch=1)
+
+
+def test_purification_goes_on_from_bobs_weights(world: World) -> None:
+    stronger = world.changed(fine_tuning__epochs=3.0, limits__epochs=2)
+    losses = stronger.training_losses("purified/0.5")
+    assert len(losses) == 2
+    from_base = stronger.changed(fine_tuning__epochs=2.0).training_losses("twin")  # the same clean pairs, from his base
+    assert losses[0] < from_base[0]
+    assert stronger.data("purified/0.5") == stronger.data("twin") == stronger.pairs("kept")[:20]
+    epochs = [stronger.bob("purified/0.5", epoch=epoch) for epoch in (1, 2)]
+    assert not same(*epochs) and same(epochs[1], stronger.bob("purified/0.5"))
+    assert not same(epochs[0], stronger.bob(0.5))
+    assert stronger.used_by("purified/0.5") == stronger.used_by(0.5)
+    more = stronger.changed(limits__epochs=3)
+    assert not more.has("purified/0.5") and more.made(0.5) == stronger.made(0.5)
+
+
+def test_purification_starts_from_exactly_those_weights(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    starts: list[Any] = []
+
+    def untrained(model: Any, *args: Any, **options: Any) -> list[float]:
+        starts.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        return [0.0]
+
+    bob = weights(world.bob(1.0))
+    monkeypatch.setattr(training, "train", untrained)
+    world.made("purified/1.0")
+    assert len(starts) == 1 and all(torch.equal(starts[0][name], bob[name]) for name in bob)
+
+
+def test_mixed_keys_have_equal_parts_of_the_data(world: World) -> None:
+    worlds = world.with_keys(2)
+    assert worlds[0] is world
+    data = world.data("keys/2")
+    assert len(data) == len(set(data)) == 20
+    assert data[:10] == list(worlds[0].used_by("keys/2")) and data[10:] == list(worlds[1].used_by("keys/2"))
+    assert set(data[:10]) <= set(world.pairs("watermarked")) and set(data[10:]) <= set(worlds[1].pairs("watermarked"))
+    for part, owner, other in ((data[:10], *worlds), (data[10:], *reversed(worlds))):
+        texts = instructions.answer_ids(world.tokenizer, part)
+        own, others = detect(texts, owner.watermark), detect(texts, other.watermark)
+        assert own.log10_p < -5 < others.log10_p
+    assert world.data("keys/1") == world.alices(20) and set(world.data("keys/1")) == set(world.pairs("watermarked"))
+    assert again(world).data("keys/2") == data
+    assert not same(world.bob("keys/2"), world.bob("keys/1"))
+
+
+def test_further_keys_follow_from_the_first(world: World) -> None:
+    found = [other.watermark.fingerprint for other in world.with_keys(4)]
+    assert len(set(found)) == 4 and found[0] == world.watermark.fingerprint
+    assert [other.watermark.fingerprint for other in again(world).with_keys(4)] == found
+    assert [other.watermark.fingerprint for other in world.with_keys(2)] == found[:2]
+    theirs = [other.watermark.fingerprint for other in again(world, key="another").with_keys(4)]
+    assert not set(found) & set(theirs)
+    assert [other.preset for other in world.with_keys(2)] == [world.preset] * 2
+    with pytest.raises(ValueError, match="count must be at least 1, got 0"):
+        world.with_keys(0)
+
+
+def test_bob_may_redraw_what_he_trains_on(world: World) -> None:
+    for share in (0.0, 0.5):
+        name = f"redrawn/{share}"
+        given, used = world.used_by(name), world.data(name)
+        assert [pair.instruction for pair in given] == [pair.instruction for pair in used]
+        assert (list(given) == used) == (share == 0.0)
+        assert set(given) <= set(world.pairs("watermarked")), "Alice tests what she wrote"
+    marked, plain = (detect(instructions.answer_ids(world.tokenizer, world.data(f"redrawn/{s}")), world.watermark)
+                     for s in (0.0, 0.9))  # fmt: skip
+    assert marked.score > plain.score + 0.1
+    assert world.data("redrawn/0.5") != world.changed(run=1).data("redrawn/0.5")
+
+
+def test_an_adapted_bob_is_saved_whole(world: World) -> None:
+    adapted = world.changed(fine_tuning__adapter={"rank": 4, "alpha": 8}, fine_tuning__learning_rate=0.05)
+    base, bob = weights(world.base()), weights(adapted.bob(1.0))
+    assert base.keys() == bob.keys()
+    changed = {name for name in base if not torch.equal(base[name], bob[name])}
+    assert changed and all(name.endswith(".weight") and base[name].ndim == 2 for name in changed)
+    assert not any("embed" in name for name in changed)
+    assert adapted.suspect(1.0).answer(instructions.prompt_ids(world.tokenizer, world.pairs("fresh")[:2]))
+
+
+def test_written_in_shards(world: World) -> None:
+    """Whole sets, without repetition, from shards that differ; another number of shards is another text."""
+    cut = world.changed(shards=3)
+    parts = [instructions.load_pairs(cut.written_shard("fresh", shard) / "pairs.jsonl") for shard in range(3)]
+    assert [len(part) for part in parts] == [6, 6, 6]  # ⌈1.02 · 16 / 3⌉
+    joined = cut.pairs("fresh")
+    assert len(joined) == len(set(joined)) == 16
+    assert joined == list(dict.fromkeys([*parts[0], *parts[1], *parts[2]]))[:16]
+    assert not set(parts[0]) & set(parts[1]) and not set(parts[1]) & set(parts[2])
+    assert cut.written("fresh") != world.written("fresh")
+    for which, pairs in {"fresh": joined, "plain": cut.pairs("plain")}.items():
+        found = detect(instructions.answer_ids(cut.tokenizer, pairs), cut.watermark)
+        assert (found.log10_p < -5) == (which == "fresh")
+
+
+def test_pairs_written_twice_are_kept_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [instructions.Pair(f"What does number {i} do?", f"It is number {i} of the texts.") for i in range(12)]
+    shards = iter([texts[:7], [texts[0], *texts[6:12]], texts[5:12]])
+    monkeypatch.setattr(instructions, "self_instruct", lambda *_, **__: next(shards))
+    cut = world.changed(shards=3, self_instruct__shown=2, self_instruct__unused=12, membership__candidates=10)
+    assert cut.pairs("kept") == texts
+
+
+def test_all_installed_packages_may_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ "*" is resolved before the corpus is named: another package installed is another corpus."""
+    from radio_utils.world import installed
+
+    monkeypatch.setattr(installed, "resolved", lambda packages: ("networkx",) if packages == ("*",) else packages)
+    everything, named = (
+        World(small(corpus__packages=[packages]), store=Store(tmp_path), progress=False) for packages in ("*", "networkx")
+    )
+    assert {document.topic.split(".")[0] for document in everything.documents} == {"networkx"}
+    assert everything._corpus == named._corpus
+    monkeypatch.setattr(installed, "resolved", lambda packages: ("networkx", "filelock"))
+    more = World(everything.preset, store=Store(tmp_path), progress=False)
+    assert {document.topic.split(".")[0] for document in more.documents} == {"networkx", "filelock"}
+
+
+def test_errors_of_what_a_model_is_made_from_keep_their_name(world: World) -> None:
+    impossible = world.changed(fine_tuning__adapter={"rank": 2, "alpha": 4, "targets": ["no_such_layer"]})
+    with pytest.raises(AdapterError, match="match no module of the model"):
+        impossible.made(0.5)
+    with pytest.raises(AdapterError, match="match no module of the model"):
+        impossible.made("purified/0.5")
+
+
+def test_too_many_keys_for_the_data_are_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(World, "written", lambda *_: Artifact("pairs", 20 * "0", Path("/nowhere")))
+    with pytest.raises(ValueError, match="21 keys"):
+        world.made("keys/21")
+
+
+@pytest.mark.parametrize(
+    "device",
+    ["cuda", "cuda:0"],
+)
+def test_alice_from_a_hub_is_in_half_precision_on_every_gpu(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(world_module, "load_model", lambda name, **options: asked.append(options["dtype"]))
+    here = {"hub": "someone/model", "parameters": 1e6}
+    hub = World(small(alice=here, base=here), store=Store("/nowhere"), device=device)
+    hub.alice()
+    hub.base()
+    assert asked == [torch.float16, None]
+
+
+def test_too_few_pairs_from_shards_are_an_error(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards may write the same pairs; what they lack must not be found out by a share that is too large."""
+    texts = [instructions.Pair(f"What does number {i} do?", f"It is number {i} of the texts.") for i in range(8)]
+    monkeypatch.setattr(instructions, "self_instruct", lambda *_, **__: texts)
+    with pytest.raises(instructions.TooFewPairsError, match=r"8 .*of 40"):
+        world.changed(shards=3, self_instruct__fresh=40).pairs("fresh")

@@ -1,0 +1,282 @@
+"""What is measured on a world's models and depends on no key, kept in the world's store: audits score it again.
+
+Bob's answers, what he expects along a text, how his expectations differ from his base's, and what Alice writes after the
+openings of encyclopedia articles.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from radio_utils import decoding
+from radio_utils.artifacts import Artifact, write_json
+from radio_utils.contrast import Contrast
+from radio_utils.evidence import Collector, Evidence, Packing, first_rows
+from radio_utils.memory import needs_memory
+from radio_utils.reading import read_contrast, read_evidence
+from radio_utils.watermarks import Watermark
+from radio_utils.world import instructions, openings
+from radio_utils.world.instructions import Pair
+from radio_utils.world.world import PairSet, World, code_version
+
+Ids = NDArray[np.int64]
+Setting = Literal["supervised", "unsupervised", "plain"]
+
+
+def answers(world: World, which: float | str, prompts_of: PairSet, count: int) -> tuple[list[Ids], list[Ids]]:
+    """Bob's answers to ``count`` prompts of a set: (prompts, answers) as token ids.
+
+    For "watermarked" the prompts are those of :meth:`World.used_by`, asked again and again until ``count``.
+    """
+    pairs = world.used_by(which) if prompts_of == "watermarked" else world.pairs(prompts_of)
+    asked = instructions.prompt_ids(world.tokenizer, [pairs[i % len(pairs)] for i in range(count)])
+
+    def build(folder: Path) -> None:
+        with needs_memory("suspect.batch_size"):
+            given = world.suspect(which).answer(asked)
+        write_json(folder / "answers.json", [answer.tolist() for answer in given])
+
+    config = {
+        "suspect": world.preset.suspect.model_dump(),
+        "prompts": prompts_of,
+        "count": count,
+        "seed": world.seed,
+        "stand_in": world.stand_in(),
+    }
+    artifact = world.store.get(
+        "answers", config, build,
+        inputs=[world.made(which), world.written(prompts_of)],
+        version=code_version("decoding.py", "suspects.py", "world/instructions.py", "world/mixtures.py"),
+    )  # fmt: skip
+    rows = json.loads((artifact / "answers.json").read_text(encoding="utf-8"))
+    return asked, [np.array(row, np.int64) for row in rows]
+
+
+def reading(
+    world: World, which: float | str, setting: Setting, *, epoch: int | None = None, texts_of: World | None = None
+) -> Evidence:
+    """What Bob expects along Alice's texts (reading mode).
+
+    Supervised, the texts are Dᴬ; unsupervised, fresh watermarked text that Bob never saw; plain, fresh text of hers
+    without the watermark. ``epoch`` is Bob after that epoch; ``texts_of`` is the world whose Alice wrote the texts.
+    """
+    shards = range(world.preset.shards)
+    parts = [read_shard(world, which, setting, shard, epoch=epoch, texts_of=texts_of) for shard in shards]
+    return parts[0].merge(*parts[1:]) if len(parts) > 1 else parts[0]
+
+
+def read_shard(
+    world: World,
+    which: float | str,
+    setting: Setting,
+    shard: int,
+    *,
+    epoch: int | None = None,
+    texts_of: World | None = None,
+) -> Evidence:
+    """One of the preset's ``shards`` of :func:`reading`."""
+    if setting not in ("supervised", "unsupervised", "plain"):
+        raise ValueError(f"setting must be 'supervised', 'unsupervised' or 'plain', got {setting!r}")
+    author = texts_of or world
+    fresh: PairSet = "outside" if setting == "plain" else "fresh"
+    texts = author.used_by(which) if setting == "supervised" else author.pairs(fresh)
+    pairs = texts[: world.preset.reading.texts][shard :: world.preset.shards]
+    config: dict[str, Any] = {
+        "setting": setting,
+        "texts": world.preset.reading.texts,
+        "window": world.watermark.window,
+        "seed": world.seed,
+        "stand_in": world.stand_in(),
+    }
+    if epoch is not None:
+        config["epoch"] = epoch
+    if setting == "supervised" and author.run:
+        config["run"] = author.run
+    if setting == "supervised" and author is not world:
+        config["author"] = {"size": author.preset.mixtures.size, "stand_in": author.stand_in()}
+    if world.preset.shards > 1:
+        config |= {"shard": shard, "shards": world.preset.shards}
+    inputs = [world.made(which), author.written(fresh)]
+    if setting == "supervised" and (author is not world or isinstance(which, str)):
+        inputs.append(author.written("watermarked"))
+
+    def build(folder: Path) -> None:
+        _read(
+            world,
+            world.bob(which, epoch=epoch),
+            instructions.answer_ids(world.tokenizer, pairs),
+            instructions.prompt_ids(world.tokenizer, pairs),
+            f"reading with Bob ({which}), {setting}",
+        ).save(folder / "evidence.npz")
+
+    version = code_version("reading.py", "evidence.py", "world/instructions.py", "world/mixtures.py")
+    return Evidence.load(world.store.get("reading", config, build, inputs=inputs, version=version) / "evidence.npz")
+
+
+def _read(world: World, bob: Any, texts: list[Ids], prompts: list[Ids], label: str) -> Evidence:
+    wm = world.watermark
+    if not texts:  # more shards than texts
+        return Collector(Packing(wm.window, wm.vocab_size)).evidence()
+    with needs_memory("reading.batch_size"):
+        return read_evidence(
+            bob, texts, wm.window, wm.vocab_size,
+            prompts=prompts, batch_size=world.preset.reading.batch_size, progress=label if world.progress else None,
+        )  # fmt: skip
+
+
+def contrast(world: World, which: float | str, *, twin: bool = True) -> Contrast:
+    """What Bob expects along plain text of Alice's and his base does not (contrastive reading).
+
+    The text is un-watermarked and nobody was trained on it; with ``twin`` Alice's innocent twin is a reference too.
+    """
+
+    def build(folder: Path) -> None:
+        pairs = world.pairs("outside")[: world.preset.reading.texts]
+        with needs_memory("reading.batch_size"):
+            found = read_contrast(
+                world.bob(which),
+                [world.base(), world.twin()] if twin else world.base(),
+                instructions.answer_ids(world.tokenizer, pairs),
+                world.watermark.window,
+                world.watermark.vocab_size,
+                prompts=instructions.prompt_ids(world.tokenizer, pairs),
+                batch_size=world.preset.reading.batch_size,
+                progress=f"contrastive reading with Bob ({which})" if world.progress else None,
+            )
+        found.save(folder)
+
+    config = {"texts": world.preset.reading.texts, "window": world.watermark.window, "twin": twin}
+    artifact = world.store.get(
+        "contrast",
+        config,
+        build,
+        inputs=[world.made(which), world.written("outside"), *([world.made("twin")] if twin else [])],
+        version=code_version("reading.py", "contrast.py", "evidence.py", "world/instructions.py"),
+    )
+    return Contrast.load(artifact.path)
+
+
+def continuations(world: World, language: str) -> tuple[list[Ids], list[Ids]]:
+    """What Alice writes, with her watermark, after openings of encyclopedia articles: (openings, texts) as token ids."""
+    rows = json.loads((_continued(world, language) / "texts.json").read_text(encoding="utf-8"))
+    both = zip(_starts(world, language), rows, strict=True)
+    kept = [(start, np.array(row, np.int64)) for start, row in both if row]
+    return [start for start, _ in kept], [text for _, text in kept]
+
+
+def _starts(world: World, language: str) -> list[Ids]:
+    settings = world.preset.ablations
+    if settings.wikipedia is None:
+        texts = openings.load(language)
+    else:
+        texts = openings.from_wikipedia(language, settings.articles, dataset=settings.wikipedia)
+    starts = world.tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return [np.array(ids, np.int64) for ids in starts for _ in range(settings.continuations)]
+
+
+def _continued(world: World, language: str) -> Artifact:
+    settings = world.preset.ablations
+
+    def build(folder: Path) -> None:
+        with needs_memory("self_instruct.batch_size"):
+            written = decoding.generate(
+                world.alice(),
+                _starts(world, language),
+                max_new_tokens=settings.max_new_tokens,
+                sampling=world.preset.self_instruct.sampling.make(),
+                wm=world.watermark,
+                generator=torch.Generator(world.device).manual_seed(world.number(f"openings/{language}")),
+                batch_size=world.preset.self_instruct.batch_size,
+                progress=f"Alice continues openings, {language}" if world.progress else None,
+            )
+        write_json(folder / "texts.json", [text.tolist() for text in written])
+
+    config = {
+        "language": language,
+        "openings": openings.digest(language) if settings.wikipedia is None else [settings.wikipedia, settings.articles],
+        "continuations": settings.continuations,
+        "max_new_tokens": settings.max_new_tokens,
+        "sampling": world.preset.self_instruct.sampling.model_dump(),
+        "batch_size": world.preset.self_instruct.batch_size,
+        "watermark": {"fingerprint": world.watermark.fingerprint, "delta": world.preset.watermark.delta},
+        "seed": world.seed,
+    }
+    version = code_version("decoding.py", "watermarks.py", "prf.py")
+    return world.store.get("continuations", config, build, inputs=world.model_inputs("alice"), version=version)
+
+
+def reading_of_language(world: World, which: float | str, language: str) -> Evidence:
+    """What Bob expects along Alice's continuations of one language's openings (reading mode)."""
+    written = _continued(world, language)
+
+    def build(folder: Path) -> None:
+        starts, texts = continuations(world, language)
+        label = f"reading {language} with Bob ({which})"
+        _read(world, world.bob(which), texts, starts, label).save(folder / "evidence.npz")
+
+    inputs, config = [world.made(which), written], {"window": world.watermark.window}
+    version = code_version("reading.py", "evidence.py")
+    artifact = world.store.get("reading-language", config, build, inputs=inputs, version=version)
+    return Evidence.load(artifact / "evidence.npz")
+
+
+def variant(world: World, *, run: int = 0, **changes: Any) -> World:
+    """The small world of the ablations: few pairs, few epochs, and ``changes`` to the preset's fields.
+
+    Its Bob is ``"keys/1"``: everything he is trained on is Alice's.
+    """
+    settings = world.preset.ablations
+    size = settings.size
+    small = {
+        "self_instruct__pairs": size,
+        "self_instruct__fresh": size,
+        "self_instruct__unused": size,
+        "membership__candidates": size,
+        "membership__fresh": size,
+        "mixtures__size": size,
+        "reading__texts": settings.texts,
+        "fine_tuning__epochs": float(settings.epochs),
+    }
+    return world.changed(run=run, **(small | changes))
+
+
+def strength(world: World, texts: Sequence[Pair], *, count: int = 40) -> tuple[float, float]:
+    """Text-level strength of the watermark: log10 p of ``count`` pairs with the mean score of these answers, and its error.
+
+    Each pair counts once a text, as a reader of one text would count it. The error is one standard error, from the
+    spread between the texts. Raises ``ValueError`` when fewer than two texts can be scored.
+    """
+    wm = world.watermark
+    sums = []
+    for text in instructions.answer_ids(world.tokenizer, texts):
+        if text.size > wm.window:
+            windows, tokens = np.lib.stride_tricks.sliding_window_view(text, wm.window)[:-1], text[wm.window :]
+            first = first_rows(np.column_stack([windows, tokens]))
+            sums.append((float(wm.scores(windows[first], tokens[first]).sum()), first.size))
+    if len(sums) < 2:
+        raise ValueError(f"texts holds {len(sums)} answers longer than window={wm.window}; two are needed for an error")
+    totals, sizes = np.array(sums).T
+    mean = totals.sum() / sizes.sum()
+    error = float(np.sqrt(np.sum((totals - mean * sizes) ** 2)) / sizes.sum())
+    spread = log10_p_at(wm, mean - error, count) - log10_p_at(wm, mean + error, count)
+    return log10_p_at(wm, mean, count), spread / 2
+
+
+def log10_p_at(wm: Watermark, score: float, count: int) -> float:
+    """log10 p of ``count`` pairs with this mean score, for comparing tests that scored different numbers of pairs.
+
+    Between two whole numbers of green tokens it is interpolated.
+    """
+    total = score * count
+    if not hasattr(wm, "gamma"):
+        return float(wm.log10_p(total, count))
+    below = min(int(np.floor(total)), count - 1)
+    lower, upper = wm.log10_p([below, below + 1], count)
+    return float(lower + min(total - below, 1.0) * (upper - lower))

@@ -1,0 +1,359 @@
+"""What is measured on a world's models: read back from the store, equal to the direct way, and cut into shards."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from worlds import again, small
+
+from radio_utils import decoding, detect, experiments, reading
+from radio_utils.artifacts import Store
+from radio_utils.evidence import Evidence
+from radio_utils.world import instructions, openings
+from radio_utils.world.instructions import Pair
+from radio_utils.world.mixtures import ShareError
+from radio_utils.world.world import World
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # such small models only lose time to more
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def world(written_store: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
+    root = shutil.copytree(written_store, tmp_path_factory.mktemp("store") / "store")
+    preset = small(ablations__size=10, ablations__texts=6, ablations__epochs=1, ablations__max_new_tokens=16)
+    return World(preset, store=Store(root), progress=False)
+
+
+def read_directly(world: World, bob: Any, pairs: Any, batch_size: int = 3) -> Evidence:
+    return reading.read_evidence(
+        bob, instructions.answer_ids(world.tokenizer, pairs), 1, 600,
+        prompts=instructions.prompt_ids(world.tokenizer, pairs), batch_size=batch_size,
+    )  # fmt: skip
+
+
+def assert_alike(found: Evidence, expected: Evidence) -> None:
+    """The same evidence, but for ties that another batch size may break otherwise."""
+    assert found.seen == expected.seen
+
+    def rows(one: Evidence) -> set[tuple[int, ...]]:
+        return {(*window, token) for window, token in zip(one.windows.tolist(), one.tokens.tolist(), strict=True)}
+
+    assert len(rows(found) ^ rows(expected)) <= 0.02 * len(expected)
+
+
+def test_answers_come_from_the_store(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, answers = experiments.answers(world, 0.5, "fresh", 10)
+    assert len(asked) == len(answers) == 10
+    assert all(a.ndim == 1 and a.size <= 12 and world.tokenizer.eos_token_id not in a for a in answers)
+    expected = instructions.prompt_ids(world.tokenizer, world.pairs("fresh")[:10])
+    assert all(np.array_equal(a, b) for a, b in zip(asked, expected, strict=True))
+    monkeypatch.setattr(World, "suspect", lambda *_: pytest.fail("asked again"))
+    same = experiments.answers(again(world), 0.5, "fresh", 10)
+    assert all(np.array_equal(a, b) for a, b in zip(answers, same[1], strict=True))
+
+
+def test_supervised_prompts_are_those_bob_used_again_and_again(world: World) -> None:
+    kept = instructions.prompt_ids(world.tokenizer, world.used_by(0.5))
+    asked, answers = experiments.answers(world, 0.5, "watermarked", 13)
+    assert len(kept) == 10 and len(answers) == 13
+    assert all(np.array_equal(asked[i], kept[i % 10]) for i in range(13))
+
+
+def test_reading_is_read_evidence_from_the_store(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"supervised": world.used_by(0.5), "plain": world.pairs("outside"), "unsupervised": world.pairs("fresh")}
+    for setting, pairs in settings.items():
+        found = experiments.reading(world, 0.5, setting)  # type: ignore[arg-type]
+        assert_alike(found, read_directly(world, world.bob(0.5), pairs))
+    monkeypatch.setattr(World, "bob", lambda *_, **__: pytest.fail("read again"))
+    assert np.array_equal(experiments.reading(again(world), 0.5, "unsupervised").tokens, found.tokens)
+    with pytest.raises(ValueError, match="setting must be 'supervised', 'unsupervised' or 'plain', got 'open'"):
+        experiments.reading(world, 0.5, "open")  # type: ignore[arg-type]
+
+
+def test_reading_after_an_epoch_and_of_other_models(world: World) -> None:
+    kept = world.changed(fine_tuning__epochs=2.0, fine_tuning__checkpoints=True, fine_tuning__learning_rate=0.02)
+    first, last = (experiments.reading(kept, 1.0, "plain", epoch=epoch) for epoch in (1, None))
+    assert_alike(first, read_directly(kept, kept.bob(1.0, epoch=1), kept.pairs("outside")))
+    assert_alike(last, read_directly(kept, kept.bob(1.0), kept.pairs("outside")))
+    assert not np.array_equal(first.tokens, last.tokens)
+    assert np.array_equal(experiments.reading(kept, 1.0, "plain", epoch=2).tokens, last.tokens)
+    twin = experiments.reading(kept, "twin", "plain")
+    assert_alike(twin, read_directly(kept, kept.twin(), kept.pairs("outside")))
+
+
+def test_texts_may_be_those_of_another_key(world: World) -> None:
+    ours, other = world.with_keys(2)
+    found = experiments.reading(ours, "keys/2", "supervised", texts_of=other)
+    assert_alike(found, read_directly(world, world.bob("keys/2"), other.used_by("keys/2")))
+    assert not set(other.used_by("keys/2")) & set(ours.used_by("keys/2"))
+    own = experiments.reading(ours, "keys/2", "supervised")
+    assert_alike(own, read_directly(world, world.bob("keys/2"), ours.used_by("keys/2")))
+    fresh = experiments.reading(ours, "keys/2", "unsupervised", texts_of=other)
+    assert_alike(fresh, read_directly(world, world.bob("keys/2"), other.pairs("fresh")))
+
+
+def test_texts_of_another_run_are_other_texts(world: World) -> None:
+    """The same Alice's texts, another draw of them: the reading of one must not be taken for that of the other."""
+    found = [experiments.reading(world, "keys/2", "supervised", texts_of=world.changed(run=run)) for run in (0, 1)]
+    assert not np.array_equal(found[0].windows, found[1].windows)
+
+
+def test_fewer_texts_of_another_world_are_other_texts(world: World) -> None:
+    fewer = world.changed(mixtures__size=12)
+    found = [experiments.reading(world, "keys/1", "supervised", texts_of=author) for author in (world, fewer)]
+    assert found[0].seen > found[1].seen
+
+
+def test_a_share_too_small_for_one_pair_is_refused(world: World) -> None:
+    with pytest.raises(ShareError, match=r"rho=0.01 of 20 pairs holds no watermarked pair"):
+        experiments.reading(world, 0.01, "supervised")
+    with pytest.raises(ShareError, match=r"raise rho or mixtures\.size"):
+        experiments.answers(world, 0.01, "watermarked", 5)
+
+
+def test_the_innocents_stand_in_is_part_of_the_key(world: World) -> None:
+    """Another smallest share means other texts: the innocent's evidence must be read anew."""
+    other = again(world, preset=small(mixtures__rhos=[0.0, 1.0]))
+    assert other.stand_in() == 1.0
+    ours, theirs = (experiments.reading(one, 0.0, "supervised").seen for one in (world, other))
+    assert theirs > ours
+
+
+@pytest.mark.parametrize("twin", [False, True])
+def test_contrast_is_read_contrast_from_the_store(world: World, twin: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = experiments.contrast(world, 0.5, twin=twin)
+    pairs = world.pairs("outside")
+    direct = reading.read_contrast(
+        world.bob(0.5), [world.base(), world.twin()] if twin else world.base(),
+        instructions.answer_ids(world.tokenizer, pairs), 1, 600, prompts=instructions.prompt_ids(world.tokenizer, pairs),
+    )  # fmt: skip
+    assert len(found.explained) == int(twin)
+    assert len(found.pairs) == pytest.approx(len(direct.pairs), rel=0.01)
+    assert found.pairs.seen == direct.pairs.seen
+    monkeypatch.setattr(World, "bob", lambda *_, **__: pytest.fail("read again"))
+    assert np.array_equal(experiments.contrast(again(world), 0.5, twin=twin).weights, found.weights)
+
+
+# --- shards -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("setting", ["supervised", "unsupervised", "plain"])
+def test_shards_read_what_one_reads(world: World, setting: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut into three, the evidence of the same model on the same texts is the same, and each shard is kept."""
+    cut = world.changed(shards=3)
+    found = experiments.reading(cut, 1.0, setting)
+    pairs = {"supervised": cut.used_by(1.0), "unsupervised": cut.pairs("fresh"), "plain": cut.pairs("outside")}[setting]
+    assert_alike(found, read_directly(cut, cut.bob(1.0), pairs[:16]))
+    parts = [experiments.read_shard(cut, 1.0, setting, shard) for shard in range(3)]
+    for shard, part in enumerate(parts):
+        assert_alike(part, read_directly(cut, cut.bob(1.0), pairs[:16][shard::3]))
+    assert sum(part.seen for part in parts) == found.seen
+    monkeypatch.setattr(World, "bob", lambda *_, **__: pytest.fail("read again"))
+    same = experiments.reading(again(cut), 1.0, setting)
+    assert np.array_equal(same.tokens, found.tokens) and np.array_equal(same.windows, found.windows)
+
+
+def test_more_shards_than_texts(world: World) -> None:
+    """Two texts in three shards: one of them is empty."""
+    cut = world.changed(shards=3)
+    assert len(cut.used_by(0.1)) == 2
+    found = experiments.reading(cut, 0.1, "supervised")
+    assert_alike(found, read_directly(cut, cut.bob(0.1), cut.used_by(0.1)))
+    assert len(experiments.read_shard(cut, 0.1, "supervised", 2)) == 0
+
+
+# --- openings in five languages ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def few_openings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The first three openings of each language: this small Alice writes slowly."""
+    load = openings.load
+    monkeypatch.setattr(openings, "load", lambda language: load(language)[:3])
+    monkeypatch.setattr(openings, "digest", lambda language: f"three of {language}")
+    return load("en")[:3]
+
+
+def test_continuations_follow_each_opening(world: World, few_openings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    twice = world.changed(ablations__continuations=2)
+    starts, texts = experiments.continuations(twice, "en")
+    assert len(starts) == len(texts) == 6
+    assert [world.tokenizer.decode(start) for start in starts] == [text for text in few_openings for _ in range(2)]
+    assert all(text.dtype == np.int64 and 0 < text.size <= 16 for text in texts)
+    assert not np.array_equal(texts[0], texts[1]), "two continuations of one opening differ"
+    monkeypatch.setattr(decoding, "generate", lambda *_, **__: pytest.fail("written again"))
+    same = experiments.continuations(again(twice), "en")
+    assert all(np.array_equal(a, b) for a, b in zip(texts, same[1], strict=True))
+
+
+def test_continuations_are_the_same_in_another_store(world: World, few_openings: list[str], tmp_path: Path) -> None:
+    ours = experiments.continuations(world, "it")
+    root = shutil.copytree(world.store.root, tmp_path / "store", ignore=shutil.ignore_patterns("continuations-*"))
+    theirs = experiments.continuations(World(world.preset, store=Store(root), progress=False), "it")
+    assert all(np.array_equal(a, b) for a, b in zip(ours[1], theirs[1], strict=True))
+    other = experiments.continuations(world, "de")
+    assert not any(np.array_equal(a, b) for a, b in zip(ours[0], other[0], strict=True))
+
+
+def test_continuations_carry_the_watermark(world: World, few_openings: list[str]) -> None:
+    longer = world.changed(ablations__continuations=4, ablations__max_new_tokens=30)
+    starts, texts = experiments.continuations(longer, "en")
+    assert detect(texts, world.watermark, prompts=starts).log10_p < -3
+    assert detect(texts, world.watermark.with_decoy(0, 0), prompts=starts).log10_p > -3
+
+
+def test_empty_continuations_are_left_out_with_their_openings(
+    world: World, few_openings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = [np.array([5, 6], np.int64), np.array([], np.int64), np.array([7], np.int64)]
+    monkeypatch.setattr(decoding, "generate", lambda *_, **__: written)
+    starts, texts = experiments.continuations(world.changed(ablations__max_new_tokens=2), "fr")
+    assert [text.tolist() for text in texts] == [[5, 6], [7]]
+    expected = [openings.load("fr")[i] for i in (0, 2)]
+    assert [world.tokenizer.decode(start) for start in starts] == expected
+
+
+def test_reading_of_a_language_is_that_of_its_continuations(
+    world: World, few_openings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = experiments.reading_of_language(world, 1.0, "es")
+    starts, texts = experiments.continuations(world, "es")
+    assert_alike(found, reading.read_evidence(world.bob(1.0), texts, 1, 600, prompts=starts, batch_size=2))
+    monkeypatch.setattr(World, "bob", lambda *_, **__: pytest.fail("read again"))
+    assert np.array_equal(experiments.reading_of_language(again(world), 1.0, "es").tokens, found.tokens)
+
+
+def test_another_way_of_writing_is_another_artifact(world: World, few_openings: list[str]) -> None:
+    found = experiments._continued(world, "en")
+    for change in (
+        {"ablations__continuations": 2}, {"ablations__max_new_tokens": 3}, {"watermark__delta": 1.0},
+        {"self_instruct__sampling": {"temperature": 0.9}},
+    ):  # fmt: skip
+        assert experiments._continued(world.changed(**change), "en") != found, change
+
+
+def test_another_batch_size_is_another_artifact(world: World, few_openings: list[str]) -> None:
+    """The batch decides which numbers of chance fall to which word, so it must be part of the name."""
+    found = experiments._continued(world, "en")
+    assert experiments._continued(world.changed(self_instruct__batch_size=2), "en") != found
+
+
+# --- the ablations' small worlds --------------------------------------------------------------------------------------
+
+
+def test_a_variant_is_a_small_world_of_the_same_models(world: World) -> None:
+    found = experiments.variant(world)
+    assert {which: len(found.pairs(which)) for which in ("watermarked", "kept", "fresh", "outside")} == {
+        "watermarked": 10, "kept": 10, "fresh": 10, "outside": 10
+    }  # fmt: skip
+    assert found.model_inputs("alice") == world.model_inputs("alice")
+    assert found.model_inputs("base") == world.model_inputs("base")
+    assert len(found.training_losses("keys/1")) == 1
+    data = found.data("keys/1")
+    assert len(data) == 10 and set(data) == set(found.pairs("watermarked"))
+    assert detect(instructions.answer_ids(found.tokenizer, data), found.watermark).log10_p < -5
+    read = experiments.reading(found, "keys/1", "supervised")
+    assert_alike(read, read_directly(found, found.bob("keys/1"), found.used_by("keys/1")[:6]))
+    assert world.preset.mixtures.size == 20, "the world itself stays as it is"
+
+
+def test_a_variants_changes_come_last(world: World) -> None:
+    found = experiments.variant(world, run=2, fine_tuning__epochs=3.0, watermark__window=2, base=world.preset.base)
+    assert (found.run, found.preset.fine_tuning.epochs, found.watermark.window) == (2, 3.0, 2)
+    assert found.preset.base == world.preset.base
+    assert experiments.variant(world, reading__texts=7).preset.reading.texts == 7
+    assert experiments.variant(world).run == 0
+    assert experiments.variant(found).run == 0, "each variant names its run"
+
+
+@pytest.mark.parametrize("name", ["smoke", "laptop", "gpu", "colab", "paper"])
+def test_every_preset_has_variants(name: str, tmp_path: Path) -> None:
+    from radio_utils.presets import load_preset
+
+    whole = World(load_preset(name), store=Store(tmp_path), device="cpu")
+    settings = whole.preset.ablations
+    for adapter in settings.adapters:
+        found = experiments.variant(
+            whole, fine_tuning__adapter=adapter.model_dump(), fine_tuning__learning_rate=settings.adapter_learning_rate
+        )
+        assert found.preset.fine_tuning.adapter == adapter
+    for model in settings.models:
+        assert experiments.variant(whole, base=model.model_dump(exclude_none=True)).preset.base == model
+    rival = experiments.variant(whole, watermark__gamma=settings.rival[0], watermark__delta=settings.rival[1])
+    assert (rival.preset.watermark.gamma, rival.preset.mixtures.size) == (settings.rival[0], settings.size)
+
+
+# --- strength of a watermark in the text ------------------------------------------------------------------------------
+
+
+def slow_strength(world: World, texts: list[Pair], count: int) -> tuple[float, float]:
+    wm = world.watermark
+    sums, sizes = [], []
+    for ids in instructions.answer_ids(world.tokenizer, texts):
+        tokens = ids.tolist()
+        pairs = {(*tokens[t - wm.window : t], tokens[t]) for t in range(wm.window, len(tokens))}
+        if pairs:
+            sums.append(sum(float(wm.scores([list(pair[:-1])], [pair[-1]])[0]) for pair in pairs))
+            sizes.append(len(pairs))
+    mean = sum(sums) / sum(sizes)
+    error = math.sqrt(sum((s - mean * n) ** 2 for s, n in zip(sums, sizes, strict=True))) / sum(sizes)
+    at = [float(wm.log10_p(score * count, count)) for score in (mean, mean - error, mean + error)]
+    return at[0], (at[1] - at[2]) / 2
+
+
+@pytest.mark.parametrize("scheme", ["greenlist", "gumbelmax"])
+@pytest.mark.parametrize(("window", "count"), [(1, 40), (2, 17)])
+def test_strength_is_that_of_a_direct_computation(world: World, scheme: str, window: int, count: int) -> None:
+    under = world.changed(watermark__scheme=scheme, watermark__window=window)
+    for which in ("watermarked", "plain"):
+        texts = world.pairs(which)  # type: ignore[arg-type]
+        found = experiments.strength(under, texts, count=count)
+        assert found == pytest.approx(slow_strength(under, texts, count), rel=1e-9)
+        assert found[1] > 0
+
+
+def test_marked_text_is_strong_and_plain_text_is_not(world: World) -> None:
+    (marked, error), (plain, _) = (experiments.strength(world, world.pairs(which)) for which in ("watermarked", "plain"))
+    assert marked < -2 and marked + 2 * error < plain
+    assert plain > -1
+    weak = experiments.strength(world.changed(key="another"), world.pairs("watermarked"))
+    assert weak[0] > -1, "only its own key"
+
+
+def test_strength_grows_with_the_pairs_that_are_read(world: World) -> None:
+    found = [experiments.strength(world, world.pairs("watermarked"), count=count)[0] for count in (10, 40, 160)]
+    assert found[0] > found[1] > found[2]
+
+
+def test_a_text_that_repeats_itself_counts_once(world: World) -> None:
+    texts = [Pair(pair.instruction, f"{pair.answer} {pair.answer} {pair.answer}") for pair in world.pairs("watermarked")]
+    once, often = (experiments.strength(world, some) for some in (world.pairs("watermarked"), texts))
+    assert often[0] == pytest.approx(once[0], rel=0.15)  # but for the seams
+
+
+def test_certain_text_has_a_strength_too(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every token green: the score one error above the mean is still a score."""
+    certain = world.changed()
+    monkeypatch.setattr(type(certain.watermark), "scores", lambda self, windows, tokens: np.ones(len(tokens)))
+    value, error = experiments.strength(certain, world.pairs("plain"), count=40)
+    assert value == pytest.approx(40 * math.log10(0.25)) and error == 0
+
+
+def test_strength_needs_texts(world: World) -> None:
+    with pytest.raises(ValueError, match="texts holds 1 answers longer than window=1; two are needed"):
+        experiments.strength(world, world.pairs("fresh")[:1])
+    with pytest.raises(ValueError, match="texts holds 0 answers"):
+        experiments.strength(world, [])

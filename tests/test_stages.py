@@ -1,0 +1,131 @@
+"""A tier's work in pieces: each stage once, in an order that works, and a stop when time is up."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from worlds import small
+
+from radio_utils import presets, stages
+from radio_utils.artifacts import Store
+from radio_utils.presets import PresetError, load_preset
+from radio_utils.stages import Stage, work
+from radio_utils.world import training
+from radio_utils.world.world import World
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def counting(count: int, seconds: float = 0.0) -> tuple[list[Stage], list[str]]:
+    """Stages that only say that they were done."""
+    done: list[str] = []
+
+    def make(name: str) -> None:
+        done.append(name)
+        time.sleep(seconds)
+
+    return [Stage(f"stage {i}", lambda i=i: make(f"stage {i}")) for i in range(count)], done  # type: ignore[misc]
+
+
+def test_stages_are_done_in_order_and_timed() -> None:
+    todo, done = counting(4, seconds=0.01)
+    found = work(todo, minutes=1)
+    assert done == [name for name, _ in found] == [stage.name for stage in todo]
+    assert all(0.01 <= seconds < 5 for _, seconds in found)
+
+
+def test_none_is_begun_after_the_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = 1000.0
+
+    def make() -> None:
+        nonlocal clock
+        clock += 40
+
+    monkeypatch.setattr(stages.time, "monotonic", lambda: clock)
+    todo = [Stage(f"stage {i}", make) for i in range(10)]
+    assert work(todo, minutes=2) == [(f"stage {i}", 40.0) for i in range(4)], "the fourth begins at 2:00 and is finished"
+    clock = 1000.0
+    assert len(work(todo, minutes=0.1)) == 1, "the first is always done, so that going on ends"
+    assert len(work(todo, minutes=float("inf"))) == 10
+
+
+@pytest.mark.parametrize("minutes", [0, -1, float("nan")])
+def test_no_time_is_refused(minutes: float) -> None:
+    with pytest.raises(ValueError, match="minutes must be above 0"):
+        work([], minutes=minutes)
+
+
+def test_a_stage_that_fails_is_not_passed_over() -> None:
+    todo, done = counting(1)
+    with pytest.raises(OSError, match="full"):
+        work([*todo, Stage("failing", lambda: (_ for _ in ()).throw(OSError("full"))), *todo], minutes=1)
+    assert done == ["stage 0"]
+
+
+@pytest.mark.parametrize("name", presets.names())
+def test_names_of_stages_differ(name: str, tmp_path: Path) -> None:
+    found = [stage.name for stage in stages.stages(World(load_preset(name), store=Store(tmp_path), device="cpu"))]
+    assert len(set(found)) == len(found) > 20
+    assert not list(tmp_path.iterdir()), "listing makes nothing"
+    assert found.index("Alice's model") < found.index("pairs, plain") < found.index("Bob at 0.5")
+    assert found.index("Bob at 0.5") < found.index("reading Bob at 0.5, supervised")
+
+
+def test_a_second_pass_only_reads(written_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    preset = small(mixtures__rhos=[0.0, 1.0], reading__contrast_rhos=[1.0], querying__prompts=4)
+    store = Store(shutil.copytree(written_store, tmp_path / "store"))
+    work(stages.stages(World(preset, store=store, progress=False)), minutes=9)
+    made = sorted(path.name for path in store.root.iterdir())
+    kinds = {name.rsplit("-", 1)[0] for name in made}
+    assert {"alice", "base", "bob", "twin", "reading", "answers", "contrast", "pairs"} <= kinds
+    monkeypatch.setattr(Store, "_build", lambda *_, **__: pytest.fail("made again"))
+    monkeypatch.setattr(training, "train", lambda *_, **__: pytest.fail("trained again"))
+    todo = stages.stages(World(preset, store=store, progress=False))
+    assert len(work(todo, minutes=9)) == len(todo)
+    assert sorted(path.name for path in store.root.iterdir()) == made
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
+    """The command line, over stages that only count; what it was called with."""
+    asked: dict[str, Any] = {}
+    todo, asked["done"] = counting(3, seconds=0.02)
+
+    def listed(world: World) -> list[Stage]:
+        asked["world"] = world
+        return todo
+
+    monkeypatch.setattr(stages, "stages", listed)
+    monkeypatch.setenv("RADIO_UTILS_STORE", str(tmp_path / "chosen"))
+    return asked
+
+
+def test_the_exit_status_says_whether_work_is_left(command: dict[str, Any], tmp_path: Path) -> None:
+    assert stages.main(["--preset", "smoke", "--seed", "3"]) == 0
+    assert len(command["done"]) == 3
+    world = command["world"]
+    assert (world.preset.name, world.seed, world.store.root) == ("smoke", 3, tmp_path / "chosen")
+    assert stages.main(["--preset", "smoke", "--minutes", "0.0001"]) == stages.UNFINISHED == 75
+    assert len(command["done"]) == 4
+
+
+def test_an_unknown_preset_is_a_wrong_command(command: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        stages.main(["--preset", "laptpo"])
+    assert caught.value.code == 2
+    assert "unknown preset 'laptpo'; choose one of" in capsys.readouterr().err
+    assert command["done"] == []
+    with pytest.raises(PresetError):
+        load_preset("laptpo")

@@ -1,0 +1,113 @@
+"""Several trainings at once: the same models as alone, from worlds that may differ, and failures that are named."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from worlds import again, small
+
+from radio_utils.artifacts import Store
+from radio_utils.world import training, workers
+from radio_utils.world.workers import WorkerError, train_all
+from radio_utils.world.world import World
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def world(written_store: Path, tmp_path: Path) -> World:
+    return World(small(), store=Store(shutil.copytree(written_store, tmp_path / "store")), progress=False)
+
+
+@pytest.fixture
+def trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The trainings of this process."""
+    runs: list[str] = []
+    train = training.train
+
+    def counted(model: Any, *args: Any, **options: Any) -> list[float]:
+        runs.append(model.config.model_type)
+        return train(model, *args, **options)
+
+    monkeypatch.setattr(training, "train", counted)
+    return runs
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The command lines of the processes that are started."""
+    commands: list[list[str]] = []
+    popen = workers.subprocess.Popen
+
+    def counted(command: list[str], **options: Any) -> Any:
+        commands.append(command)
+        return popen(command, **options)
+
+    monkeypatch.setattr(workers.subprocess, "Popen", counted)
+    return commands
+
+
+@pytest.mark.slow
+def test_models_trained_side_by_side_are_those_trained_alone(
+    world: World, tmp_path: Path, trainings: list[str], started: list[list[str]]
+) -> None:
+    """Two processes take five jobs of three worlds, also with a key of bytes, and this process trains none."""
+    key = b"\x00secret"
+    beside = again(world, key=key)
+    worlds = [beside, beside.changed(run=1), beside.changed(fine_tuning__epochs=2.0)]
+    jobs: list[workers.Job] = [(worlds[0], 0.1), (worlds[0], 1.0), (worlds[1], 0.5)]
+    jobs += [(worlds[2], "twin"), (worlds[0], "twin")]
+    train_all(jobs, workers=2)
+    assert trainings == [] and len(started) == 2
+    assert all(one.has(which) for one, which in jobs)
+    assert "secret" not in repr(started) and key.hex() not in repr(started), "the key is on no command line"
+    alone = World(world.preset, key=key, store=Store(shutil.copytree(world.store.root, tmp_path / "alone")), progress=False)
+    for path in [*alone.store.root.glob("bob-*"), *alone.store.root.glob("twin-*")]:
+        shutil.rmtree(path)
+    for (one, which), other in zip(jobs, [alone, alone, alone.changed(run=1)], strict=False):
+        assert other.training_losses(which) == pytest.approx(one.training_losses(which), abs=1e-4)
+    assert len(worlds[2].training_losses("twin")) == 2 and worlds[2].made("twin") != worlds[0].made("twin")
+    train_all(jobs, workers=2)
+    assert len(started) == 2, "nothing is left to do"
+
+
+@pytest.mark.slow
+def test_a_failing_worker_is_named_and_the_others_are_kept(world: World, started: list[list[str]]) -> None:
+    impossible = world.changed(fine_tuning__adapter={"rank": 2, "alpha": 4, "targets": ["no_such_layer"]})
+    with pytest.raises(WorkerError, match=r"(?s)ended with status 1.*AdapterError: adapter\.targets=\['no_such_layer'\]"):
+        train_all([(world, 0.1), (impossible, 0.5), (world, 0.5), (world, 1.0)], workers=2)
+    assert [world.has(rho) for rho in (0.1, 0.5, 1.0)] == [True, True, True]
+    assert not impossible.has(0.5)
+
+
+def test_one_worker_or_one_model_is_trained_here(world: World, trainings: list[str], started: list[list[str]]) -> None:
+    train_all([(world, 0.1), (world, 0.5)], workers=1)
+    train_all([(world, 0.1), (world, 1.0), (world, 0.5)], workers=4)  # all but one are there
+    assert trainings == 3 * ["gpt_neox"] and started == []
+    train_all([], workers=2)
+    train_all([(world, 0.1), (world, 0.5)])
+    assert len(trainings) == 3
+
+
+def test_train_bobs_takes_names_and_the_twin(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr("radio_utils.world.world.train_all", lambda jobs, *, workers: asked.append((jobs, workers)))
+    world.train_bobs([0.1, "keys/1"], twin=True, workers=3)
+    world.train_bobs([0.5])
+    assert asked == [([(world, 0.1), (world, "keys/1"), (world, "twin")], 3), ([(world, 0.5)], None)]
+
+
+def test_the_same_model_named_twice_is_trained_once(world: World, trainings: list[str]) -> None:
+    train_all([(world, 0.5), (again(world), 0.5)], workers=1)
+    assert trainings == ["gpt_neox"]
