@@ -44,6 +44,13 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "open_model": ("rho", "setting", "method", "scored", "score", "log10_p"),
     "closed_model": ("rho", "setting", "filtered", "scored", "score", "log10_p"),
     "null_audit": ("test", "keys", "ks_p", "min_log10_p"),
+    "finetuning": ("factor", "value", "log10_p", "loss"),
+    "window": ("scheme", "k", "log10_p_text", "log10_p"),
+    "watermark": ("scheme", "k", "gamma", "delta", "setting", "log10_p_text", "stderr_text", "log10_p"),
+    "languages": ("language", "setting", "scored", "log10_p"),
+    "purification": ("steps", "log10_p"),
+    "evasion": ("method", "value", "log10_p_text", "log10_p", "loss"),
+    "power": ("rho", "effect", "pairs", "tokens", "extrapolated", "simulated"),
     "summary": ("rho", "setting", "access", "watermark", "log10_p"),
 }
 _PACKAGES = ("radio_utils", "torch", "transformers", "tokenizers", "numpy", "scipy")

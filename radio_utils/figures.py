@@ -206,6 +206,52 @@ def with_errors(rows: Sequence[Mapping[str, Any]], *, series: str, ylabel: str) 
     return ax
 
 
+def means(
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    x: str,
+    y: str,
+    series: str | None = None,
+    labels: Mapping[Any, str] | None = None,
+    xlabel: str,
+    ylabel: str = "log10 p  (lower: stronger evidence)",
+    log: bool = False,
+    ax: Axes | None = None,
+) -> Axes:
+    """Mean of ``y`` at each ``x`` over the rows that share it (runs), with its standard error; one line a series."""
+    ax = ax or plt.subplots()[1]
+    frame, markers = pd.DataFrame(list(rows)), itertools.cycle("osD^vP")
+    groups = [("", frame)] if series is None else list(frame.groupby(series, sort=False))
+    for name, part in groups:
+        found = part.groupby(x)[y].agg(["mean", "sem"]).reset_index()
+        label = None if series is None else (labels or {}).get(name, str(name))
+        ax.errorbar(found[x], found["mean"], yerr=found["sem"].fillna(0.0), marker=next(markers), capsize=4, label=label)
+    if log:
+        ax.set_xscale("log")
+    ticks = sorted(frame[x].unique())
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.minorticks_off()
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    if series is not None:
+        ax.legend()
+    return ax
+
+
+def fit_and_loudness(rows: Sequence[Mapping[str, Any]], labels: Mapping[str, str], *, ax: Axes | None = None) -> Axes:
+    """log10 p against Bob's training loss, one marker a factor: does the better fit make the louder trace?"""
+    ax = ax or plt.subplots()[1]
+    markers = itertools.cycle("osD^vP")
+    for factor, label in labels.items():
+        points = [(row["loss"], row["log10_p"]) for row in rows if row["factor"] == factor]
+        if points:
+            losses, found = zip(*points, strict=True)
+            ax.scatter(losses, found, marker=next(markers), s=45, alpha=0.8, label=label)
+    ax.invert_xaxis()
+    ax.set(xlabel="training loss of the last epoch (nats a token); better fit to the right", ylabel="log10 p")
+    ax.legend()
+    return ax
+
+
 class Html:
     """A piece of HTML that notebooks and the rendered book show as it is."""
 
@@ -269,11 +315,13 @@ _HEADERS = {
     "rho": "ρ", "d": "d", "k": "k", "log10_p": "log10 p", "scored": "scored pairs", "score": "mean score", "ks_p": "KS p",
     "log10_saddlepoint": "log10 p, saddlepoint", "log10_chernoff": "log10 p, Chernoff",
     "log10_p_fixed": "log10 p, all answers",
+    "stderr_text": "standard error", "gamma": "γ", "delta": "δ", "effect": "effect (score − γ)",
+    "simulated": "power, simulated", "pairs": "pairs needed", "tokens": "tokens needed",
     "min_log10_p": "smallest log10 p", "keys": "decoy keys", "log10_p_text": "log10 p of the text",
 }  # fmt: skip
 
 
-_MEASURES = ("min_log10_p", "z", "statistic", "value", "ks_p", "loss_first", "loss_last")
+_MEASURES = ("min_log10_p", "z", "statistic", "value", "ks_p", "loss_first", "loss_last", "loss", "effect", "stderr_text")
 
 
 def table(rows: Sequence[Mapping[str, Any]], *, columns: Iterable[str] | None = None, caption: str = "") -> Any:

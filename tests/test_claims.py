@@ -10,10 +10,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-RECORDS = sorted(path.parent for path in (ROOT / "results").glob("**/laptop/06_closed_model.json"))
+RECORDS = sorted(path.parent for path in (ROOT / "results").glob("**/laptop/08_limits.json"))
 INNOCENT = -3.0
 
 pytestmark = pytest.mark.skipif(not RECORDS, reason="no laptop run is recorded here; run `make book` or `make seeds`")
@@ -29,15 +30,6 @@ def only(found: list[dict[str, Any]], **where: Any) -> float:
     return matching[0]["log10_p"]
 
 
-def has_contrast(folder: Path) -> bool:
-    return '"contrast"' in (folder / "05_open_model.json").read_text(encoding="utf-8")
-
-
-def needs_contrast(folder: Path) -> None:
-    if not has_contrast(folder):
-        pytest.skip("recorded before contrastive reading; `make seeds` records it")
-
-
 @pytest.fixture(params=RECORDS, ids=lambda path: path.relative_to(ROOT / "results").as_posix())
 def folder(request: pytest.FixtureRequest) -> Path:
     return request.param
@@ -47,7 +39,7 @@ def test_innocents_are_acquitted(folder: Path) -> None:
     found = rows(folder, "05_open_model", "open_model") + rows(folder, "06_closed_model", "closed_model")
     innocent = [row for row in found if row["rho"] == 0]
     # reading in two settings, contrastive reading, answers in two settings with and without φ
-    assert len(innocent) == (7 if has_contrast(folder) else 6)
+    assert len(innocent) == 7
     assert min(row["log10_p"] for row in innocent) > INNOCENT
 
 
@@ -74,7 +66,6 @@ def test_open_unsupervised(folder: Path) -> None:
 
 
 def test_contrastive_reading(folder: Path) -> None:
-    needs_contrast(folder)
     found = rows(folder, "05_open_model", "open_model")
     assert only(found, rho=0.1, setting="unsupervised", method="contrastive") <= -10
     assert only(found, rho=0.05, setting="unsupervised", method="contrastive") <= -5
@@ -85,7 +76,6 @@ def test_contrastive_reading(folder: Path) -> None:
 
 
 def test_contrastive_reading_hears_more_than_hard_reading_of_the_same_text(folder: Path) -> None:
-    needs_contrast(folder)
     found = rows(folder, "05_open_model", "contrast")
     z = {(row["rho"], row["reference"]): row["z"] for row in found}
     for rho in (0.05, 0.1):
@@ -95,7 +85,6 @@ def test_contrastive_reading_hears_more_than_hard_reading_of_the_same_text(folde
 
 
 def test_a_watched_test_convicts_the_guilty_early_and_the_innocent_never(folder: Path) -> None:
-    needs_contrast(folder)
     for row in rows(folder, "06_closed_model", "stopping"):
         assert row["convicted"] == (row["log10_p"] <= -3)
         if row["rho"] == 0:
@@ -132,15 +121,83 @@ def deviations(row: dict[str, Any], gamma: float = 0.25) -> float:
     return (row["score"] - gamma) * (row["scored"] / (gamma * (1 - gamma))) ** 0.5
 
 
-def test_membership(folder: Path) -> None:
-    found = {row["d"]: row["log10_p"] for row in rows(folder, "04_membership", "membership")}
+METHODS = ("zlib", "loss", "min-k", "min-k++", "reference")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_membership(folder: Path, method: str) -> None:
+    rows_of_all = rows(folder, "04_membership", "membership")
+    found = {row["d"]: row["log10_p"] for row in rows_of_all if row["method"] == method}
     assert found[1.0] <= -10
     assert found[0.2] <= -5
-    assert found[0.0] > -2
+    assert found[0.0] > INNOCENT
     strong = [found[d] for d in sorted(found, reverse=True) if d >= 0.1]
     assert strong == sorted(strong), "evidence must weaken as d falls"
+
+
+def test_without_supervision_zlib_is_a_coin_toss(folder: Path) -> None:
+    assert only(rows(folder, "04_membership", "membership"), d=0.0, method="zlib") > -2
+
+
+def test_questions_are_answered_above_chance_and_alike_by_every_bob(folder: Path) -> None:
+    found = {row["rho"]: row for row in rows(folder, "03_data_and_models", "quality") if row["task"] == "which function?"}
+    assert len(found) == 6
+    for row in found.values():
+        assert row["value"] > 0.25 + 4 * row["stderr"]
+        difference = row["value"] - found[0.0]["value"]
+        assert abs(difference) < 3 * np.hypot(row["stderr"], found[0.0]["stderr"]), row
 
 
 def test_watermarked_text_is_detected_and_plain_text_is_not(folder: Path) -> None:
     for row in rows(folder, "01_watermarking", "detection") + rows(folder, "03_data_and_models", "detection"):
         assert row["log10_p"] < -20 if row["watermarked"] else row["log10_p"] > INNOCENT, row
+
+
+def means(found: list[dict[str, Any]], by: str, column: str = "log10_p") -> list[float]:
+    """Mean of a column over the runs at each value of another, in the order of the values."""
+    values = sorted({row[by] for row in found})
+    return [float(np.mean([row[column] for row in found if row[by] == value])) for value in values]
+
+
+@pytest.mark.parametrize("factor", ["learning_rate", "epochs"])
+def test_the_better_bob_fits_the_louder(folder: Path, factor: str) -> None:
+    found = [row for row in rows(folder, "07_ablations", "finetuning") if row["factor"] == factor]
+    loud, loss = means(found, "value"), means(found, "value", "loss")
+    assert len(loud) >= 3
+    assert loud == sorted(loud, reverse=True)
+    assert loss == sorted(loss, reverse=True)
+
+
+def test_a_longer_window_is_less_radioactive_in_texts_that_are_marked_alike(folder: Path) -> None:
+    found = [row for row in rows(folder, "07_ablations", "window") if row["scheme"] == "green list"]
+    loud, text = means(found, "k"), means(found, "k", "log10_p_text")
+    assert loud == sorted(loud)
+    assert min(text) / max(text) < 1.1, "strengths in the text agree within a tenth"
+
+
+def test_other_languages(folder: Path) -> None:
+    found = {row["language"]: row["log10_p"] for row in rows(folder, "07_ablations", "languages")}
+    assert len(found) == 5
+    assert min(found, key=found.__getitem__) == "English"
+    assert sum(p <= -3 for p in found.values()) >= 3
+
+
+def test_clean_training_purifies_step_by_step(folder: Path) -> None:
+    found = sorted(rows(folder, "08_limits", "purification"), key=lambda row: row["steps"])
+    evidence = [row["log10_p"] for row in found]
+    assert len(evidence) >= 3
+    assert evidence == sorted(evidence)
+
+
+@pytest.mark.parametrize("method", ["redrawn words", "keys"])
+def test_what_bob_does_before_he_trains(folder: Path, method: str) -> None:
+    found = [row for row in rows(folder, "08_limits", "evasion") if row["method"] == method]
+    evidence = means(found, "value")
+    assert evidence == sorted(evidence)
+
+
+def test_the_planned_power_is_reached(folder: Path) -> None:
+    found = rows(folder, "08_limits", "power")
+    assert found
+    for row in found:
+        assert row["simulated"] > 0.9 - 4 * (0.9 * 0.1 / 2000) ** 0.5
