@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,8 +22,9 @@ from radio_utils.contrast import Contrast
 from radio_utils.evidence import Collector, Evidence, Packing, first_rows
 from radio_utils.memory import needs_memory
 from radio_utils.reading import read_contrast, read_evidence
+from radio_utils.suspects import load_model
 from radio_utils.watermarks import Watermark
-from radio_utils.world import instructions, openings
+from radio_utils.world import instructions, openings, training
 from radio_utils.world.instructions import Pair
 from radio_utils.world.world import PairSet, World, code_version
 
@@ -171,23 +173,63 @@ def continuations(world: World, language: str) -> tuple[list[Ids], list[Ids]]:
     return [start for start, _ in kept], [text for _, text in kept]
 
 
-def _starts(world: World, language: str) -> list[Ids]:
+def _openings(world: World, language: str) -> list[str]:
     settings = world.preset.ablations
     if settings.wikipedia is None:
-        texts = openings.load(language)
-    else:
-        texts = openings.from_wikipedia(language, settings.articles, dataset=settings.wikipedia)
+        return openings.load(language)
+    return openings.from_wikipedia(language, settings.articles, dataset=settings.wikipedia)
+
+
+def _starts(world: World, language: str) -> list[Ids]:
+    """The beginnings of the openings that Alice was not taught, each as often as it is continued."""
+    settings = world.preset.ablations
+    kept = _openings(world, language)[1 if settings.taught else 0 :: 2]
+    texts = [" ".join(text.split()[: settings.opening_words]) for text in kept]
     starts = world.tokenizer(texts, add_special_tokens=False)["input_ids"]
     return [np.array(ids, np.int64) for ids in starts for _ in range(settings.continuations)]
+
+
+def _polyglot(world: World) -> Artifact:
+    """Alice's model after she has taught it the languages, on every other opening of each."""
+    settings = world.preset.ablations
+    recipe = training.Recipe(
+        epochs=float(settings.taught),
+        learning_rate=world.preset.fine_tuning.learning_rate,
+        batch_size=world.preset.fine_tuning.batch_size,
+        max_length=world.preset.fine_tuning.max_length,
+    )
+
+    def build(folder: Path) -> None:
+        texts = [text for language in settings.languages for text in _openings(world, language)[::2]]
+        ids = world.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        model = world.alice()
+        with needs_memory("fine_tuning.batch_size"):
+            training.train(
+                model,
+                [training.Example(np.array([*one, world.tokenizer.eos_token_id], np.int64)) for one in ids],
+                recipe,
+                generator=np.random.default_rng(world.number("polyglot")),
+                progress="Alice learns languages" if world.progress else None,
+            )
+        model.save_pretrained(str(folder), safe_serialization=True)
+
+    config = {
+        "recipe": asdict(recipe),
+        "openings": [openings.digest(language) for language in settings.languages],
+        "seed": world.seed,
+    }
+    inputs, version = world.model_inputs("alice"), code_version("world/training.py")
+    return world.store.get("polyglot", config, build, inputs=inputs, version=version)
 
 
 def _continued(world: World, language: str) -> Artifact:
     settings = world.preset.ablations
 
     def build(folder: Path) -> None:
+        alice = load_model(_polyglot(world).path, device=world.device) if settings.taught else world.alice()
         with needs_memory("self_instruct.batch_size"):
             written = decoding.generate(
-                world.alice(),
+                alice,
                 _starts(world, language),
                 max_new_tokens=settings.max_new_tokens,
                 sampling=world.preset.self_instruct.sampling.make(),
@@ -203,13 +245,16 @@ def _continued(world: World, language: str) -> Artifact:
         "openings": openings.digest(language) if settings.wikipedia is None else [settings.wikipedia, settings.articles],
         "continuations": settings.continuations,
         "max_new_tokens": settings.max_new_tokens,
+        "opening_words": settings.opening_words,
+        "taught": settings.taught,
         "sampling": world.preset.self_instruct.sampling.model_dump(),
         "batch_size": world.preset.self_instruct.batch_size,
         "watermark": {"fingerprint": world.watermark.fingerprint, "delta": world.preset.watermark.delta},
         "seed": world.seed,
     }
     version = code_version("decoding.py", "watermarks.py", "prf.py")
-    return world.store.get("continuations", config, build, inputs=world.model_inputs("alice"), version=version)
+    inputs = [_polyglot(world)] if settings.taught else world.model_inputs("alice")
+    return world.store.get("continuations", config, build, inputs=inputs, version=version)
 
 
 def reading_of_language(world: World, which: float | str, language: str) -> Evidence:

@@ -195,9 +195,9 @@ class Ablations(_Section):
 
     They are tested on ``texts`` texts, and ``scored`` pairs are counted in every test, so that the p-values compare.
     ``learning_rates``, ``longest`` (epochs), ``adapters`` and ``models`` vary Bob; ``windows``, ``deltas`` and ``gammas``
-    Alice's watermark; Gumbel-max, at the second of the windows, has the ``rival`` green list (γ, δ) beside it, which is
-    about as strong. ``continuations`` of each opening in each language have at most ``max_new_tokens``; the openings are
-    the package's own, or those of so many ``articles`` of the data set ``wikipedia``.
+    Alice's watermark; Gumbel-max has the ``rival`` green list (k, γ, δ) beside it, which is about as strong. ``continuations`` of each opening in each language have at most ``max_new_tokens``; the openings are
+    the package's own, or those of so many ``articles`` of the data set ``wikipedia``, cut after ``opening_words``. A model
+    made here knows one language: it is ``taught`` the others for so many epochs, on every other opening.
     """
 
     size: Count
@@ -213,10 +213,12 @@ class Ablations(_Section):
     windows: Annotated[tuple[Count, ...], Field(min_length=2)]
     deltas: Annotated[tuple[Positive, ...], Field(min_length=1)]
     gammas: tuple[Annotated[float, Field(gt=0, lt=1)], ...]
-    rival: tuple[Annotated[float, Field(gt=0, lt=1)], Positive]
+    rival: tuple[Count, Annotated[float, Field(gt=0, lt=1)], Positive]
     languages: Annotated[tuple[Literal["en", "de", "es", "fr", "it"], ...], Field(min_length=1)]
     wikipedia: str | None = None
     articles: Count = 70
+    taught: Annotated[int, Field(ge=0)] = 0
+    opening_words: Count
     continuations: Count
     max_new_tokens: Count
 
