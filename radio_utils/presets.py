@@ -195,9 +195,10 @@ class Ablations(_Section):
 
     They are tested on ``texts`` texts, and ``scored`` pairs are counted in every test, so that the p-values compare.
     ``learning_rates``, ``longest`` (epochs), ``adapters`` and ``models`` vary Bob; ``windows``, ``deltas`` and ``gammas``
-    Alice's watermark; Gumbel-max has the ``rival`` green list (k, γ, δ) beside it, which is about as strong. ``continuations`` of each opening in each language have at most ``max_new_tokens``; the openings are
-    the package's own, or those of so many ``articles`` of the data set ``wikipedia``, cut after ``opening_words``. A model
-    made here knows one language: it is ``taught`` the others for so many epochs, on every other opening.
+    Alice's watermark; Gumbel-max has the ``rival`` green list (k, γ, δ) beside it, which is about as strong.
+    ``continuations`` of each opening in each language have at most ``max_new_tokens``; the openings are the package's own,
+    or those of so many ``articles`` of the data set ``wikipedia``, cut after ``opening_words``. A model made here knows one
+    language: it is ``taught`` the others for so many epochs, on every other opening.
     """
 
     size: Count
