@@ -190,12 +190,20 @@ class Membership(_Section):
     degrees: Annotated[tuple[Share, ...], Field(min_length=1)]
 
 
+class Rival(_Section):
+    """The green lists that Gumbel-max is compared with: one window and γ, and values of δ about as strong."""
+
+    window: Count
+    gamma: Annotated[float, Field(gt=0, lt=1)]
+    deltas: Annotated[tuple[Positive, ...], Field(min_length=1)]
+
+
 class Ablations(_Section):
     """Chapter 7. Bobs trained for ``epochs`` on ``size`` pairs, all of them Alice's, ``runs`` times each for error bars.
 
     They are tested on ``texts`` texts, and ``scored`` pairs are counted in every test, so that the p-values compare.
     ``learning_rates``, ``longest`` (epochs), ``adapters`` and ``models`` vary Bob; ``windows``, ``deltas`` and ``gammas``
-    Alice's watermark; Gumbel-max has the ``rival`` green list (k, γ, δ) beside it, which is about as strong.
+    Alice's watermark; Gumbel-max has ``rival`` green lists beside it.
     ``continuations`` of each opening in each language have at most ``max_new_tokens``; the openings are the package's own,
     or those of so many ``articles`` of the data set ``wikipedia``, cut after ``opening_words``. A model made here knows one
     language: it is ``taught`` the others for so many epochs, on every other opening.
@@ -214,7 +222,7 @@ class Ablations(_Section):
     windows: Annotated[tuple[Count, ...], Field(min_length=2)]
     deltas: Annotated[tuple[Positive, ...], Field(min_length=1)]
     gammas: tuple[Annotated[float, Field(gt=0, lt=1)], ...]
-    rival: tuple[Count, Annotated[float, Field(gt=0, lt=1)], Positive]
+    rival: Rival
     languages: Annotated[tuple[Literal["en", "de", "es", "fr", "it"], ...], Field(min_length=1)]
     wikipedia: str | None = None
     articles: Count = 70

@@ -16,6 +16,8 @@ from worlds import again, small
 from radio_utils import decoding, detect, experiments, reading
 from radio_utils.artifacts import Store
 from radio_utils.evidence import Evidence
+from radio_utils.membership import losses
+from radio_utils.suspects import load_model
 from radio_utils.world import instructions, openings
 from radio_utils.world.instructions import Pair
 from radio_utils.world.mixtures import ShareError
@@ -245,6 +247,30 @@ def test_another_way_of_writing_is_another_artifact(world: World, few_openings: 
         assert experiments._continued(world.changed(**change), "en") != found, change
 
 
+def test_alice_is_taught_every_other_opening(world: World, few_openings: list[str]) -> None:
+    taught = world.changed(ablations__taught=1, ablations__opening_words=4, ablations__languages=["en", "it"])
+    starts, _ = experiments.continuations(taught, "en")
+    assert [world.tokenizer.decode(start) for start in starts] == [" ".join(few_openings[1].split()[:4])]
+    assert experiments._continued(taught, "en") != experiments._continued(world, "en")
+    before, after = world.alice(), load_model(experiments._polyglot(taught).path)
+    told = openings.load("it")[0]
+    assert token_loss(after, world, told) < token_loss(before, world, told) - 0.05
+
+
+def token_loss(model: Any, world: World, text: str) -> float:
+    return float(losses(model, world.tokenizer, [text])[0]) / len(world.tokenizer(text)["input_ids"])
+
+
+def test_a_p_value_at_a_count_is_that_of_the_pairs(world: World) -> None:
+    wm = world.watermark
+    assert experiments.log10_p_at(wm, 0.5, 40) == pytest.approx(float(wm.log10_p(20, 40)))
+    between = experiments.log10_p_at(wm, 20.25 / 40, 40)
+    assert between == pytest.approx(0.75 * float(wm.log10_p(20, 40)) + 0.25 * float(wm.log10_p(21, 40)))
+    assert experiments.log10_p_at(wm, 1.0, 40) == pytest.approx(float(wm.log10_p(40, 40)))
+    gumbel = world.changed(watermark__scheme="gumbelmax").watermark
+    assert experiments.log10_p_at(gumbel, 1.7, 40) == pytest.approx(float(gumbel.log10_p(68.0, 40)))
+
+
 def test_another_batch_size_is_another_artifact(world: World, few_openings: list[str]) -> None:
     """The batch decides which numbers of chance fall to which word, so it must be part of the name."""
     found = experiments._continued(world, "en")
@@ -310,8 +336,14 @@ def slow_strength(world: World, texts: list[Pair], count: int) -> tuple[float, f
             sizes.append(len(pairs))
     mean = sum(sums) / sum(sizes)
     error = math.sqrt(sum((s - mean * n) ** 2 for s, n in zip(sums, sizes, strict=True))) / sum(sizes)
-    at = [float(wm.log10_p(score * count, count)) for score in (mean, mean - error, mean + error)]
-    return at[0], (at[1] - at[2]) / 2
+    grid = np.arange(count + 1)
+    smooth = [float(wm.log10_p(int(total), count)) for total in grid]  # between whole numbers of green tokens: a line
+
+    def at(score: float) -> float:
+        total = score * count
+        return float(np.interp(total, grid, smooth) if wm.scheme == "green list" else wm.log10_p(total, count))
+
+    return at(mean), (at(mean - error) - at(mean + error)) / 2
 
 
 @pytest.mark.parametrize("scheme", ["greenlist", "gumbelmax"])

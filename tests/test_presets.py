@@ -222,7 +222,7 @@ def test_adapters_out_of_range_are_named(field: str, value: Any) -> None:
     [
         ("ablations__size", 0), ("ablations__runs", 0), ("ablations__learning_rates", [1e-3]), ("ablations__windows", [1]),
         ("ablations__deltas", []), ("ablations__deltas", [0.0]), ("ablations__gammas", [1.0]), ("ablations__rival", [0.5]),
-        ("ablations__rival", [1, 1.5, 2.0]), ("ablations__languages", []), ("ablations__languages", ["pt"]),
+        ("ablations__rival__gamma", 1.5), ("ablations__languages", []), ("ablations__languages", ["pt"]),
         ("ablations__adapters", [{"rank": 8}]), ("ablations__models", [{}]), ("ablations__continuations", 0),
         ("limits__rho", 1.5), ("limits__epochs", 1), ("limits__shares", []), ("limits__shares", [2.0]),
         ("limits__keys", [0]), ("limits__temperatures", [0.0]), ("limits__repeats", 0), ("compile", "perhaps"),

@@ -12,6 +12,7 @@ SMALLER: dict[str, Any] = {
     "base__pretraining__tokens": 4_000, "self_instruct__pairs": 20, "self_instruct__unused": 12, "self_instruct__fresh": 16,
     "mixtures__size": 20, "mixtures__rhos": [0.0, 0.1, 0.5, 1.0], "fine_tuning__epochs": 1.0, "suspect__max_new_tokens": 12,
     "reading__texts": 16, "querying__prompts": 10, "membership__candidates": 12, "membership__fresh": 14,
+    "ablations__taught": 0, "ablations__opening_words": 100,
 }  # fmt: skip
 
 
