@@ -183,8 +183,8 @@ def _openings(world: World, language: str) -> list[str]:
 def _starts(world: World, language: str) -> list[Ids]:
     """The beginnings of the openings that Alice was not taught, each as often as it is continued."""
     settings = world.preset.ablations
-    kept = _openings(world, language)[1 if settings.taught else 0 :: 2]
-    texts = [" ".join(text.split()[: settings.opening_words]) for text in kept]
+    found = _openings(world, language)
+    texts = [" ".join(text.split()[: settings.opening_words]) for text in (found[1::2] if settings.taught else found)]
     starts = world.tokenizer(texts, add_special_tokens=False)["input_ids"]
     return [np.array(ids, np.int64) for ids in starts for _ in range(settings.continuations)]
 

@@ -318,8 +318,8 @@ def test_every_preset_has_variants(name: str, tmp_path: Path) -> None:
         assert found.preset.fine_tuning.adapter == adapter
     for model in settings.models:
         assert experiments.variant(whole, base=model.model_dump(exclude_none=True)).preset.base == model
-    rival = experiments.variant(whole, watermark__gamma=settings.rival[0], watermark__delta=settings.rival[1])
-    assert (rival.preset.watermark.gamma, rival.preset.mixtures.size) == (settings.rival[0], settings.size)
+    rival = experiments.variant(whole, watermark__gamma=settings.rival.gamma, watermark__window=settings.rival.window)
+    assert (rival.preset.watermark.gamma, rival.preset.mixtures.size) == (settings.rival.gamma, settings.size)
 
 
 # --- strength of a watermark in the text ------------------------------------------------------------------------------
