@@ -309,9 +309,9 @@ class TestPage:
             ("smallest learning rate", "$10^{-4.0}$ at 0.001"),
             ("largest learning rate", "$10^{-9.0}$ at 0.01"),
             ("most epochs", "$10^{-6.5}$ at 8 (mean of 2)"),
-            ("adapters", "4: $10^{-2.0}$; 16: $10^{-8.0}$"),
+            ("adapters, by rank (0 is full fine-tuning)", "4: $10^{-2.0}$; 16: $10^{-8.0}$"),
             ("green list, k = 4", "$10^{-2.0}$"),
-            ("Gumbel-max, k = 4", "–"),
+            ("Gumbel-max, k = 8", "–"),
             ("Italian", "$10^{-3.2}$"),
         ):
             row = cells(page, "tab-experiments", linked(title, "07_ablations"))

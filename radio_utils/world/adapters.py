@@ -6,6 +6,7 @@ Adapters are ``peft``'s. With ``quantised`` the frozen weights are read in 4 bit
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,8 @@ def _attached(base: Any, adapter: Adapter, seed: int) -> Any:
     config = LoraConfig(
         r=adapter.rank, lora_alpha=adapter.alpha, target_modules=targets, task_type="CAUSAL_LM"
     )  # fmt: skip
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by names that will change
         torch.manual_seed(seed)
         try:
             wrapped = get_peft_model(base, config)
