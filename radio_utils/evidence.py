@@ -451,6 +451,23 @@ def from_pairs(
     return collector.evidence()
 
 
+def following(context: Ids, start: int, window: int, *, skip_seen: bool) -> tuple[Ids, Ids, int]:
+    """What reading mode scores of a context: windows [m, k] whose next token lies at ``start`` or later, its place [m].
+
+    With ``skip_seen`` a window that was met earlier in the context is left out: a model may copy what it saw after it. The
+    third value counts the windows before that.
+    """
+    windows = np.lib.stride_tricks.sliding_window_view(context, window)[:-1]
+    places = np.arange(window, context.size)
+    allowed = places >= start
+    seen = int(np.count_nonzero(allowed))
+    if skip_seen:
+        first = np.zeros(windows.shape[0], bool)
+        first[first_rows(windows)] = True
+        allowed &= first
+    return windows[allowed], places[allowed], seen
+
+
 def first_rows(rows: Ids) -> NDArray[np.intp]:
     """Indices, ascending, of the first appearance of each distinct row."""
     if rows.shape[0] == 0:

@@ -224,16 +224,8 @@ def reading_evidence(
                 f"statistics[{i}] predicts token {one.predicted.max()}, outside the vocabulary of {vocab_size}; "
                 f"make the statistics with token_scores(…, vocab_size={vocab_size})"
             )
-        windows = np.lib.stride_tricks.sliding_window_view(context, window)[:-1]
-        following = np.arange(window, context.size)  # place of the token after each window
-        scored = following >= one.first
-        seen = int(np.count_nonzero(scored))
-        if skip_seen:  # B may copy what it saw after the same window
-            fresh = np.zeros_like(scored)
-            fresh[ev.first_rows(windows)] = True
-            scored &= fresh
-        tokens = one.predicted[following[scored] - one.first]
-        collector.add_words(packing.pack([*windows[scored].T, tokens]), seen)
+        windows, places, seen = ev.following(context, one.first, window, skip_seen=skip_seen)
+        collector.add_words(packing.pack([*windows.T, one.predicted[places - one.first]]), seen)
     return collector.evidence()
 
 

@@ -194,16 +194,8 @@ class _Contexts:
 
     def scored(self, i: int, window: int, skip_seen: bool) -> tuple[Ids, Ids, int]:
         """Windows of context i whose next token lies in the sequence, where each ends, and how many could be scored."""
-        context = self.ids[i]
-        windows = np.lib.stride_tricks.sliding_window_view(context, window)[:-1]
-        ends = np.arange(windows.shape[0]) + window - 1
-        allowed = ends + 1 >= self.prompt_sizes[i]
-        seen = int(np.count_nonzero(allowed))
-        if skip_seen:
-            first = np.zeros(windows.shape[0], bool)
-            first[ev.first_rows(windows)] = True
-            allowed &= first
-        return windows[allowed], ends[allowed], seen
+        windows, places, seen = ev.following(self.ids[i], self.prompt_sizes[i], window, skip_seen=skip_seen)
+        return windows, places - 1, seen
 
 
 @torch.inference_mode()
