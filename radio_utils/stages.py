@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from radio_utils import experiments
 from radio_utils.artifacts import Store, default_root
@@ -38,39 +39,27 @@ def stages(world: World) -> list[Stage]:
     """Everything that chapters 1 to 6 ask of a world, in the order in which it must be made."""
     preset = world.preset
     sets: tuple[PairSet, ...] = ("watermarked", "plain", "kept", "fresh", "outside")
+    prompts: tuple[PairSet, ...] = ("watermarked", "fresh")
+    settings: tuple[experiments.Setting, ...] = ("supervised", "unsupervised")
     rhos = sorted({*preset.mixtures.rhos, *preset.reading.contrast_rhos})
     found = [
-        Stage("Alice's model", lambda: world.model_inputs("alice")),
-        Stage("Bob's base", lambda: world.model_inputs("base")),
+        Stage("Alice's model", partial(world.model_inputs, "alice")),
+        Stage("Bob's base", partial(world.model_inputs, "base")),
     ]
-    found += [Stage(f"pairs, {which}", lambda which=which: world.written(which)) for which in sets]  # type: ignore[misc]
-    found += [Stage(f"Bob at {rho:g}", lambda rho=rho: world.made(rho)) for rho in rhos]  # type: ignore[misc]
-    found.append(Stage("the innocent twin", lambda: world.made("twin")))
+    found += [Stage(f"pairs, {which}", partial(world.written, which)) for which in sets]
+    found += [Stage(f"Bob at {rho:g}", partial(world.made, rho)) for rho in rhos]
+    found.append(Stage("the innocent twin", partial(world.made, "twin")))
     for rho in preset.mixtures.rhos:
-        for setting in ("supervised", "unsupervised"):
-            found.append(
-                Stage(
-                    f"reading Bob at {rho:g}, {setting}",
-                    lambda rho=rho, setting=setting: experiments.reading(world, rho, setting),  # type: ignore[misc]
-                )
-            )
-        for asked in ("watermarked", "fresh"):
-            found.append(
-                Stage(
-                    f"answers of Bob at {rho:g}, {asked} prompts",
-                    lambda rho=rho, asked=asked: experiments.answers(  # type: ignore[misc]
-                        world, rho, asked, preset.querying.prompts
-                    ),
-                )
-            )
+        for setting in settings:
+            name = f"reading Bob at {rho:g}, {setting}"
+            found.append(Stage(name, partial(experiments.reading, world, rho, setting)))
+        for asked in prompts:
+            name = f"answers of Bob at {rho:g}, {asked} prompts"
+            found.append(Stage(name, partial(experiments.answers, world, rho, asked, preset.querying.prompts)))
     for rho in preset.reading.contrast_rhos:
         for twin in (False, True):
-            found.append(
-                Stage(
-                    f"contrast of Bob at {rho:g} with {'base and twin' if twin else 'base'}",
-                    lambda rho=rho, twin=twin: experiments.contrast(world, rho, twin=twin),  # type: ignore[misc]
-                )
-            )
+            name = f"contrast of Bob at {rho:g} with {'base and twin' if twin else 'base'}"
+            found.append(Stage(name, partial(experiments.contrast, world, rho, twin=twin)))
     return found
 
 
