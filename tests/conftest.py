@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,10 +14,42 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """One thread for torch: such small models only lose time to more."""
+    with _one_thread():
+        yield
+
+
+@pytest.fixture
+def trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The architecture of every model that is trained in this process."""
+    from radio_utils.world import training
+
+    runs: list[str] = []
+    train = training.train
+
+    def counted(model: Any, *args: Any, **options: Any) -> list[float]:
+        runs.append(model.config.model_type)
+        return train(model, *args, **options)
+
+    monkeypatch.setattr(training, "train", counted)
+    return runs
+
+
 @pytest.fixture(scope="session")
 def written_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The root of a store with the small world's two models and all of Alice's pairs: copy it, and add nothing to it."""
-    import torch
     from worlds import small
 
     from radio_utils.artifacts import Store
@@ -22,10 +57,8 @@ def written_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     root = tmp_path_factory.mktemp("written")
     world = World(small(), store=Store(root), progress=False)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # such small models only lose time to more
-    for which in ("watermarked", "plain", "kept", "fresh", "outside"):
-        world.written(which)
-    world.model_inputs("base")
-    torch.set_num_threads(threads)
+    with _one_thread():
+        for which in ("watermarked", "plain", "kept", "fresh", "outside"):
+            world.written(which)
+        world.model_inputs("base")
     return root

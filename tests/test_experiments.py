@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from worlds import again, small
 
 from radio_utils import decoding, detect, experiments, reading
@@ -23,13 +21,7 @@ from radio_utils.world.instructions import Pair
 from radio_utils.world.mixtures import ShareError
 from radio_utils.world.world import World
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # such small models only lose time to more
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

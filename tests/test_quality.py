@@ -7,7 +7,6 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -22,6 +21,8 @@ from radio_utils.quality import CHOICES, DESCRIBE, METRICS, NAME, QualityResult,
 from radio_utils.suspects import load_model, load_tokenizer
 from radio_utils.world import models
 from radio_utils.world.instructions import Pair
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 WORDS = [
     "array", "index", "matrix", "é", "{{braces}}", "sort", "{%", "%}", "return", "value", "a\u2028b", "the", "graph", "3.5",
@@ -39,14 +40,6 @@ def described(count: int, seed: int = 0) -> list[Pair]:
 
 def questions(count: int = 12, seed: int = 0) -> list[Question]:
     return quality.describe_questions(described(5 * count), count, generator=np.random.default_rng(seed))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # such small models only lose time to more
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

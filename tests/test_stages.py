@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from worlds import small
 
 from radio_utils import presets, stages
@@ -19,13 +17,7 @@ from radio_utils.stages import Stage, work
 from radio_utils.world import training
 from radio_utils.world.world import World
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def counting(count: int, seconds: float = 0.0) -> tuple[list[Stage], list[str]]:

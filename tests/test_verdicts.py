@@ -6,7 +6,6 @@ without the watermark, and Bob is a small GPT-NeoX trained on that text from scr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,16 +20,10 @@ from radio_utils.presets import Build
 from radio_utils.suspects import LocalSuspect
 from radio_utils.world import models, training
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 VOCABULARY, LENGTH, TRAINED, FRESH = 128, 64, 800, 120
 Ids = NDArray[np.int64]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Alice:

@@ -26,6 +26,8 @@ from radio_utils.world.distributed import SharedSteps
 from radio_utils.world.training import Example, Recipe, Steps
 from radio_utils.world.world import World
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 V = 60
 # Two shards, three batches an epoch of which the last holds one pair: fewer than there are processes
 CHANGES: dict[str, Any] = {"shards": 2, "mixtures__size": 17, "fine_tuning__epochs": 2.0, "fine_tuning__checkpoints": True}
@@ -60,14 +62,6 @@ distributed.read(world, accelerator, MODELS)
 distributed.tune(world, accelerator, MODELS)  # there is nothing left to do
 """
 MODELS: list[float | str] = [0.5, "keys/1"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,9 @@ from radio_utils.world.instructions import Pair
 from radio_utils.world.redrawing import redraw
 from radio_utils.world.world import World
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 V, END = 40, 0
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Characters:

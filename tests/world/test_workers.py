@@ -3,45 +3,23 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from worlds import again, small
 
 from radio_utils.artifacts import Store
-from radio_utils.world import training, workers
+from radio_utils.world import workers
 from radio_utils.world.workers import WorkerError, train_all
 from radio_utils.world.world import World
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
 def world(written_store: Path, tmp_path: Path) -> World:
     return World(small(), store=Store(shutil.copytree(written_store, tmp_path / "store")), progress=False)
-
-
-@pytest.fixture
-def trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The trainings of this process."""
-    runs: list[str] = []
-    train = training.train
-
-    def counted(model: Any, *args: Any, **options: Any) -> list[float]:
-        runs.append(model.config.model_type)
-        return train(model, *args, **options)
-
-    monkeypatch.setattr(training, "train", counted)
-    return runs
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,7 @@ from radio_utils.world.corpus import EmptyCorpusError
 from radio_utils.world.mixtures import ShareError
 from radio_utils.world.world import World
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # such small models only lose time to more
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -41,20 +34,6 @@ def store(written_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Stor
 @pytest.fixture(scope="module")
 def world(store: Store) -> World:
     return World(small(), store=store, progress=False)
-
-
-@pytest.fixture
-def trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The label of every training run; none shows a bar, so labels are the architectures."""
-    runs: list[str] = []
-    train = training.train
-
-    def counted(model: Any, *args: Any, **options: Any) -> list[float]:
-        runs.append(model.config.model_type)
-        return train(model, *args, **options)
-
-    monkeypatch.setattr(training, "train", counted)
-    return runs
 
 
 def test_the_two_halves_share_no_object(world: World) -> None:
