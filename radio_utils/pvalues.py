@@ -46,6 +46,13 @@ def log10_binomial_tail(successes: ArrayLike, trials: ArrayLike, rate: float) ->
     return result[()] if result.ndim == 0 else result
 
 
+def log10_binomial_above(successes: ArrayLike, trials: ArrayLike, rate: float) -> Any:
+    """log10 P(X > successes) for X ~ Binomial(trials, rate): −∞ where every trial succeeded. Errors as for the tail."""
+    s, n = np.asarray(successes, np.float64), np.asarray(trials, np.float64)
+    more = np.asarray(log10_binomial_tail(np.where(s == n, s, s + 1.0), n, rate))  # more successes than trials: its error
+    return np.where(s == n, -np.inf, more)[()]
+
+
 def log10_gamma_tail(total: ArrayLike, count: ArrayLike) -> Any:
     """log10 P(X ≥ total) for X ~ Gamma(count, 1), the sum of ``count`` unit exponentials, as log10 Q(count, total)."""
     x, n = np.broadcast_arrays(np.asarray(total, np.float64), np.asarray(count, np.float64))

@@ -340,9 +340,7 @@ class GreenList(_Keyed):
 
     def log10_p_above(self, total: ArrayLike, count: ArrayLike) -> Any:
         """log10 P(Binomial(count, γ) > total), −∞ where every token is green."""
-        s, n = np.asarray(total, np.float64), np.asarray(count, np.float64)
-        exact = np.asarray(self.log10_p(np.where(s == n, s, s + 1.0), n))  # more successes than trials: its error
-        return np.where(s == n, -np.inf, exact)[()]
+        return pvalues.log10_binomial_above(total, count, self.gamma)
 
     def logits_processor(self) -> Any:
         """A processor for transformers' ``generate(logits_processor=[…])``."""
