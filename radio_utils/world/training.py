@@ -107,6 +107,10 @@ class Steps:
         self._schedule.step()
         self._optimiser.zero_grad(set_to_none=True)
 
+    def weights(self) -> dict[str, Any] | None:
+        """The trained weights, gathered, where they are spread over devices; None where the model itself holds them."""
+        return None
+
 
 def optimiser_of(model: Any, recipe: Recipe, total: int) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
     """AdamW over what the model lets be trained, and its schedule over ``total`` steps."""

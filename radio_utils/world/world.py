@@ -266,8 +266,7 @@ class World:
         recipe = self.preset.fine_tuning.model_copy(update=made.recipe)
 
         def keep(name: str) -> None:
-            gather = getattr(steps, "weights", None)  # of several processes all must ask, and one saves
-            weights = None if gather is None else gather()
+            weights = steps.weights()  # of several processes all must ask, and one saves
             if folder is not None:
                 self._save(tuned.whole(weights), folder / name, None if recipe.adapter is not None else weights)
 
