@@ -451,6 +451,15 @@ def from_pairs(
     return collector.evidence()
 
 
+def padded(sequences: Sequence[Ids]) -> tuple[Ids, Ids]:
+    """Sequences as one array, zeros on the right, and its attention mask: both int64 [n, longest]."""
+    ids = np.zeros((len(sequences), max(sequence.size for sequence in sequences)), np.int64)
+    mask = np.zeros_like(ids)
+    for row, sequence in enumerate(sequences):
+        ids[row, : sequence.size], mask[row, : sequence.size] = sequence, 1
+    return ids, mask
+
+
 def following(context: Ids, start: int, window: int, *, skip_seen: bool) -> tuple[Ids, Ids, int]:
     """What reading mode scores of a context: windows [m, k] whose next token lies at ``start`` or later, its place [m].
 

@@ -286,13 +286,8 @@ def _measured_batch(model: Any, batch: list[_Fed], measure: Measure) -> list[NDA
     """One forward pass; then the logits before scored tokens only, a slice at a time."""
     import torch
 
-    longest = max(one.ids.size for one in batch)
-    ids = torch.zeros((len(batch), longest), dtype=torch.long)
-    mask, scored = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
-    for row, one in enumerate(batch):
-        ids[row, : one.ids.size] = torch.from_numpy(one.ids)
-        mask[row, : one.ids.size] = 1
-        scored[row, one.first : one.ids.size] = True
+    ids, mask = (torch.from_numpy(array) for array in ev.padded([one.ids for one in batch]))
+    scored = mask.bool() & (torch.arange(ids.shape[1]) >= torch.tensor([[one.first] for one in batch]))
     device = next(model.parameters()).device
     tokens, places = ids[scored].to(device), scored.flatten().nonzero().squeeze(1).to(device) - 1
     logits = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).logits.flatten(0, 1)

@@ -217,11 +217,7 @@ def _read(
 
 def _logits(model: Any, contexts: list[Ids], vocab_size: int) -> torch.Tensor:
     """Logits of the watermark's tokens after each position of each context: [n, longest, V]."""
-    longest = max(context.size for context in contexts)
-    ids = np.zeros((len(contexts), longest), np.int64)
-    mask = np.zeros_like(ids)
-    for row, context in enumerate(contexts):
-        ids[row, : context.size], mask[row, : context.size] = context, 1
+    ids, mask = ev.padded(contexts)
     device = next(model.parameters()).device
     fed = torch.from_numpy(mask).to(device)
     output = model(input_ids=torch.from_numpy(ids).to(device), attention_mask=fed, use_cache=False)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from radio_utils import decoding
+from radio_utils import decoding, evidence
 from radio_utils.world import instructions
 from radio_utils.world.instructions import Pair
 
@@ -41,11 +41,7 @@ def redraw(
     result = list(pairs)
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size].tolist()
-        texts = [np.concatenate([prompts[i], answers[i]]) for i in rows]
-        ids = np.zeros((len(rows), max(text.size for text in texts)), np.int64)
-        mask = np.zeros_like(ids)
-        for row, text in enumerate(texts):
-            ids[row, : text.size], mask[row, : text.size] = text, 1
+        ids, mask = evidence.padded([np.concatenate([prompts[i], answers[i]]) for i in rows])
         fed = {"input_ids": torch.from_numpy(ids).to(device), "attention_mask": torch.from_numpy(mask).to(device)}
         logits = model(**fed, use_cache=False).logits[..., : len(tokenizer)].float()
         logits[..., tokenizer.eos_token_id] = -torch.inf  # a text keeps its length

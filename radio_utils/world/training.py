@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from torch.nn import functional
 from tqdm import tqdm
 
+from radio_utils.evidence import padded
+
 logger = logging.getLogger(__name__)
 Ids = NDArray[np.int64]
 IGNORED = -100  # the label that cross_entropy skips
@@ -191,15 +193,12 @@ def mean_loss(model: Any, ids: torch.Tensor, mask: torch.Tensor, labels: torch.T
 
 def collate(examples: Sequence[Example], max_length: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Right-padded ids, attention mask and next-token labels, all int64 [n, longest]."""
-    longest = min(max_length, max(example.ids.size for example in examples))
-    ids = np.zeros((len(examples), longest), np.int64)
-    mask = np.zeros_like(ids)
+    kept = [example.ids[:max_length] for example in examples]
+    ids, mask = padded(kept)
     labels = np.full_like(ids, IGNORED)
-    for row, example in enumerate(examples):
-        kept = example.ids[:longest]
-        ids[row, : kept.size], mask[row, : kept.size] = kept, 1
+    for row, (example, tokens) in enumerate(zip(examples, kept, strict=True)):
         start = max(1, example.loss_from)
-        labels[row, start - 1 : kept.size - 1] = kept[start:]
+        labels[row, start - 1 : tokens.size - 1] = tokens[start:]
     return torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(labels)
 
 
