@@ -252,6 +252,29 @@ def fit_and_loudness(rows: Sequence[Mapping[str, Any]], labels: Mapping[str, str
     return ax
 
 
+def strength_and_loudness(rows: Sequence[Mapping[str, Any]], groups: Mapping[str, Sequence[tuple[Any, ...]]]) -> Axes:
+    """log10 p in Bob against log10 p in the text, mean and standard error over the runs of each watermark.
+
+    ``groups`` lists watermarks, as (scheme, k, gamma, delta), under a label; those with one γ are joined by a line.
+    """
+    ax = plt.subplots()[1]
+    markers = itertools.cycle("osD^vP")
+    for label, names in groups.items():
+        points = []
+        for name in names:
+            same = [row for row in rows if tuple(row[c] for c in ("scheme", "k", "gamma", "delta")) == name]
+            found = [row["log10_p"] for row in same]
+            error = np.std(found, ddof=1) / len(found) ** 0.5 if len(found) > 1 else 0.0
+            points.append((same[0]["log10_p_text"], same[0]["stderr_text"], np.mean(found), error))
+        x, dx, y, dy = map(np.array, zip(*sorted(points), strict=True))
+        joined = len(points) > 1 and len({gamma for _, _, gamma, _ in names}) == 1
+        line = "-" if joined else "none"
+        ax.errorbar(x, y, xerr=dx, yerr=dy, marker=next(markers), capsize=3, label=label, ls=line)
+    ax.set(xlabel="strength in the text: log10 p of 40 pairs", ylabel="loudness in Bob: log10 p")
+    ax.legend()
+    return ax
+
+
 class Html:
     """A piece of HTML that notebooks and the rendered book show as it is."""
 

@@ -290,3 +290,26 @@ def test_windows_do_not_straddle_texts_or_reach_into_the_prompt() -> None:
 def test_bad_input_is_named(call: Callable[[], object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         call()
+
+
+@given(texts_of(huge_ids, shortest=1))
+def test_padding_keeps_every_token_and_marks_it(texts: list[list[int]]) -> None:
+    ids, mask = ev.padded([np.array(text) for text in texts])
+    assert ids.shape == mask.shape == (len(texts), max(map(len, texts)))
+    assert [row[seen.astype(bool)].tolist() for row, seen in zip(ids, mask, strict=True)] == texts
+    assert not ids[mask == 0].any()
+    assert (np.diff(mask, axis=1) <= 0).all()  # on the right
+
+
+@given(st.lists(few_ids, min_size=4, max_size=24), st.integers(0, 24), st.integers(1, 3), st.booleans())
+def test_what_reading_mode_scores_of_a_context(context: list[int], start: int, k: int, skip_seen: bool) -> None:
+    expected, shown, allowed = [], set(), 0
+    for t in range(k, len(context)):
+        window = tuple(context[t - k : t])
+        allowed += t >= start
+        if t >= start and not (skip_seen and window in shown):
+            expected.append((window, t))
+        shown.add(window)
+    windows, places, seen = ev.following(np.array(context), start, k, skip_seen=skip_seen)
+    assert [(tuple(w), t) for w, t in zip(windows.tolist(), places.tolist(), strict=True)] == expected
+    assert seen == allowed

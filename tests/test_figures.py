@@ -167,3 +167,42 @@ def test_wealth_is_drawn_with_the_line_that_convicts() -> None:
     ax = figures.wealth({"guilty": ([10, 20], [1.0, 4.0])}, alpha=1e-3, xlabel="pairs")
     assert [list(line.get_ydata()) for line in ax.get_lines()] == [[1.0, 4.0], [3.0, 3.0]]
     assert ax.get_xlabel() == "pairs"
+
+
+def test_means_and_standard_errors_of_the_runs() -> None:
+    rows = [{"k": k, "kind": kind, "log10_p": -k - run} for k in (4, 1) for kind in "ab" for run in (0.0, 2.0)]
+    rows.append({"k": 2, "kind": "a", "log10_p": -7.0})
+    ax = figures.means(rows, x="k", y="log10_p", series="kind", labels={"a": "first"}, xlabel="window", log=True)
+    first, second = ax.containers
+    assert [first.get_label(), second.get_label()] == ["first", "b"]
+    assert list(map(float, first.lines[0].get_xdata())) == [1, 2, 4]
+    assert list(map(float, first.lines[0].get_ydata())) == [-2, -7, -5]
+    lengths = [abs(float(high - low)) for (_, low), (_, high) in first.lines[2][0].get_segments()]
+    assert lengths == pytest.approx([2.0, 0.0, 2.0])  # the standard error of two runs that differ by 2 is 1
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["1", "2", "4"]
+    assert ax.get_xscale() == "log"
+    assert figures.means(rows, x="k", y="log10_p", xlabel="window").get_legend() is None
+
+
+def test_fit_and_loudness_has_the_better_fit_on_the_right() -> None:
+    rows = [{"factor": "epochs", "loss": 2.0, "log10_p": -5.0}, {"factor": "epochs", "loss": 1.0, "log10_p": -50.0}]
+    ax = figures.fit_and_loudness(rows, {"epochs": "epochs", "size": "size, not run"})
+    (dots,) = ax.collections
+    assert np.asarray(dots.get_offsets()).tolist() == [[2.0, -5.0], [1.0, -50.0]]
+    left, right = ax.get_xlim()
+    assert left > right
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["epochs"]
+
+
+def test_strength_and_loudness_joins_watermarks_of_one_share() -> None:
+    def runs(gamma: float, delta: float, text: float, found: tuple[float, ...]) -> list[dict[str, Any]]:
+        name = {"scheme": "green list", "k": 1, "gamma": gamma, "delta": delta}
+        return [name | {"log10_p_text": text, "stderr_text": 0.5, "log10_p": p} for p in found]
+
+    rows = runs(0.25, 3.0, -20.0, (-30.0, -34.0)) + runs(0.25, 1.0, -5.0, (-4.0,)) + runs(0.5, 3.0, -15.0, (-9.0,))
+    one, two = (("green list", 1, 0.25, 3.0), ("green list", 1, 0.25, 1.0)), (("green list", 1, 0.5, 3.0),)
+    ax = figures.strength_and_loudness(rows, {"δ varied": one, "γ varied": (*one, *two)})
+    joined, loose = (container.lines[0] for container in ax.containers)
+    assert joined.get_xydata().tolist() == [[-20.0, -32.0], [-5.0, -4.0]]
+    assert loose.get_xydata().tolist() == [[-20.0, -32.0], [-15.0, -9.0], [-5.0, -4.0]]
+    assert (joined.get_linestyle(), loose.get_linestyle()) == ("-", "None")
