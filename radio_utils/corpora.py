@@ -1,9 +1,10 @@
-"""Files of texts: JSONL and Parquet, read a row at a time.
+"""Files of texts: JSONL, Parquet and plain text, read a row at a time.
 
 A row holds the text as token ids (``ids``) or as a string (``text``, with a tokenizer), and perhaps the prompt that it
 answers (``prompt_ids`` or ``prompt``). Either every row of a file has a prompt or none has: a text whose prompt was lost
 would be scored where it copies that prompt. An empty list or string says that a row has none. A row that is not so is an
-error that names the file and the row.
+error that names the file and the row. In plain text (``.txt``) blank lines stand between texts, and no text has a prompt; a
+text is named by its first line's number.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
+ENDINGS = (".jsonl", ".jsonl.gz", ".parquet", ".txt")
 _TEXT, _PROMPT = ("ids", "text"), ("prompt_ids", "prompt")
 _LONGEST_LINE = 1 << 28  # bytes: a longer line is no text but a damaged file, and must not fill the memory
 
@@ -34,7 +35,7 @@ def is_path(value: object) -> bool:
 
 @dataclass(frozen=True)
 class CorpusFile:
-    """One JSONL (plain or gzip) or Parquet file of texts."""
+    """One JSONL (plain or gzip), Parquet or plain text file of texts."""
 
     path: Path
     tokenizer: Any = None
@@ -106,11 +107,14 @@ class CorpusFile:
             raise CorpusError(f"{self.path} does not exist; give a file that ends in {', '.join(ENDINGS)}")
         if self.path.suffix == ".parquet":
             return self._parquet(columns)
+        if self.path.suffix == ".txt":
+            return self._blocks()
         if self.path.name.endswith(ENDINGS):
             return self._jsonl()
         raise CorpusError(f"{self.path}: unknown kind of file; it must end in {', '.join(ENDINGS)}")
 
-    def _jsonl(self) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _lines(self) -> Iterator[tuple[int, str]]:
+        """Numbers, from 1, and texts of the lines."""
         read: Any = gzip.open if self.path.suffix == ".gz" else open
         with read(self.path, "rb") as file:
             number = 0
@@ -126,17 +130,37 @@ class CorpusFile:
                 number += 1
                 if len(line) >= _LONGEST_LINE:
                     raise CorpusError(f"{self.path}, row {number}: over {_LONGEST_LINE:,} bytes; split the text")
-                if not line.strip():
-                    continue
                 try:
-                    row = json.loads(line.decode("utf-8"))
+                    yield number, line.decode("utf-8")
                 except UnicodeDecodeError as error:
                     raise CorpusError(f"{self.path}, row {number}: not UTF-8 ({error}); write the file as UTF-8") from error
-                except (ValueError, RecursionError) as error:
-                    raise CorpusError(f"{self.path}, row {number}: not JSON ({error}); mend or delete that line") from error
-                if not isinstance(row, dict):
-                    raise CorpusError(f"{self.path}, row {number}: a row must be a JSON object, got {type(row).__name__}")
-                yield number, row
+
+    def _jsonl(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        for number, line in self._lines():
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise CorpusError(f"{self.path}, row {number}: not JSON ({error}); mend or delete that line") from error
+            if not isinstance(row, dict):
+                raise CorpusError(f"{self.path}, row {number}: a row must be a JSON object, got {type(row).__name__}")
+            yield number, row
+
+    def _blocks(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        first, block, size = 0, list[str](), 0
+        for number, line in self._lines():
+            if line.strip():
+                first = first or number
+                block.append(line)
+                size += len(line)
+                if size >= _LONGEST_LINE:
+                    raise CorpusError(f"{self.path}, row {first}: over {_LONGEST_LINE:,} characters; split the text")
+            elif block:
+                yield first, {"text": "".join(block).rstrip("\r\n")}
+                first, block, size = 0, [], 0
+        if block:
+            yield first, {"text": "".join(block).rstrip("\r\n")}
 
     def _opened_parquet(self) -> Any:
         try:

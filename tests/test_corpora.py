@@ -151,3 +151,33 @@ def test_bad_calls_are_named(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=words):
             call()
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_plain_text_has_blank_lines_between_texts(tmp_path: Path, end: str) -> None:
+    path = tmp_path / "a.txt"
+    halves = [(" ".join(map(str, text[:20])), " ".join(map(str, text[20:]))) for text in TEXTS]
+    path.write_bytes((end + end.join(f"{first}{end}{second}{end}{end}  {end}" for first, second in halves)).encode())
+    assert detect(path, WM, tokenizer=Words()) == detect(TEXTS, WM)
+    path.write_bytes(halves[0][0].encode())
+    assert detect(path, WM, tokenizer=Words()) == detect([TEXTS[0][:20]], WM)
+
+
+def test_plain_text_that_cannot_be_used_is_named_by_its_first_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("1 2\n3\n\n\n4\n900\n5\n")
+    with pytest.raises(corpora.CorpusError, match=r"a.txt, row 5: ids holds token id 900"):
+        detect(path, WM, tokenizer=Words())
+    monkeypatch.setattr(corpora, "_LONGEST_LINE", 12)
+    path.write_text("1 2 3\n\n1 2 3\n4 5 6\n7 8 9\n")
+    with pytest.raises(corpora.CorpusError, match=r"a.txt, row 3: over 12 characters; split the text"):
+        detect(path, WM, tokenizer=Words())
+
+
+def test_a_line_as_long_as_a_disk_does_not_fill_the_memory(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    with path.open("wb") as file:
+        file.write(b'{"ids": [1, 2, 3]}\n')
+        file.truncate(10 * 2**30)  # a hole: it takes no room
+    with pytest.raises(corpora.CorpusError, match=r"a.jsonl, row 2: over 268,435,456 bytes; split the text"):
+        detect(path, WM)
