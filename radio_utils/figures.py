@@ -134,6 +134,26 @@ def audit(audits: Mapping[str, NullAudit]) -> Figure:
     return figure
 
 
+def among_decoys(found: Mapping[str, tuple[float, ArrayLike]], *, ax: Axes | None = None) -> Axes:
+    """Each test's log10 p under the real key (diamond) among those under decoy keys that nobody used (dots)."""
+    ax = ax or plt.subplots(figsize=(7, 0.9 + 0.7 * len(found)))[1]
+    scatter = np.random.default_rng(0)
+    for place, (log10_p, decoys) in enumerate(found.values()):
+        values = np.asarray(decoys, np.float64)
+        ax.scatter(values, place + scatter.uniform(-0.25, 0.25, values.size), s=6, alpha=0.35, color=GREY, linewidths=0)
+        ax.scatter([log10_p], [place], marker="D", s=70, color=VERMILION, zorder=3)
+    ax.set_yticks(range(len(found)), list(found))
+    ax.set_ylim(len(found) - 0.5, -0.5)
+    ax.set_xscale("symlog", linthresh=5, linscale=1.5)
+    lowest = min(float(np.min([log10_p, *np.asarray(decoys)])) for log10_p, decoys in found.values())
+    ticks = [tick for tick in (-10_000, -1000, -100, -20, -10, -5, -3, -1, 0) if tick >= min(1.5 * lowest, -3)]
+    ax.set_xticks(ticks, [f"−{-tick:,}" if tick else "0" for tick in ticks])
+    ax.set_xlim(min(1.5 * lowest, -4), 0.3)
+    ax.minorticks_off()
+    ax.set(xlabel="log10 p  (further left: stronger evidence)")
+    return ax
+
+
 def two_distributions(panels: Mapping[str, tuple[ArrayLike, ArrayLike]], *, names: tuple[str, str], xlabel: str) -> Figure:
     """Two histograms a panel, on common axes."""
     size = (min(4.6 * len(panels), 11), 3.6)
@@ -285,7 +305,15 @@ class Html:
         return self.source
 
     def __repr__(self) -> str:
-        return "coloured text"
+        return "HTML for a page"
+
+
+def framed(page: str, *, height: int, title: str = "report") -> Html:
+    """A whole HTML page in a frame ``height`` pixels high, in which no script runs and no request is made."""
+    return Html(
+        f'<iframe sandbox title="{html.escape(title)}" srcdoc="{html.escape(page)}" '
+        f'style="width: 100%; height: {height}px; border: 1px solid #ccc"></iframe>'
+    )
 
 
 def coloured(tokenizer: Any, texts: Mapping[str, ArrayLike], wm: Watermark) -> Html:

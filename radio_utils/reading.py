@@ -65,7 +65,7 @@ def read_open_model(
     _models(model, reference)
     fed = _Contexts.of(sequences, prompts, wm.window, wm.vocab_size).ids
     of_text = detection.detect(fed, wm)
-    if of_text.log10_p < _MARKED:
+    if of_text.log10_p < MARKED:
         raise ValueError(
             f"sequences or prompts carry the watermark (log10 p = {of_text.log10_p:.1f}), so B could copy it from what it "
             "reads; contrastive reading needs text that was written without the key"
@@ -77,7 +77,7 @@ def read_open_model(
     return contrast.judge_contrast(weighted, wm, text_log10_p=of_text.log10_p)
 
 
-_MARKED = -3.0  # log10 p of the text that is read, below which contrastive reading refuses it
+MARKED = -3.0  # log10 p of the text that is read, below which contrastive reading refuses it
 
 
 def _models(model: Any, reference: Any) -> list[Any]:

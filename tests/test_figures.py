@@ -206,3 +206,20 @@ def test_strength_and_loudness_joins_watermarks_of_one_share() -> None:
     assert joined.get_xydata().tolist() == [[-20.0, -32.0], [-5.0, -4.0]]
     assert loose.get_xydata().tolist() == [[-20.0, -32.0], [-15.0, -9.0], [-5.0, -4.0]]
     assert (joined.get_linestyle(), loose.get_linestyle()) == ("-", "None")
+
+
+def test_the_key_is_drawn_among_its_decoys() -> None:
+    ax = figures.among_decoys({"guilty": (-400.0, [-0.1, -1.0, -2.5]), "innocent": (-0.2, [-0.4, -3.0])})
+    clouds, keys = ax.collections[::2], ax.collections[1::2]
+    assert [np.asarray(one.get_offsets())[:, 0].tolist() for one in clouds] == [[-0.1, -1.0, -2.5], [-0.4, -3.0]]
+    assert [np.asarray(one.get_offsets()).tolist() for one in keys] == [[[-400.0, 0.0]], [[-0.2, 1.0]]]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["guilty", "innocent"]
+    left, right = ax.get_xlim()
+    assert left < -400 and right > 0
+    assert "−100" in [label.get_text() for label in ax.get_xticklabels()]
+
+
+def test_a_framed_page_stays_in_its_frame() -> None:
+    framed = figures.framed('<p title="a">"><script>alert(1)</script>', height=300)._repr_html_()
+    assert framed.startswith("<iframe sandbox title=") and "height: 300px" in framed
+    assert "<script" not in framed and '"><' not in framed[:-len("></iframe>")]
