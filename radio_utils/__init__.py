@@ -17,6 +17,7 @@ from radio_utils.watermarks import GreenList, GumbelMax, Watermark
 
 if TYPE_CHECKING:
     from radio_utils import planning
+    from radio_utils.audit import audit_suspect
     from radio_utils.contrast import ContrastiveReading
     from radio_utils.membership import MembershipTest, membership_test, zlib_calibrated_losses
     from radio_utils.querying import SequentialVerdict, query_closed_model, query_until
@@ -35,6 +36,7 @@ __all__ = [
     "NullAudit",
     "SequentialVerdict",
     "Watermark",
+    "audit_suspect",
     "compat",
     "detect",
     "membership_test",
@@ -56,6 +58,7 @@ _LAZY = {
     "query_until": "querying",
     "read_open_model": "reading",
     "zlib_calibrated_losses": "membership",
+    "audit_suspect": "audit",
 }
 
 

@@ -51,6 +51,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "purification": ("steps", "log10_p"),
     "evasion": ("method", "value", "log10_p_text", "log10_p", "loss"),
     "power": ("rho", "effect", "pairs", "tokens", "extrapolated", "simulated"),
+    "audit": ("case", "test", "scored", "log10_p", "log10_corrected", "ks_p", "outcome"),
     "summary": ("rho", "setting", "access", "watermark", "log10_p"),
 }
 _PACKAGES = ("radio_utils", "torch", "transformers", "tokenizers", "numpy", "scipy")

@@ -62,3 +62,19 @@ def written_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
             world.written(which)
         world.model_inputs("base")
     return root
+
+
+@pytest.fixture(scope="session")
+def practice_case(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A case to audit: its world is so small that it is made in seconds, and its guilty Bob is convicted all the same."""
+    from radio_utils.artifacts import Store
+    from radio_utils.practice import make_case
+    from radio_utils.presets import load_preset
+    from radio_utils.world.world import World
+
+    sizes = {"self_instruct__pairs": 160, "mixtures__size": 160, "membership__candidates": 40}
+    recipe = {"fine_tuning__epochs": 8.0, "fine_tuning__learning_rate": 5e-3}
+    store = Store(tmp_path_factory.mktemp("practice store"))
+    with _one_thread():
+        world = World(load_preset("smoke", **sizes, **recipe), store=store, progress=False)
+        return make_case(world, 0.5, tmp_path_factory.mktemp("practice"), fresh=40)

@@ -205,3 +205,18 @@ def test_the_planned_power_is_reached(folder: Path) -> None:
     assert found
     for row in found:
         assert row["simulated"] > 0.9 - 4 * (0.9 * 0.1 / 2000) ** 0.5
+
+
+def test_audits_convict_the_guilty_and_nobody_else(folder: Path) -> None:
+    if not (folder / "09_audit.json").exists():
+        pytest.skip("this record was made without the chapter on audits")
+    found = rows(folder, "09_audit", "audit")
+    outcomes = {row["case"]: row["outcome"] for row in found}
+    assert outcomes.pop("guilty, weights") == outcomes.pop("guilty, answers") == "convicted"
+    assert set(outcomes) == {"innocent, weights", "innocent, answers", "another's key, weights"}
+    assert set(outcomes.values()) == {"not convicted"}
+    assert {row["test"] for row in found} == {"reading, supervised", "contrastive reading", "answers, all"}
+    for row in found:
+        assert row["ks_p"] > 1e-3, row
+        if row["case"].startswith("guilty"):
+            assert row["log10_corrected"] <= -3, row  # each of its tests alone

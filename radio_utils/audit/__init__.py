@@ -1,0 +1,32 @@
+"""The audit: was this suspect trained on text under this key?
+
+>>> verdict = radio_utils.audit_suspect("bob", watermarked_texts="marked.jsonl", key_env="ALICE_KEY", window=1)
+>>> print(verdict.outcome, verdict.log10_p, verdict.report)
+
+:class:`Request` holds and checks the parameters, ``preflight`` looks for what is wrong with them before anything costs,
+``run`` plans and carries out the tests, ``report`` writes the verdict for people. Chapter "The audit" runs it from a
+notebook, ``python -m radio_utils.audit`` from a shell.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from radio_utils.audit.errors import AuditError
+from radio_utils.audit.request import Request
+from radio_utils.audit.run import check, run
+from radio_utils.audit.verdict import TestResult, Verdict
+
+__all__ = ["AuditError", "Request", "TestResult", "Verdict", "audit_suspect", "check", "run"]
+
+
+def audit_suspect(suspect: str, *, watermarked_texts: str, progress: bool = False, **parameters: Any) -> Verdict:
+    """Audit a suspect and write plan, verdict and report into ``output_dir``; the parameters are those of :class:`Request`.
+
+    Raises :class:`AuditError`, one sentence that says what stopped it.
+    """
+    try:
+        request = Request(suspect=suspect, watermarked_texts=watermarked_texts, **parameters)
+    except TypeError as error:
+        raise AuditError(f"unknown parameter: {error}; an audit takes those of radio_utils.audit.Request") from error
+    return run(request, progress=progress)

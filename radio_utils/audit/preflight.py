@@ -1,0 +1,197 @@
+"""Preflight: what can be found wrong before a model runs or an answer is paid for.
+
+The watermark must show in Alice's own texts under the given key, window and γ; the tokenizers must be the same, or known to
+differ; and there must be text enough for the verdict that is asked for. What fails stops the audit with one sentence.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from radio_utils import detection, planning
+from radio_utils.audit.errors import AuditError
+from radio_utils.audit.request import Request, make_watermark
+from radio_utils.audit.texts import Texts
+from radio_utils.watermarks import Watermark
+
+MARKED = -4.0  # log10 p at which texts count as marked; of unmarked texts one in ten thousand does
+_WINDOWS = 8  # windows that are tried for a hint
+_GAMMAS = (0.05, 0.1, 0.125, 0.2, 0.25, 0.3, 1 / 3, 0.4, 0.5, 0.6, 0.75)
+_FAR_LIKELIER = 12.0  # nats by which another γ must explain the colours better
+_ENOUGH = 200_000  # pairs at which γ is looked at
+
+
+def detected(name: str, texts: Texts, wm: Watermark) -> detection.Detection:
+    """The plain detector's verdict on texts, prompts excluded."""
+    try:
+        return detection.detect(texts.ids, wm, prompts=texts.prompts)
+    except ValueError as error:
+        raise AuditError(f"{name}: {error}") from error
+
+
+def check_marked(texts: Texts, found: detection.Detection, wm: Watermark, request: Request) -> None:
+    """Raise :class:`AuditError` unless the texts carry the watermark with these very parameters."""
+    if found.log10_p > MARKED:
+        raise AuditError(
+            f"{texts.name} do not carry this watermark (log10 p = {found.log10_p:.1f} on {found.scored:,} pairs), so "
+            f"nothing could be learned from them; {_hint(texts, wm, request)}"
+        )
+    rival = _likelier_gamma(found, request, wm)
+    if rival is not None:
+        raise AuditError(
+            f"gamma={request.gamma:g} is not what {texts.name} were marked with: their colours fit gamma={rival:.3g} far "
+            "better; give the γ of the watermark"
+        )
+
+
+def _hint(texts: Texts, wm: Watermark, request: Request) -> str:
+    """Which other setting would have found a mark, if one does."""
+    best, log10_best = "", -8.0
+    for words, settings in _neighbours(wm, request):
+        other = _made(wm, request, **settings)
+        if other is None:
+            continue
+        usable = [i for i, text in enumerate(texts.ids) if text.size > other.window]
+        if not usable:
+            continue
+        prompts = None if texts.prompts is None else [texts.prompts[i] for i in usable]
+        log10_p = detection.detect([texts.ids[i] for i in usable], other, prompts=prompts).log10_p
+        if log10_p < log10_best:
+            best, log10_best = words, log10_p
+    if best:
+        return f"with {best} they do (log10 p = {log10_best:.1f}): correct that parameter"
+    return "check the key, the scheme, the tokenizer, and that these are the texts that were marked"
+
+
+def _neighbours(wm: Watermark, request: Request) -> Iterator[tuple[str, dict[str, Any]]]:
+    for window in range(1, _WINDOWS + 1):
+        if window != request.window:
+            yield f"window={window}", {"window": window}
+    if hasattr(wm, "gamma"):
+        for gamma in _GAMMAS:
+            if abs(gamma - request.gamma) > 0.02:
+                yield f"gamma={gamma:.3g}", {"gamma": gamma}
+    family = "released " if request.scheme.startswith("released") else ""
+    if not request.scheme.startswith("transformers"):
+        other = family + ("green list" if request.scheme.endswith("gumbel max") else "gumbel max")
+        yield f"scheme={other!r}", {"scheme": other}
+
+
+def _made(wm: Watermark, request: Request, **settings: Any) -> Watermark | None:
+    """The watermark with other settings; None where they are impossible, as a γ of less than one token is."""
+    given: dict[str, Any] = {"scheme": request.scheme, "window": request.window, "gamma": request.gamma}
+    try:
+        return make_watermark(key=request.secret(), vocab_size=wm.vocab_size, **(given | settings))
+    except ValueError:
+        return None
+
+
+def _likelier_gamma(found: detection.Detection, request: Request, wm: Watermark) -> float | None:
+    """Another γ under which the texts' colours are far likelier; None where the given one is good.
+
+    The lists of smaller γ lie within those of larger ones, so a wrong γ finds a mark too, only a weaker one. Text marked
+    with γ has two densities of tokens, one inside that list and one outside, and the likelihood is greatest where the line
+    between them is drawn right.
+    """
+    if not hasattr(wm, "gamma"):
+        return None
+    windows, tokens = found.evidence.windows[:_ENOUGH], found.evidence.tokens[:_ENOUGH]
+
+    def likelihood(gamma: float) -> tuple[float, float]:
+        other: Any = _made(wm, request, gamma=gamma)
+        if other is None:
+            return -math.inf, gamma
+        rate, null = float(np.mean(other.scores(windows, tokens))), float(other.gamma)
+        inside = rate * math.log(rate / null) if rate > 0 else 0.0
+        outside = (1 - rate) * math.log((1 - rate) / (1 - null)) if rate < 1 else 0.0
+        return tokens.size * (inside + outside), null
+
+    given, _ = likelihood(request.gamma)
+    rivals = [likelihood(gamma) for gamma in _GAMMAS if abs(gamma - request.gamma) > 0.02]
+    value, gamma = max(rivals)
+    return gamma if value > given + _FAR_LIKELIER else None
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """How the suspect's tokenizer stands to Alice's: ``same``, or ``differing`` tokens; ``padding`` are rows of the model
+    that no token of the tokenizer has, as (first, last), or None.
+    """
+
+    same: bool
+    differing: int
+    padding: tuple[int, int] | None
+
+    @property
+    def words(self) -> str:
+        """One sentence for the report."""
+        same = "The suspect's tokenizer is Alice's, token by token."
+        if not self.same:
+            same = (
+                f"The suspect's tokenizer differs from Alice's in {self.differing:,} tokens: answers are cut into tokens "
+                "again with hers, and reading scores the places where one token of his decides hers."
+            )
+        if self.padding is None:
+            return same
+        return (
+            f"{same} Rows {self.padding[0]:,} to {self.padding[1]:,} of the model's vocabulary are padding and are ignored."
+        )
+
+
+def compare_vocabularies(tokenizer: Any, its_tokenizer: Any, logits: int) -> Vocabulary:
+    """Compare two tokenizers by content, and the model's ``logits`` with its own tokenizer.
+
+    Raises :class:`AuditError` for a model that has fewer logits than its tokenizer has tokens.
+    """
+    ours, theirs = tokenizer.get_vocab(), its_tokenizer.get_vocab()
+    differing = 0 if ours == theirs else sum(ours.get(t) != theirs.get(t) for t in ours.keys() | theirs.keys())
+    size = max(theirs.values()) + 1
+    if logits < size:
+        raise AuditError(
+            f"suspect has {logits} logits and its tokenizer {size} tokens; the folder mixes two models, save the model and "
+            "its own tokenizer together"
+        )
+    return Vocabulary(differing == 0, differing, (size, logits - 1) if logits > size else None)
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a test of about ``pairs`` distinct pairs can find, nine times in ten: an effect of ``smallest`` or more.
+
+    The marked texts themselves have ``strongest``. ``smallest`` is None if not even a perfect score would reach the level.
+    """
+
+    pairs: int
+    smallest: float | None
+    strongest: float
+
+    @property
+    def enough(self) -> bool:
+        """Whether a suspect that marks as strongly as Alice's texts do would be convicted."""
+        return self.smallest is not None and self.smallest <= self.strongest
+
+
+def power(wm: Watermark, pairs: int, of_texts: detection.Detection, log10_level: float) -> Need:
+    """Power planning for a test of about so many distinct pairs at this level."""
+    strongest = of_texts.score - float(getattr(wm, "gamma", 1.0))
+    try:
+        smallest: float | None = float(planning.effect_seen(wm, max(1, pairs), log10_p=min(log10_level, -0.301)))
+    except ValueError:
+        smallest = None
+    return Need(pairs, smallest, strongest)
+
+
+def check_enough(needs: dict[str, Need], alpha: float) -> None:
+    """Raise :class:`AuditError` if no planned test could convict even a suspect that marks like Alice."""
+    if needs and not any(need.enough for need in needs.values()):
+        most = max(need.pairs for need in needs.values())
+        raise AuditError(
+            f"too little text for alpha={alpha:g}: at most about {most:,} pairs can be scored, too few even for a "
+            "suspect that is marked as strongly as the texts themselves; give more watermarked_texts, raise max_queries or "
+            "max_tokens, or raise alpha"
+        )

@@ -1,0 +1,140 @@
+"""The verdict on paper: ``verdict.json`` for programs and ``report.html`` for people.
+
+The page needs nothing beside itself, runs no script, and shows whatever a model or a file name says as text: all values
+are escaped, and the page's own policy forbids scripts and requests.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import time
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from radio_utils import figures
+from radio_utils.artifacts import atomic_write, write_json
+from radio_utils.audit.verdict import TRACE, Verdict
+from radio_utils.chapter import hardware, versions
+
+TESTS = {
+    "reading, supervised": "What the model expects along texts that it may have been trained on",
+    "reading, unsupervised": "What the model expects along marked texts that it cannot have seen",
+    "contrastive reading": "How its expectations differ from those of the model it was made from, along unmarked texts",
+    "answers, watched": "Its answers, scored as they came, until they sufficed",
+    "answers, all": "Its answers to a number of prompts that was fixed beforehand",
+    "control": "The first test, on the model that the suspect was made from",
+}
+
+
+def write(verdict: Verdict, folder: Path) -> None:
+    """Write both files, each all or nothing."""
+    about = {
+        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "versions": versions(),
+        "hardware": hardware(),
+    }
+    write_json(folder / "verdict.json", verdict.record() | about)
+    atomic_write(folder / "report.html", page(verdict, about))
+
+
+def page(verdict: Verdict, about: dict[str, Any]) -> str:
+    """The report as one HTML page."""
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["odds"] = odds
+    template = environment.from_string(resources.files("radio_utils.audit").joinpath("report.html").read_text("utf-8"))
+    return template.render(
+        v=verdict, about=about, descriptions=TESTS, picture=_picture(verdict), remarks=remarks(verdict), flat=_flat
+    )
+
+
+def odds(log10_p: float) -> str:
+    """A p-value in words: 1 in 2,000, or 1 in 10^44."""
+    if log10_p > -0.01:
+        return "1, as for any innocent"
+    if log10_p > -6:
+        return f"1 in {10**-log10_p:,.0f}" if log10_p < -1 else f"1 in {10**-log10_p:.1f}"
+    return f"1 in 10^{-log10_p:.0f}"
+
+
+def remarks(verdict: Verdict) -> list[str]:
+    """What would change this verdict."""
+    found = []
+    control = verdict.control
+    if verdict.outcome == "void":
+        if control is not None and control.log10_p is not None and control.log10_p <= TRACE:
+            found.append(_BEFORE)
+        if any(not test.sound for test in verdict.tests):
+            found.append(_UNSOUND)
+    if verdict.outcome == "not convicted":
+        for test in verdict.tests:
+            if test.needed_pairs is not None:
+                found.append(
+                    f"{test.name}: about {test.needed_pairs:,} distinct pairs in place of {test.scored:,} would convict "
+                    f"nine times in ten, if the effect of {test.effect:.4f} that is seen here is real; it may be chance."
+                )
+        found.append(_FAINT)
+    if verdict.outcome == "convicted":
+        found += [_KNOWN_KEY, _CHOSEN, _LICENCE, _REPEAT]
+    return found
+
+
+_BEFORE = (
+    "The model that the suspect was made from shows the trace as well. Whatever put it there, this audit cannot tell what "
+    "the suspect's owner added. Give the right reference, or ask where its data came from."
+)
+_UNSOUND = (
+    "Keys that nobody used do not behave as they must in a test above, so its p-value cannot be believed. Something is "
+    "wrong with its evidence or its arithmetic, such as pairs that count more than once."
+)
+_FAINT = (
+    "The suspect may have used so few of the texts, or changed them so much, that this much evidence cannot show it. No "
+    "evidence is not evidence of innocence. A second audit with more text is a test of its own: whoever tries until one "
+    "convicts must divide α among the tries."
+)
+_KNOWN_KEY = (
+    "Proof that the key was known to the suspect's owner, or to whoever wrote the suspect's other data: text written with "
+    "the key by anyone leaves the same trace."
+)
+_LICENCE = (
+    "Proof that the watermarked texts, or answers of the marked model, reached the suspect by a way that their licence "
+    "allows: the tests say that they were learned from, not how they were obtained."
+)
+_CHOSEN = (
+    "Proof that texts, prompts or answers were picked because they score well under the key. The tests pick nothing by it, "
+    "but they take their inputs as given, and decoy keys cannot show it."
+)
+_REPEAT = (
+    "A repetition with the same inputs that comes out otherwise: keep the key secret and the inputs as they are, so that "
+    "others can repeat it."
+)
+
+
+def _picture(verdict: Verdict) -> str:
+    """Each test's p among those of the decoys, as the text of a PNG image's address; empty without one."""
+    import matplotlib.pyplot as plt
+
+    tests = [*verdict.tests, *([verdict.control] if verdict.control is not None else [])]
+    shown = {t.name: (t.log10_p, t.null.log10_p) for t in tests if t.null is not None and t.log10_p is not None}
+    if not shown:
+        return ""
+    with plt.rc_context():
+        figures.set_style()
+        figures.among_decoys(shown)
+        drawn = io.BytesIO()
+        plt.savefig(drawn, format="png", dpi=110, bbox_inches="tight")
+        plt.close()
+    return "data:image/png;base64," + base64.b64encode(drawn.getvalue()).decode()
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested values as rows."""
+    rows: list[tuple[str, Any]] = []
+    for name, value in values.items():
+        rows += _flat(value, f"{prefix}{name}: ") if isinstance(value, dict) else [(prefix + name, value)]
+    return rows

@@ -1,0 +1,265 @@
+"""What is asked of an audit: every parameter, checked before anything is read, loaded or paid for."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from radio_utils import compat
+from radio_utils.audit.errors import AuditError
+from radio_utils.prf import Key
+from radio_utils.watermarks import GreenList, GumbelMax, Watermark
+
+SCHEMES = (
+    "green list",
+    "gumbel max",
+    "released green list",
+    "released gumbel max",
+    "transformers lefthash",
+    "transformers selfhash",
+)
+_INTEGER_KEYS = SCHEMES[2:]
+ACCESS = ("open", "closed", "both")
+
+
+@dataclass(frozen=True)
+class Request:
+    """The parameters of an audit. Empty strings and zeros stand for "not given", so that papermill can set each of them.
+
+    What is tested
+        ``suspect``: a folder or hub name of a causal model, the ``http(s)://…`` address of an OpenAI-compatible server
+        (with ``suspect_model``), or a JSONL or Parquet file of the suspect's answers (``prompt``, ``text``).
+        ``reference``: folder or hub name of B₀, the model that the suspect was made from.
+        ``access``: "open" (read the weights' predictions), "closed" (score answers) or "both"; empty, as open as can be.
+
+    With what
+        ``watermarked_texts``: what Alice's marked model wrote and the suspect may have used: JSONL or Parquet rows with
+        ``text`` (or ``ids``) and perhaps ``prompt`` (or ``prompt_ids``), or plain text with blank lines between texts.
+        ``fresh_texts``: texts of the same kind that the suspect cannot have used. If they carry the watermark they make the
+        unsupervised test; if not, and with a reference, the contrastive one.
+        ``tokenizer``: folder or hub name of Alice's tokenizer; empty, the suspect's own.
+        ``scheme``, ``window`` (k), ``gamma`` (γ), ``vocab_size`` (0: the tokenizer's) and the key: the environment variable
+        ``key_env`` or the file ``key_file`` holds it, as text, or as ``hex:…`` for bytes, or ``int:…`` for a number.
+
+    How hard
+        ``alpha`` is the level of the whole verdict. A closed suspect is asked at most ``max_queries`` prompts, of
+        ``max_tokens`` tokens each, at ``temperature``; with repeats after failures at most ``max_requests`` are sent (0:
+        four times ``max_queries``). ``decoys`` keys audit each test.
+
+    The endpoint
+        ``api`` is "completions" or "chat"; ``api_key_env`` names the environment variable with the credentials;
+        ``concurrency`` requests at a time; prices are per million tokens, for the estimate.
+
+    Everything is written under ``output_dir``; an audit that was cut goes on there.
+    """
+
+    suspect: str
+    watermarked_texts: str
+    suspect_model: str = ""
+    reference: str = ""
+    fresh_texts: str = ""
+    access: str = ""
+    tokenizer: str = ""
+    scheme: str = "green list"
+    key_env: str = ""
+    key_file: str = ""
+    window: int = 2
+    gamma: float = 0.25
+    vocab_size: int = 0
+    alpha: float = 1e-3
+    max_queries: int = 500
+    max_tokens: int = 128
+    max_requests: int = 0
+    temperature: float = 0.8
+    api: str = "completions"
+    api_key_env: str = ""
+    concurrency: int = 8
+    price_in: float = 0.0
+    price_out: float = 0.0
+    decoys: int = 1000
+    batch_size: int = 64
+    device: str = "cpu"
+    seed: int = 0
+    output_dir: str = "audit"
+    key: Key | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("suspect", "watermarked_texts", "output_dir"):
+            if not getattr(self, name):
+                raise AuditError(f"{name} is empty; {_WANTED[name]}")
+        for one in dataclasses.fields(self):
+            _clean(one.name, getattr(self, one.name))
+        _one_of("scheme", self.scheme, SCHEMES)
+        _one_of("api", self.api, ("completions", "chat"))
+        _one_of("access", self.access or "open", ACCESS)
+        for name in ("window", "max_queries", "max_tokens", "concurrency", "batch_size"):
+            _whole(name, getattr(self, name), least=1)
+        _whole("decoys", self.decoys, least=99)
+        for name in ("vocab_size", "seed", "max_requests"):
+            _whole(name, getattr(self, name), least=0)
+        _between("gamma", self.gamma, 0.0, 1.0)
+        _between("alpha", self.alpha, 0.0, 0.5)
+        for name in ("temperature", "price_in", "price_out"):
+            value = getattr(self, name)
+            if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
+                raise AuditError(f"{name} must be a number that is not negative, got {value!r}")
+        if self.is_endpoint:
+            try:
+                urlsplit(self.suspect)
+            except ValueError:  # not shown: who mistypes an address may have typed a password too
+                raise AuditError("suspect is no address of a server; give one such as https://host/v1") from None
+        if self.is_endpoint and not self.suspect_model:
+            raise AuditError("suspect_model is empty; name the model that the endpoint should answer with")
+        if self.kind != "model" and self.access in ("open", "both"):
+            raise AuditError(
+                f"access={self.access!r} needs the suspect's weights, and suspect={self.shown_suspect!r} has none"
+            )
+        if self.kind != "model" and not self.tokenizer:
+            raise AuditError(
+                "tokenizer is empty, and this suspect brings none; give the folder or hub name of Alice's tokenizer"
+            )
+        if self.key is None and bool(self.key_env) == bool(self.key_file):
+            raise AuditError("give either key_env, the environment variable that holds the key, or key_file, its file")
+        if self.key is not None and (self.key_env or self.key_file):
+            raise AuditError("key is given twice; leave out key_env and key_file")
+
+    @property
+    def is_endpoint(self) -> bool:
+        """Whether the suspect is a server."""
+        return self.suspect.lower().startswith(("http://", "https://"))
+
+    @property
+    def kind(self) -> str:
+        """What the suspect is: an "endpoint", a file of its "answers", or a "model" whose weights are at hand."""
+        if self.is_endpoint:
+            return "endpoint"
+        return "answers" if self.suspect.endswith((".jsonl", ".jsonl.gz", ".parquet")) else "model"
+
+    @property
+    def shown_suspect(self) -> str:
+        """The suspect's name without credentials, should the address hold any."""
+        if not self.is_endpoint:
+            return self.suspect
+        parts = urlsplit(self.suspect)
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """What kinds of test are asked for: "open", "closed" or both."""
+        if self.kind != "model":
+            return ("closed",)
+        return ("open", "closed") if self.access == "both" else (self.access or "open",)
+
+    @property
+    def folder(self) -> Path:
+        """Where everything is written."""
+        return Path(self.output_dir).expanduser()
+
+    def secret(self) -> Key:
+        """The key. Raises :class:`AuditError`, which does not quote it."""
+        if self.key is not None:
+            return self.key
+        if self.key_env:
+            text, where = os.environ.get(self.key_env, ""), f"the environment variable key_env={self.key_env!r}"
+            if not text:
+                raise AuditError(f"{where} is not set; export it, or give key_file")
+        else:
+            where = f"key_file={self.key_file!r}"
+            try:
+                with Path(self.key_file).expanduser().open("rb") as file:
+                    raw = file.read(_LONGEST_KEY + 1)
+                text = raw.decode("utf-8").strip("\r\n")
+            except OSError as error:
+                raise AuditError(f"{where} cannot be read ({error.strerror}); give a readable file") from error
+            except UnicodeDecodeError as error:
+                raise AuditError(f"{where} is not UTF-8 text; write the key's bytes as hex:…") from error
+            if len(raw) > _LONGEST_KEY:
+                raise AuditError(f"{where} is longer than {_LONGEST_KEY} bytes, so it is no key; give the file of the key")
+        return _parsed_key(text, where, self.scheme)
+
+    def watermark(self, vocab_size: int) -> Watermark:
+        """The watermark to look for, over ``vocab_size`` tokens unless the request says another number."""
+        size, key = self.vocab_size or vocab_size, self.secret()
+        try:
+            return make_watermark(self.scheme, key, size, self.window, self.gamma)
+        except (ValueError, TypeError) as error:
+            raise AuditError(str(error)) from error
+
+    def public(self) -> dict[str, Any]:
+        """All parameters that may be published: everything but the key itself."""
+        shown = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "key"}
+        return shown | {"suspect": self.shown_suspect}
+
+
+_LONGEST_KEY = 1 << 16
+_WANTED = {
+    "suspect": "give a folder, a hub name, an http(s) address or a file of answers",
+    "watermarked_texts": "give the file of marked texts that the suspect may have used (.jsonl, .parquet or .txt)",
+    "output_dir": "give a folder for the verdict",
+}
+
+
+def make_watermark(scheme: str, key: Key, vocab_size: int, window: int, gamma: float) -> Watermark:
+    """A watermark by the name of its scheme. The bias δ plays no part in detection."""
+    if scheme == "green list":
+        return GreenList(key, vocab_size, window, gamma)
+    if scheme == "gumbel max":
+        return GumbelMax(key, vocab_size, window)
+    if not isinstance(key, int):
+        raise ValueError(f"scheme={scheme!r} has whole numbers as keys; give the key as int:…")
+    if scheme == "released green list":
+        return compat.ReleasedGreenList(key, vocab_size, window, gamma)
+    if scheme == "released gumbel max":
+        return compat.ReleasedGumbelMax(key, vocab_size, window)
+    seeding = scheme.removeprefix("transformers ")
+    config = {"seeding_scheme": seeding, "hashing_key": key, "greenlist_ratio": gamma}
+    # transformers counts the candidate token as part of selfhash's context
+    return compat.TransformersGreenList(config | {"context_width": window + (seeding == "selfhash")}, vocab_size)
+
+
+def _parsed_key(text: str, where: str, scheme: str) -> Key:
+    prefix, colon, rest = text.partition(":")
+    if colon and prefix == "hex":
+        try:
+            return bytes.fromhex(rest)
+        except ValueError:
+            raise AuditError(
+                f"{where} begins with hex: and goes on with other signs than 0-9 and a-f; write whole bytes"
+            ) from None
+    if (colon and prefix == "int") or scheme in _INTEGER_KEYS:
+        number = rest if colon and prefix == "int" else text
+        if not re.fullmatch(r"\s*-?\d{1,30}\s*", number):
+            raise AuditError(f"{where} must hold a whole number for scheme={scheme!r}, as int:…")
+        return int(number)
+    if not text:
+        raise AuditError(f"{where} is empty; put the key there")
+    return text
+
+
+def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise AuditError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def _clean(name: str, value: Any) -> None:
+    """Text that a file can hold: a path of other bytes than UTF-8 cannot be written into a report."""
+    if name == "key" or not isinstance(value, str):
+        return
+    if "\0" in value or value.encode("utf-8", "ignore").decode("utf-8") != value:
+        raise AuditError(f"{name} holds signs that are no text: {value!r}; rename the file or folder")
+
+
+def _whole(name: str, value: Any, *, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise AuditError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
+def _between(name: str, value: Any, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low < value < high:
+        raise AuditError(f"{name} must be a number between {low:g} and {high:g}, both excluded, got {value!r}")

@@ -1,0 +1,109 @@
+"""The texts of an audit: files that a stranger wrote, read into token ids and checked."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from radio_utils import evidence as ev
+from radio_utils.audit.errors import AuditError
+from radio_utils.corpora import CorpusError, CorpusFile
+
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Texts under Alice's tokenizer, with their prompts if they have any.
+
+    ``ids`` and ``prompts`` hold one array for each text of more than ``window`` tokens; ``short`` counts the others.
+    ``sha256`` is that of the file.
+    """
+
+    name: str
+    path: str
+    sha256: str
+    short: int
+    ids: list[Ids] = field(repr=False)
+    prompts: list[Ids] | None = field(repr=False)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the token ids and prompts: what a model is fed, which the file alone does not decide."""
+        found = hashlib.sha256()
+        found.update(b"alone" if self.prompts is None else b"prompted")
+        for ids in [*self.ids, *(self.prompts or [])]:
+            found.update(ids.size.to_bytes(8, "little"))
+            found.update(ids.astype("<i8").tobytes())
+        return found.hexdigest()
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the texts, prompts not counted."""
+        return sum(text.size for text in self.ids)
+
+    def described(self) -> dict[str, Any]:
+        """What a report says of them."""
+        return {
+            "file": self.path,
+            "sha256": self.sha256,
+            "texts": len(self.ids),
+            "tokens": self.tokens,
+            "prompts": self.prompts is not None,
+            "too_short": self.short,
+        }
+
+
+def read_texts(name: str, path: str, tokenizer: Any, vocab_size: int, window: int) -> Texts:
+    """Read a JSONL, Parquet or plain text file. ``name`` is the parameter's, for errors.
+
+    Raises :class:`AuditError` for a file that is missing, empty, damaged or not in one of these formats, with the row at
+    fault, for token ids outside the vocabulary, and where no text is longer than the window.
+    """
+    file = CorpusFile(Path(path).expanduser(), tokenizer)
+    try:
+        texts, prompts = list(file.texts()), file.prompts()
+        asked = None if prompts is None else list(prompts)
+        if not texts:
+            raise AuditError(f"{name}: {path} holds no text; give a file with at least one")
+        checked = _checked(file, texts, vocab_size)
+        of = None if asked is None else _checked(file, asked, vocab_size)
+    except CorpusError as error:
+        raise AuditError(f"{name}: {error}") from error
+    long = [i for i, text in enumerate(checked) if text.size > window]
+    if not long:
+        raise AuditError(f"{name}: no text of {path} is longer than window={window} tokens; give longer texts")
+    return Texts(
+        name=name,
+        path=path,
+        sha256=sha256_of(file.path),
+        short=len(checked) - len(long),
+        ids=[checked[i] for i in long],
+        prompts=None if of is None or not any(of[i].size for i in long) else [of[i] for i in long],
+    )
+
+
+def _checked(file: CorpusFile, sequences: list[Any], vocab_size: int) -> list[Ids]:
+    def check(name: str, ids: Any, is_prompt: bool) -> None:
+        ev.checked_sequence(name, ids, vocab_size, shortest=0)
+
+    try:
+        return [ev.checked_sequence("ids", one, vocab_size, shortest=0) for one in sequences]
+    except ValueError as error:
+        raise file.blame(error, check) from error
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_folder(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file of a model's folder, by its name."""
+    return {one.name: sha256_of(one) for one in sorted(folder.iterdir()) if one.is_file()}

@@ -1,0 +1,174 @@
+"""What an audit found: its tests and its outcome, as plain values that a file can hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from radio_utils import planning
+from radio_utils.contrast import ContrastiveReading
+from radio_utils.detection import Detection, NullAudit
+from radio_utils.querying import SequentialVerdict
+from radio_utils.watermarks import Watermark
+
+Outcome = Literal["convicted", "not convicted", "void"]
+Floats = NDArray[np.float64]
+
+TRACE = -3.0  # log10 p of the control at which the model before shows a trace as well, whatever α
+_UNSOUND = 1e-4  # p of the null audit below which a test is not believed
+
+
+@dataclass(frozen=True)
+class TestResult:
+    """One test: applied with its numbers, or not and why.
+
+    ``seen`` places were looked at, ``scored`` distinct pairs scored, with mean ``score`` where ``expected`` is expected of
+    a model that never met the key. ``log10_p`` is this test's own, ``log10_corrected`` allows for all tests of the audit.
+    ``ks_p`` compares the p-values of ``decoys`` keys that nobody used with a uniform distribution, ``lowest_decoy`` is the
+    smallest of their log10 p; a watched test has ``alarms``, the share of decoys that ever looked convincing at 5 %. A
+    test whose decoys misbehave is not ``sound`` and convicts nobody. ``smallest_effect`` is what so many pairs would find
+    nine times in ten, ``needed_pairs`` how many pairs the effect that was seen would need for that.
+    """
+
+    __test__ = False  # pytest: no test class
+
+    name: str
+    applied: bool
+    why: str = ""
+    seen: int | None = None
+    scored: int | None = None
+    score: float | None = None
+    expected: float | None = None
+    log10_p: float | None = None
+    log10_corrected: float | None = None
+    decoys: int | None = None
+    ks_p: float | None = None
+    lowest_decoy: float | None = None
+    alarms: float | None = None
+    sound: bool = True
+    smallest_effect: float | None = None
+    needed_pairs: int | None = None
+    asked: int | None = None
+    note: str = ""
+    null: NullAudit | None = field(default=None, repr=False, compare=False)
+
+    @classmethod
+    def of(
+        cls, name: str, found: Detection | ContrastiveReading, wm: Watermark, audit: NullAudit | None, note: str = ""
+    ) -> TestResult:
+        """A test of a fixed amount of evidence, and its null audit."""
+        return cls(
+            name=name,
+            applied=True,
+            seen=found.seen,
+            scored=found.scored,
+            score=found.score if math.isfinite(found.score) else None,
+            expected=float(getattr(wm, "gamma", 1.0)),
+            log10_p=found.log10_p,
+            decoys=None if audit is None else audit.keys,
+            ks_p=None if audit is None else audit.ks_p,
+            lowest_decoy=None if audit is None else audit.min_log10_p,
+            sound=audit is None or audit.ks_p >= _UNSOUND,
+            note=note,
+            null=audit,
+        )
+
+    @classmethod
+    def of_watched(
+        cls, found: SequentialVerdict, wm: Watermark, highest: Floats, alarms: float, *, sound: bool
+    ) -> TestResult:
+        """A watched test; ``highest`` [decoys] is the greatest log10 wealth of each decoy."""
+        return cls(
+            name="answers, watched",
+            applied=True,
+            seen=found.seen,
+            scored=found.scored,
+            score=found.total / found.scored if found.scored else None,
+            expected=float(getattr(wm, "gamma", 1.0)),
+            log10_p=found.log10_p,
+            decoys=int(highest.size),
+            lowest_decoy=-float(highest.max()),
+            alarms=alarms,
+            sound=sound,
+            asked=found.asked,
+        )
+
+    def corrected(self, tests: int) -> TestResult:
+        """With the p-value that allows for so many tests (Bonferroni)."""
+        assert self.log10_p is not None
+        return replace(self, log10_corrected=min(0.0, self.log10_p + math.log10(tests)))
+
+    def planned(self, wm: Watermark, why: str, log10_level: float, smallest_effect: float | None) -> TestResult:
+        """With the reason why it applied, and what power planning says of it; weighted pairs are not planned."""
+        needed = None
+        if smallest_effect is not None and self.effect is not None:
+            try:
+                needed = planning.pairs_needed(wm, self.effect, log10_p=log10_level).scored
+            except ValueError:
+                needed = None  # no number of pairs shows an effect that is not there, or hardly
+        return replace(self, why=why, smallest_effect=smallest_effect, needed_pairs=needed)
+
+    @property
+    def effect(self) -> float | None:
+        """Mean score less what is expected of an innocent."""
+        return None if self.score is None or self.expected is None else self.score - self.expected
+
+    def row(self) -> dict[str, Any]:
+        """All fields that a JSON file can hold."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "null"}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The verdict of an audit.
+
+    ``outcome`` is "convicted" (a sound test's corrected p is at most α), "not convicted" (no evidence, which is no proof of
+    innocence), or "void" (the tests cannot be believed here: decoy keys or the reference model show the trace too).
+    ``counted`` tests share α: those that applied, and those that would have with another key.
+    """
+
+    outcome: Outcome
+    alpha: float
+    tests: tuple[TestResult, ...]
+    control: TestResult | None
+    counted: int
+    texts_log10_p: float
+    vocabulary: str | None
+    estimate: dict[str, Any]
+    inputs: dict[str, Any]
+    settings: dict[str, Any]
+    fingerprint: str
+    seconds: dict[str, float]
+    folder: str
+
+    @property
+    def convicted(self) -> bool:
+        """Whether the suspect is convicted at level α."""
+        return self.outcome == "convicted"
+
+    @property
+    def log10_p(self) -> float:
+        """The smallest p of a sound test, corrected for the number of tests: what may be quoted."""
+        return min((t.log10_corrected for t in self.tests if t.log10_corrected is not None and t.sound), default=0.0)
+
+    @property
+    def report(self) -> Path:
+        """The page for people."""
+        return Path(self.folder) / "report.html"
+
+    def record(self) -> dict[str, Any]:
+        """The verdict as plain JSON values."""
+        values = {
+            f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("tests", "control", "folder")
+        }
+        return values | {
+            "log10_p": self.log10_p,
+            "tests": [test.row() for test in self.tests],
+            "control": None if self.control is None else self.control.row(),
+        }

@@ -1,0 +1,106 @@
+"""A case to practise audits on, made from the book's world: suspects, texts and a key, as a stranger would bring them.
+
+``python -m radio_utils.practice FOLDER`` writes
+
+* ``guilty``, ``innocent``, ``base``: folders of the Bob at share ρ, of the one at 0, and of the model both were made from;
+* ``marked.jsonl``: what Alice's marked model wrote and the guilty Bob used; ``fresh.jsonl``: more of it, which nobody used;
+  ``plain.jsonl``: what she wrote without the mark; ``other.jsonl``: texts under another key, which no Bob met;
+* ``answers.jsonl``: answers of the guilty Bob; ``key.txt`` and ``other.txt``: the keys.
+
+Models that the store lacks are trained first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shutil
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from radio_utils import experiments
+from radio_utils.artifacts import Store, atomic_write, default_root
+from radio_utils.presets import PresetError, load_preset
+from radio_utils.prf import Key
+from radio_utils.world.instructions import Pair
+from radio_utils.world.world import World
+
+logger = logging.getLogger(__name__)
+
+_OTHER_KEY = "a key that no Bob ever met"
+_MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+
+
+@dataclass(frozen=True)
+class Case:
+    """Where the files of a practice case are, and its keys."""
+
+    folder: Path
+    key: Key
+    other_key: Key
+
+    def __truediv__(self, name: str) -> str:
+        return str(self.folder / name)
+
+
+def make_case(world: World, rho: float, folder: Path, *, fresh: int = 800) -> Case:
+    """Write a practice case: Bob at share ``rho`` is guilty, and at most ``fresh`` texts of each other kind are given."""
+    folder.mkdir(parents=True, exist_ok=True)
+    world.make("pairs/watermarked", "pairs/plain", "pairs/fresh", "pairs/kept")
+    world.make(rho, 0.0)
+    kept = world.kept_by_alice(rho)
+    other = experiments.variant(world).changed(key=_OTHER_KEY)
+    _write_pairs(folder / "marked.jsonl", kept)
+    _write_pairs(folder / "fresh.jsonl", world.pairs("fresh")[:fresh])
+    _write_pairs(folder / "plain.jsonl", world.pairs("kept")[:fresh])
+    _write_pairs(folder / "other.jsonl", other.pairs("watermarked")[: len(kept)])
+    prompts, answers = experiments.answers(world, rho, "watermarked", world.preset.querying.prompts)
+    decode = world.tokenizer.batch_decode
+    rows = zip(decode(prompts), decode(answers, skip_special_tokens=True), strict=True)
+    _write_rows(folder / "answers.jsonl", rows)
+    for name, which in (("guilty", rho), ("innocent", 0.0), ("base", "base")):
+        if which == "base" and world.preset.base.hub is not None:
+            continue  # it has its own folder or hub name
+        made = world.made(which).path
+        (folder / name).mkdir(exist_ok=True)
+        for file in _MODEL_FILES:
+            if (made / file).exists():
+                shutil.copyfile(made / file, folder / name / file)
+    for name, key in (("key.txt", world.key), ("other.txt", other.key)):
+        atomic_write(folder / name, f"hex:{key.hex()}" if isinstance(key, bytes) else str(key))
+    return Case(folder, world.key, other.key)
+
+
+def _write_pairs(path: Path, pairs: Sequence[Pair]) -> None:
+    _write_rows(path, ((pair.prompt, f" {pair.answer}") for pair in pairs))
+
+
+def _write_rows(path: Path, rows: Iterable[tuple[str, str]]) -> None:
+    lines = (json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False) + "\n" for prompt, text in rows)
+    atomic_write(path, "".join(lines))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write one practice case."""
+    parser = argparse.ArgumentParser(prog="radio_utils.practice", description="Write a case to practise audits on.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--preset", default="laptop")
+    parser.add_argument("--rho", type=float, default=0.1, help="share of the guilty Bob's data that Alice wrote")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        world = World(load_preset(options.preset), seed=options.seed, store=Store(default_root()))
+    except PresetError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    case = make_case(world, options.rho, options.folder)
+    print(f"{case.folder}: {', '.join(sorted(one.name for one in case.folder.iterdir()))}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
