@@ -87,8 +87,8 @@ def read_shard(
     if setting not in ("supervised", "unsupervised", "plain"):
         raise ValueError(f"setting must be 'supervised', 'unsupervised' or 'plain', got {setting!r}")
     author = texts_of or world
-    fresh: PairSet = "outside" if setting == "plain" else "fresh"
-    texts = author.used_by(which) if setting == "supervised" else author.pairs(fresh)
+    sets: dict[Setting, PairSet] = {"supervised": "watermarked", "unsupervised": "fresh", "plain": "outside"}
+    texts = author.used_by(which) if setting == "supervised" else author.pairs(sets[setting])
     pairs = texts[: world.preset.reading.texts][shard :: world.preset.shards]
     config: dict[str, Any] = {
         "setting": setting,
@@ -105,9 +105,7 @@ def read_shard(
         config["author"] = {"size": author.preset.mixtures.size, "stand_in": author.stand_in()}
     if world.preset.shards > 1:
         config |= {"shard": shard, "shards": world.preset.shards}
-    inputs = [world.made(which), author.written(fresh)]
-    if setting == "supervised" and (author is not world or isinstance(which, str)):
-        inputs.append(author.written("watermarked"))
+    inputs = [world.made(which), author.written(sets[setting])]
 
     def build(folder: Path) -> None:
         _read(

@@ -1,8 +1,8 @@
-"""Several Bobs at once, one core each.
+"""Several artifacts of worlds at once, one core each: models and sets of pairs.
 
-A small model's training step is too short to share between cores: two trainings side by side finish about 1.6 times sooner
-than one after the other on both. Each worker is a process of its own that asks the store, as the chapters do, so nothing is
-made twice and a worker that dies costs the Bob under way.
+A small model's step is too short to share between cores: two artifacts side by side are there sooner than one after the
+other on both. Each worker is a process of its own that asks the store, as the chapters do, so nothing is made twice and a
+worker that dies costs the artifact under way.
 """
 
 from __future__ import annotations
@@ -24,36 +24,37 @@ from tqdm import tqdm
 if TYPE_CHECKING:
     from radio_utils.world.world import World
 
-Job = tuple["World", float | str]  # a fine-tuned model: its world, and its name there
+Job = tuple["World", float | str]  # a model or a set of pairs: its world, and its name there
 
 
 class WorkerError(RuntimeError):
     """A worker process failed; the message ends with what it said last."""
 
 
-def train_all(jobs: Sequence[Job], *, workers: int | None = None) -> None:
-    """Train those models that the store lacks. On a processor several at once, by default one for each core.
+def make_all(jobs: Sequence[Job], *, workers: int | None = None) -> None:
+    """Make those that the store lacks, named as :meth:`World.made` does. On a processor several at once, one for each core.
 
-    A machine lost half-way has lost the models under way and no other. Raises :class:`WorkerError` when a process fails.
+    What a job is made from is made before, one after the other: ask for it in an earlier call. A machine lost half-way has
+    lost what was under way and nothing else. Raises :class:`WorkerError` when a process fails.
     """
     missing = [(world, which) for world, which in jobs if not world.has(which)]
     if not missing:
         return
     count = workers if workers is not None else torch.get_num_threads() if missing[0][0].device == "cpu" else 1
     if count > 1 and len(missing) > 1:
-        _train_side_by_side(missing, min(count, len(missing)))
+        _make_side_by_side(missing, min(count, len(missing)))
     for world, which in missing:
         world.made(which)
 
 
-def _train_side_by_side(jobs: Sequence[Job], workers: int) -> None:
-    """Train in ``workers`` processes, each of which takes the next job when it is done with one."""
+def _make_side_by_side(jobs: Sequence[Job], workers: int) -> None:
+    """Make them in ``workers`` processes, each of which takes the next job when it is done with one."""
     waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
     for job in jobs:
         waiting.put(_request(*job))
     hidden = not jobs[0][0].progress
     with (
-        tqdm(total=len(jobs), desc="fine-tuning side by side", disable=hidden, unit="model", mininterval=5.0) as bar,
+        tqdm(total=len(jobs), desc="made side by side", disable=hidden, unit="artifact", mininterval=5.0) as bar,
         ThreadPoolExecutor(workers) as pool,
     ):
         list(pool.map(lambda _: _work(waiting, bar), range(workers)))
@@ -88,7 +89,7 @@ def _work(waiting: queue.SimpleQueue[str], bar: Any) -> None:
                 child.stdin.close()
         if child.returncode != 0:
             said.seek(0)
-            raise WorkerError(f"a training process ended with status {child.returncode}: {said.read()[-2000:].strip()}")
+            raise WorkerError(f"a worker process ended with status {child.returncode}: {said.read()[-2000:].strip()}")
 
 
 def _main() -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from radio_utils.suspects import LocalSuspect, check_same_tokenizer, load_model,
 from radio_utils.watermarks import Watermark
 from radio_utils.world import adapters, corpus, installed, instructions, mixtures, models, redrawing, training
 from radio_utils.world.instructions import Pair
-from radio_utils.world.workers import train_all
+from radio_utils.world.workers import make_all
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +39,8 @@ PairSet = Literal["watermarked", "plain", "kept", "fresh", "outside"]
 # kept: plain pairs that Alice kept and Bob did not use     fresh: watermarked pairs that nobody else saw
 # outside: plain pairs that nobody else saw
 _WATERMARKED: tuple[PairSet, ...] = ("watermarked", "fresh")
+_HALVES = {"alice": 0, "base": 1}  # which half of the corpus each is pre-trained on
+_Named = tuple[dict[str, Any], list[Artifact], str]  # what names an artifact: its configuration, inputs and code version
 _DEMONSTRATION_TOKENS = 70  # longer documents make poor examples: they fill the context
 
 
@@ -62,7 +64,8 @@ class World:
 
     A model that was fine-tuned has a name: a number is the Bob of that share ρ, ``"twin"`` his innocent twin,
     ``"purified/0.5"`` the Bob of ρ = 0.5 after clean fine-tuning, ``"redrawn/0.25"`` one for whom a quarter of the words of
-    Dᴬ were drawn anew by his own base, ``"keys/2"`` one whose data carry two keys in equal parts. ``"base"`` is B₀.
+    Dᴬ were drawn anew by his own base, ``"keys/2"`` one whose data carry two keys in equal parts. ``"alice"`` is A,
+    ``"base"`` is B₀, and ``"pairs/fresh"`` a set of pairs.
     """
 
     def __init__(
@@ -156,27 +159,31 @@ class World:
 
     def alice(self) -> Any:
         """A: Alice's model."""
-        return self._load(self.preset.alice, "alice", half=0)
+        return self._load("alice")
 
     def base(self) -> Any:
         """B₀: Bob's model before fine-tuning."""
-        return self._load(self.preset.base, "base", half=1)
+        return self._load("base")
 
-    def _load(self, model: Model, name: str, half: int) -> Any:
-        half_precision = name == "alice" and self.device.startswith("cuda") and model.hub is not None
-        source = self._source(model, name, half)
-        return load_model(source, device=self.device, dtype=torch.float16 if half_precision else None)
+    def _load(self, name: str) -> Any:
+        half_precision = name == "alice" and self.device.startswith("cuda") and self._model(name).hub is not None
+        return load_model(self._source(name), device=self.device, dtype=torch.float16 if half_precision else None)
 
-    def _source(self, model: Model, name: str, half: int) -> str | Path:
-        return model.hub if model.hub is not None else self._pretrained(model, name, half).path
+    def _model(self, name: str) -> Model:
+        return self.preset.alice if name == "alice" else self.preset.base
 
-    def _pretrained(self, model: Model, name: str, half: int) -> Artifact:
+    def _source(self, name: str) -> str | Path:
+        hub = self._model(name).hub
+        return hub if hub is not None else self._pretrained(name).path
+
+    def _pretrained(self, name: str) -> Artifact:
+        model = self._model(name)
         assert model.build is not None and model.pretraining is not None
         made, schedule = model.build, model.pretraining
 
         def build(folder: Path) -> None:
             generator = self._generator(f"pretraining/{name}")
-            documents = instructions.text_ids(self.tokenizer, self.half(half))
+            documents = instructions.text_ids(self.tokenizer, self.half(_HALVES[name]))
             generator.shuffle(documents)
             examples = training.pack(documents, schedule.length)
             network = models.new_model(made, len(self.tokenizer), self.tokenizer.eos_token_id, self.number(name))
@@ -198,12 +205,11 @@ class World:
             self._save(network, folder)
             write_json(folder / "losses.json", losses)
 
-        config, inputs, version = self._pretraining(model, name)
+        config, inputs, version = self._pretraining(name)
         return self.store.get(name, config, build, inputs=inputs, version=version)
 
-    def _pretraining(self, model: Model, name: str) -> tuple[dict[str, Any], list[Artifact], str]:
-        """Configuration, inputs and code version: what names a pre-trained model in the store."""
-        config = {"model": model.model_dump(), "name": name, "seed": self.seed, **_versions()}
+    def _pretraining(self, name: str) -> _Named:
+        config = {"model": self._model(name).model_dump(), "name": name, "seed": self.seed, **_versions()}
         version = code_version("world/training.py", "world/models.py", "world/instructions.py")
         return config, [self._corpus, self._tokenizer], version
 
@@ -221,15 +227,20 @@ class World:
         """
         return self.bob("twin")
 
-    def train_bobs(self, which: Sequence[float | str], *, twin: bool = False, workers: int | None = None) -> None:
-        """Train those Bobs (and with ``twin`` the innocent twin) that the store lacks: see :func:`train_all`."""
-        train_all([(self, one) for one in (*which, *(("twin",) if twin else ()))], workers=workers)
+    def make(self, *which: float | str) -> None:
+        """Make those models and sets of pairs that the store lacks, several at once: see :func:`make_all`."""
+        make_all([(self, one) for one in which])
 
     def has(self, which: float | str) -> bool:
-        """Whether the store holds this model. A base from a hub is always there."""
-        if which == "base":
-            config, inputs, version = self._pretraining(self.preset.base, "base")
-            return self.preset.base.hub is not None or self.store.has("base", config, inputs=inputs, version=version)
+        """Whether the store holds this model, or every shard of this set of pairs. A model from a hub is always there."""
+        if which in _HALVES:
+            if self._model(str(which)).hub is not None:
+                return True
+            config, inputs, version = self._pretraining(str(which))
+            return self.store.has(str(which), config, inputs=inputs, version=version)
+        if pairs := _set_of(which):
+            names = [self._writing(pairs, shard) for shard in range(self.preset.shards)]
+            return all(self.store.has("pairs", config, inputs=inputs, version=version) for config, inputs, version in names)
         made = self._tuned(which)
         return self.store.has(made.kind, made.config, inputs=made.inputs, version=made.version)
 
@@ -246,9 +257,14 @@ class World:
         return artifact / f"epoch-{epoch}"
 
     def made(self, which: float | str, *, steps: training.Steps | None = None) -> Artifact:
-        """The artifact of a model that is trained here, now if the store lacks it. ``steps`` says on what it is trained."""
-        if which == "base":
-            return self._pretrained(self.preset.base, "base", 1)
+        """The artifact of a model or a set of pairs, made now if the store lacks it.
+
+        ``steps`` says on what a fine-tuned model is trained.
+        """
+        if which in _HALVES:
+            return self._pretrained(str(which))
+        if pairs := _set_of(which):
+            return self.written(pairs)
         made = self._tuned(which)
         return self.store.get(
             made.kind,
@@ -312,7 +328,7 @@ class World:
             inputs=[self.written("watermarked"), self.written("plain"), *self.model_inputs("base")],
             version=self._tuning_code("world/training.py", "world/mixtures.py", "world/instructions.py"),
             pairs=lambda: self.mixture(rho).pairs,
-            start=self._base_source,
+            start=lambda: self._source("base"),
             label=f"fine-tuning Bob at rho = {rho:g}",
         )
 
@@ -323,7 +339,7 @@ class World:
             inputs=[self.written("kept"), *self.model_inputs("base")],
             version=self._tuning_code("world/training.py", "world/instructions.py"),
             pairs=lambda: self.pairs("kept")[: self.preset.mixtures.size],
-            start=self._base_source,
+            start=lambda: self._source("base"),
             label="fine-tuning Bob's twin",
             stream="twin",
         )
@@ -351,7 +367,7 @@ class World:
             inputs=[self._redrawn(share), *self.model_inputs("base")],
             version=self._tuning_code("world/training.py", "world/instructions.py"),
             pairs=lambda: instructions.load_pairs(self._redrawn(share) / "pairs.jsonl"),
-            start=self._base_source,
+            start=lambda: self._source("base"),
             label=f"fine-tuning Bob on text redrawn by {share:.0%}",
         )
 
@@ -366,7 +382,7 @@ class World:
             inputs=[*(world.written("watermarked") for world in worlds), *self.model_inputs("base")],
             version=self._tuning_code("world/training.py", "world/instructions.py"),
             pairs=lambda: [pair for world in worlds for pair in world.alices(part)],
-            start=self._base_source,
+            start=lambda: self._source("base"),
             label=f"fine-tuning Bob on {len(worlds)} keys",
         )
 
@@ -410,9 +426,6 @@ class World:
         version = code_version("world/redrawing.py", "decoding.py", "world/instructions.py")
         return self.store.get("redrawn-pairs", config, build, inputs=inputs, version=version)
 
-    def _base_source(self) -> str | Path:
-        return self._source(self.preset.base, "base", 1)
-
     def _tuning_code(self, *files: str) -> str:
         adapter = ("world/adapters.py",) if self.preset.fine_tuning.adapter else ()
         return code_version(*files, *adapter)
@@ -430,8 +443,7 @@ class World:
 
     def model_inputs(self, name: str) -> list[Artifact]:
         """The artifacts behind "alice" or "base": none where the model comes from a hub."""
-        model, half = (self.preset.alice, 0) if name == "alice" else (self.preset.base, 1)
-        return [] if model.hub is not None else [self._pretrained(model, name, half)]
+        return [] if self._model(name).hub is not None else [self._pretrained(name)]
 
     def suspect(self, which: float | str) -> LocalSuspect:
         """Bob's model behind a closed door: it only answers."""
@@ -533,12 +545,9 @@ class World:
 
     def written_shard(self, which: PairSet, shard: int) -> Artifact:
         """The artifact of one of the preset's ``shards`` of a set of pairs."""
-        count, shards = self._count(which), self.preset.shards
-        if shards > 1:  # a fiftieth more, for what is written twice
-            count = math.ceil(1.02 * count / shards)
-        settings = self.preset.self_instruct
+        config, inputs, version = self._writing(which, shard)
+        settings, shards = self.preset.self_instruct, self.preset.shards
         stream = f"pairs/{which}" if shards == 1 else f"pairs/{which}/{shard} of {shards}"
-        wm = self.watermark if which in _WATERMARKED else None
 
         def build(folder: Path) -> None:
             with needs_memory("self_instruct.batch_size"):
@@ -546,21 +555,28 @@ class World:
                     self.alice(),
                     self.tokenizer,
                     self.demonstrations(),
-                    count,
+                    config["count"],
                     shown=settings.shown,
                     sampling=settings.sampling.make(),
                     max_new_tokens=settings.max_new_tokens,
                     generator=self._generator(stream),
-                    wm=wm,
+                    wm=self.watermark if which in _WATERMARKED else None,
                     batch_size=settings.batch_size,
                     progress=self._bar(f"Alice writes {which} pairs"),
                 )
             instructions.save_pairs(folder / "pairs.jsonl", pairs)
 
+        return self.store.get("pairs", config, build, inputs=inputs, version=version)
+
+    def _writing(self, which: PairSet, shard: int) -> _Named:
+        count, shards = self._count(which), self.preset.shards
+        if shards > 1:  # a fiftieth more, for what is written twice
+            count = math.ceil(1.02 * count / shards)
+        wm = self.watermark if which in _WATERMARKED else None
         config = {
             "set": which,
             "count": count,
-            "self_instruct": settings.model_dump(exclude={"pairs", "unused", "fresh"}),
+            "self_instruct": self.preset.self_instruct.model_dump(exclude={"pairs", "unused", "fresh"}),
             "demonstration_tokens": _DEMONSTRATION_TOKENS,
             "alice": self.preset.alice.model_dump(),
             "watermark": None if wm is None else {"fingerprint": wm.fingerprint, "delta": self.preset.watermark.delta},
@@ -569,7 +585,7 @@ class World:
         if shards > 1:
             config |= {"shard": shard, "shards": shards}
         version = code_version("decoding.py", "watermarks.py", "prf.py", "world/instructions.py")
-        return self.store.get("pairs", config, build, inputs=[self._corpus, *self.model_inputs("alice")], version=version)
+        return config, [self._corpus, *self.model_inputs("alice")], version
 
     def demonstrations(self) -> list[Pair]:
         """Short documents of Alice's own half, shown to her as examples."""
@@ -603,6 +619,12 @@ class World:
 
     def _bar(self, label: str) -> str | None:
         return label if self.progress else None
+
+
+def _set_of(which: float | str) -> PairSet | None:
+    """The set of pairs that a name means."""
+    named = isinstance(which, str) and which.startswith("pairs/")
+    return cast(PairSet, str(which).removeprefix("pairs/")) if named else None
 
 
 def _versions() -> dict[str, str]:

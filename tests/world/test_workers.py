@@ -1,7 +1,8 @@
-"""Several trainings at once: the same models as alone, from worlds that may differ, and failures that are named."""
+"""Several artifacts at once: the same models and texts as alone, from worlds that may differ, and failures named."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ import pytest
 from worlds import again, small
 
 from radio_utils.artifacts import Store
-from radio_utils.world import workers
-from radio_utils.world.workers import WorkerError, train_all
+from radio_utils.world import instructions, workers
+from radio_utils.world.workers import WorkerError, make_all
 from radio_utils.world.world import World
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -46,7 +47,7 @@ def test_models_trained_side_by_side_are_those_trained_alone(
     worlds = [beside, beside.changed(run=1), beside.changed(fine_tuning__epochs=2.0)]
     jobs: list[workers.Job] = [(worlds[0], 0.1), (worlds[0], 1.0), (worlds[1], 0.5)]
     jobs += [(worlds[2], "twin"), (worlds[0], "twin")]
-    train_all(jobs, workers=2)
+    make_all(jobs, workers=2)
     assert trainings == [] and len(started) == 2
     assert all(one.has(which) for one, which in jobs)
     assert "secret" not in repr(started) and key.hex() not in repr(started), "the key is on no command line"
@@ -56,36 +57,57 @@ def test_models_trained_side_by_side_are_those_trained_alone(
     for (one, which), other in zip(jobs, [alone, alone, alone.changed(run=1)], strict=False):
         assert other.training_losses(which) == pytest.approx(one.training_losses(which), abs=1e-4)
     assert len(worlds[2].training_losses("twin")) == 2 and worlds[2].made("twin") != worlds[0].made("twin")
-    train_all(jobs, workers=2)
+    make_all(jobs, workers=2)
     assert len(started) == 2, "nothing is left to do"
+
+
+@pytest.mark.slow
+def test_pretrained_models_and_texts_made_side_by_side_are_those_made_alone(
+    world: World, trainings: list[str], started: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One set is asked for twice, and both processes come to it at once."""
+    texts = {which: world.pairs(which) for which in ("watermarked", "plain")}
+    for path in world.store.root.glob("pairs-*"):
+        shutil.rmtree(path)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(instructions, "self_instruct", lambda *args, **options: pytest.fail("written in this process"))
+        beside, taught = again(world), world.changed(alice__pretraining__tokens=4000, base__pretraining__tokens=3000)
+        jobs: list[workers.Job] = [(beside, "pairs/plain"), (again(world), "pairs/plain"), (beside, "pairs/watermarked")]
+        make_all([*jobs, (taught, "alice"), (taught, "base")], workers=2)
+        assert len(started) == 2 and trainings == []
+        assert {which: beside.pairs(which) for which in texts} == texts
+    found = {name: json.loads((taught.made(name) / "losses.json").read_text()) for name in ("alice", "base")}
+    for name, losses in found.items():
+        shutil.rmtree(taught.made(name).path)
+        assert losses == pytest.approx(json.loads((taught.made(name) / "losses.json").read_text()), abs=1e-4)
+    assert trainings == ["llama", "gpt_neox"], "the second time here"
 
 
 @pytest.mark.slow
 def test_a_failing_worker_is_named_and_the_others_are_kept(world: World, started: list[list[str]]) -> None:
     impossible = world.changed(fine_tuning__adapter={"rank": 2, "alpha": 4, "targets": ["no_such_layer"]})
     with pytest.raises(WorkerError, match=r"(?s)ended with status 1.*AdapterError: adapter\.targets=\['no_such_layer'\]"):
-        train_all([(world, 0.1), (impossible, 0.5), (world, 0.5), (world, 1.0)], workers=2)
+        make_all([(world, 0.1), (impossible, 0.5), (world, 0.5), (world, 1.0)], workers=2)
     assert [world.has(rho) for rho in (0.1, 0.5, 1.0)] == [True, True, True]
     assert not impossible.has(0.5)
 
 
 def test_one_worker_or_one_model_is_trained_here(world: World, trainings: list[str], started: list[list[str]]) -> None:
-    train_all([(world, 0.1), (world, 0.5)], workers=1)
-    train_all([(world, 0.1), (world, 1.0), (world, 0.5)], workers=4)  # all but one are there
+    make_all([(world, 0.1), (world, 0.5)], workers=1)
+    make_all([(world, 0.1), (world, 1.0), (world, 0.5)], workers=4)  # all but one are there
     assert trainings == 3 * ["gpt_neox"] and started == []
-    train_all([], workers=2)
-    train_all([(world, 0.1), (world, 0.5)])
+    make_all([], workers=2)
+    make_all([(world, 0.1), (world, 0.5)])
     assert len(trainings) == 3
 
 
-def test_train_bobs_takes_names_and_the_twin(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_world_makes_all_that_it_is_asked_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr("radio_utils.world.world.train_all", lambda jobs, *, workers: asked.append((jobs, workers)))
-    world.train_bobs([0.1, "keys/1"], twin=True, workers=3)
-    world.train_bobs([0.5])
-    assert asked == [([(world, 0.1), (world, "keys/1"), (world, "twin")], 3), ([(world, 0.5)], None)]
+    monkeypatch.setattr("radio_utils.world.world.make_all", asked.append)
+    world.make(0.1, "keys/1", "pairs/fresh")
+    assert asked == [[(world, 0.1), (world, "keys/1"), (world, "pairs/fresh")]]
 
 
 def test_the_same_model_named_twice_is_trained_once(world: World, trainings: list[str]) -> None:
-    train_all([(world, 0.5), (again(world), 0.5)], workers=1)
+    make_all([(world, 0.5), (again(world), 0.5)], workers=1)
     assert trainings == ["gpt_neox"]

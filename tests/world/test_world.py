@@ -281,7 +281,25 @@ def test_a_model_is_there_once_it_is_made(world: World, trainings: list[str]) ->
     assert trainings == ["gpt_neox"]
 
 
-@pytest.mark.parametrize("which", ["twins", "0.5", "purified", "purified/", "purified/half", "keys/0", "keys/two"])
+def test_texts_and_pretrained_models_have_names_too(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    for which in ("watermarked", "plain", "kept", "fresh", "outside"):
+        assert world.has(f"pairs/{which}") and world.made(f"pairs/{which}") == world.written(which)  # type: ignore[arg-type]
+    for name in ("alice", "base"):
+        assert world.has(name) and [world.made(name)] == world.model_inputs(name)
+    other = again(world, key="a third key")
+    with monkeypatch.context() as without:
+        without.setattr(instructions, "self_instruct", lambda *args, **options: pytest.fail("asking does not write"))
+        assert other.has("pairs/plain") and not other.has("pairs/fresh")
+        assert not again(world, seed=3).has("base")
+    other.made("pairs/fresh")
+    assert other.has("pairs/fresh") and not other.has("pairs/watermarked")
+    with pytest.raises(ValueError, match="unknown set of pairs 'stale'"):
+        world.has("pairs/stale")
+
+
+@pytest.mark.parametrize(
+    "which", ["twins", "0.5", "pairs/", "purified", "purified/", "purified/half", "keys/0", "keys/two"]
+)
 def test_unknown_models_are_named(world: World, which: str) -> None:
     with pytest.raises(ValueError, match=rf"unknown model '{which}'; give a share, 'twin', 'purified/SHARE'"):
         world.bob(which)
@@ -392,6 +410,9 @@ def test_written_in_shards(world: World) -> None:
     cut = world.changed(shards=3)
     parts = [instructions.load_pairs(cut.written_shard("fresh", shard) / "pairs.jsonl") for shard in range(3)]
     assert [len(part) for part in parts] == [6, 6, 6]  # ⌈1.02 · 16 / 3⌉
+    assert cut.has("pairs/fresh") and not cut.has("pairs/outside")
+    cut.written_shard("outside", 1)
+    assert not cut.has("pairs/outside"), "one shard of three"
     joined = cut.pairs("fresh")
     assert len(joined) == len(set(joined)) == 16
     assert joined == list(dict.fromkeys([*parts[0], *parts[1], *parts[2]]))[:16]
