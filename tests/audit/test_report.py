@@ -1,0 +1,178 @@
+"""The verdict on paper: what it says in each case, and that nothing in it can run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from trials import World, audited
+
+from radio_utils.audit import TestResult, Verdict, report
+from radio_utils.book.screens import browser, browser_path
+
+EVIL = (
+    "<script>document.title='ran'</script><img src=x onerror=\"document.title='ran'\">{{ 7*7 }}'\"`--></code>"
+    "<svg onload=alert(1)>"
+)
+
+
+def result(**changes: Any) -> TestResult:
+    values: dict[str, Any] = {
+        "name": "reading, supervised", "applied": True, "why": "weights are at hand", "seen": 900, "scored": 700,
+        "score": 0.41, "expected": 0.25, "log10_p": -9.5, "log10_corrected": -9.2, "decoys": 99, "ks_p": 0.4,
+        "lowest_decoy": -2.1, "smallest_effect": 0.08, "needed_pairs": 300,
+    }  # fmt: skip
+    return TestResult(**(values | changes))
+
+
+def verdict(**changes: Any) -> Verdict:
+    values: dict[str, Any] = {
+        "outcome": "convicted", "alpha": 1e-3,
+        "tests": (result(), TestResult(name="answers, all", applied=False, why="only open tests were asked for")),
+        "control": None, "counted": 2, "texts_log10_p": -88.0, "vocabulary": "The suspect's tokenizer is Alice's.",
+        "estimate": {"tokens_read": 1000}, "inputs": {"watermarked_texts": {"file": "a.jsonl", "sha256": "0f"}},
+        "settings": {"suspect": "bob", "suspect_model": "", "window": 2}, "fingerprint": "greenlist-k2-f00",
+        "seconds": {"model": 1.5}, "folder": "out",
+    }  # fmt: skip
+    return Verdict(**(values | changes))
+
+
+ABOUT = {"date": "2026-11-21 12:00 UTC", "versions": {"python": "3.11"}, "hardware": {"cpu": "some"}}
+
+
+def text_of(page: str) -> str:
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", page[page.index("<body>") :]))
+
+
+def test_a_conviction_says_what_it_means_and_what_would_undo_it() -> None:
+    page = text_of(report.page(verdict(), ABOUT))
+    assert "Convicted. The suspect learned from text written with the key greenlist-k2-f00." in page
+    assert "would be 1 in 10^9. The level asked for was 0.001." in page
+    assert "the key was known to the suspect's owner" in page.replace("&#39;", "'")
+    assert "picked because they score well under the key" in page and "that their licence allows" in page
+    assert "answers, all: only open tests were asked for." in page
+    assert "1 applied. The column “corrected” allows for 2" in page
+    assert "Not convicted" not in page and "Void." not in page
+
+
+def test_no_evidence_is_not_innocence() -> None:
+    tests = (result(log10_p=-0.8, log10_corrected=-0.5, score=0.26, needed_pairs=50_000),)
+    page = text_of(report.page(verdict(outcome="not convicted", tests=tests), ABOUT))
+    assert "Not convicted. At the level 0.001 there is no evidence" in page
+    assert "This does not prove that it did not." in page and "No evidence is not evidence of innocence." in page
+    assert "about 50,000 distinct pairs in place of 700 would convict" in page and "it may be chance" in page
+    assert "must divide α among the tries" in page
+    assert "Convicted." not in page and "learned from text written with the key greenlist-k2-f00. If it" not in page
+
+
+def test_void_says_why() -> None:
+    control = result(name="control", log10_p=-12.0, log10_corrected=None)
+    page = text_of(report.page(verdict(outcome="void", control=control), ABOUT))
+    assert "Void. The tests cannot be believed" in page and "made from shows the trace as well" in page
+    assert "gives log10 p = -12.0" in page and "It must show nothing." in page
+    assert "1 in 10^" not in page  # nothing to quote
+    unsound = report.page(verdict(outcome="void", tests=(result(sound=False, ks_p=1e-9),)), ABOUT)
+    assert "<td>NO</td>" in unsound
+    page = text_of(unsound)
+    assert "Keys that nobody used do not behave as they must" in page and "shows the trace as well" not in page
+
+
+@given(st.floats(-400, 0))
+def test_odds_are_those_of_the_p_value(log10_p: float) -> None:
+    words = report.odds(log10_p)
+    if words.startswith("1, "):
+        assert log10_p > -0.01
+        return
+    number = words.removeprefix("1 in ").replace(",", "")
+    value = float(number.removeprefix("10^")) if "^" in number else math.log10(float(number))
+    assert value == pytest.approx(-log10_p, abs=0.5 if "^" in number else 0.05)
+
+
+def test_what_may_be_quoted_is_the_least_corrected_p_of_a_sound_test() -> None:
+    tests = (result(log10_corrected=-3.0), result(log10_corrected=-7.0, sound=False), result(log10_corrected=-5.0))
+    assert verdict(tests=tests).log10_p == -5.0
+    assert verdict(tests=tests[1:2]).log10_p == 0.0 == verdict(tests=()).log10_p
+
+
+def test_both_files_hold_the_same_verdict(world: World, tmp_path: Path) -> None:
+    found = audited(world, tmp_path / "out", world.guilty, reference=world.base, access="both")
+    record = json.loads((tmp_path / "out" / "verdict.json").read_text())
+    assert record["outcome"] == found.outcome == "convicted" and record["log10_p"] == found.log10_p
+    assert [one["log10_p"] for one in record["tests"]] == [one.log10_p for one in found.tests]
+    assert record["control"]["log10_p"] == found.control.log10_p  # type: ignore[union-attr]
+    assert record["settings"]["watermarked_texts"] == world.used and "key" not in record["settings"]
+    assert record["inputs"]["suspect"]["sha256"].keys() >= {"model.safetensors", "tokenizer.json"}
+    page = (tmp_path / "out" / "report.html").read_text()
+    for test in found.tests:
+        assert test.name in page
+        assert not test.applied or f">{test.log10_p:.1f}</td>" in page
+    assert record["inputs"]["watermarked_texts"]["sha256"] in page and found.fingerprint in page
+    assert "data:image/png;base64," in page
+
+
+def evil(value: Any) -> Any:
+    """The same value with every string in it hostile, save the names that the page asks for."""
+    if isinstance(value, str):
+        return value + EVIL
+    if isinstance(value, dict):
+        asked = ("suspect", "suspect_model", "window", "date")
+        return {name if name in asked else name + EVIL: evil(one) for name, one in value.items()}
+    return value
+
+
+def test_every_string_is_text_on_the_page() -> None:
+    plain = verdict(outcome="not convicted", control=result(name="control", log10_p=-1.0))
+    tests = tuple(
+        dataclasses.replace(test, why=evil(test.why), note=EVIL, name=test.name if test.applied else EVIL)
+        for test in plain.tests
+    )
+    words = {name: evil(getattr(plain, name)) for name in ("vocabulary", "inputs", "settings", "fingerprint", "seconds")}
+    page = report.page(dataclasses.replace(plain, tests=tests, **words), evil(ABOUT))
+    assert "<script" not in page.lower() and "<svg" not in page and 'onerror="' not in page and "49" not in text_of(page)
+    assert page.count("&lt;script&gt;") >= 12
+    assert page.count("<img") == 0
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(browser_path() is None, reason="no Chromium is installed: `apt-get install chromium` gives one")
+def test_nothing_runs_and_nothing_is_fetched_in_a_browser(world: World, tmp_path: Path) -> None:
+    """A whole audit whose folders and files have hostile names and texts, opened in Chromium."""
+    name = "<img src=x onerror=document.title='ran'><script>document.title='ran'<"
+    folder = shutil.copytree(world.innocent, tmp_path / f"{name}&script>")
+    lines = Path(world.used).read_text().splitlines()
+    used = tmp_path / f"{name}.jsonl"
+    used.write_text("\n".join(json.dumps({"prompt": EVIL, EVIL: EVIL} | json.loads(line)) for line in lines))
+    found = audited(
+        world, tmp_path / "out", str(folder), watermarked_texts=str(used), access="both", suspect_model=EVIL,
+        api_key_env=EVIL,
+    )  # fmt: skip
+    assert found.outcome == "not convicted"
+    asked, trouble = list[str](), list[str]()
+    with browser() as chromium:
+        page = chromium.new_page()
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("dialog", lambda dialog: trouble.append(dialog.message))
+        page.on("pageerror", lambda error: trouble.append(str(error)))
+        page.on("console", lambda message: trouble.append(message.text))
+        page.goto((tmp_path / "out" / "report.html").as_uri(), wait_until="load")
+        page.wait_for_timeout(300)
+        assert page.title() == "Audit: not convicted"
+        assert page.locator("script").count() == 0 and page.locator("svg").count() == 0
+        assert page.locator("img").count() == 1
+        assert page.evaluate("() => document.images[0].naturalWidth") > 100
+        assert name in page.locator("body").inner_text()  # shown, as text
+        own = [one for one in asked if not one.startswith("data:")]
+        # were a hole in the escaping found, the page's own policy would still stop what comes through it
+        page.evaluate("() => document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"document.title=1\">')")
+        page.wait_for_timeout(300)
+        assert page.title() == "Audit: not convicted"
+    assert len(own) == 1 and own[0].startswith("file:") and own[0].endswith("report.html")
+    assert all("Content Security Policy" in one for one in trouble)

@@ -1,0 +1,545 @@
+"""Whole audits of models at hand: who is convicted, what stops one, what is kept, and that the key stays secret."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import itertools
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from trials import (
+    GAMMA,
+    KEY,
+    LENGTH,
+    WORDS,
+    World,
+    audited,
+    request,
+    save_model,
+    save_tokenizer,
+    watermark,
+    words,
+    write_file,
+    write_ids,
+)
+
+from radio_utils import decoding, detection, reading, suspects
+from radio_utils.audit import AuditError, Verdict, audit_suspect, report
+from radio_utils.audit.run import _outcome
+from radio_utils.audit.verdict import TestResult
+from radio_utils.suspects import LocalSuspect
+
+module_run = importlib.import_module("radio_utils.audit.run")  # the package has a function of that name
+SETTINGS: dict[str, dict[str, Any]] = {
+    "open": {},
+    "open, reference": {"reference": "base"},
+    "open, reference, plain text": {"reference": "base", "fresh_texts": "plain"},
+    "open, fresh marked text": {"fresh_texts": "fresh"},
+    "closed": {"access": "closed"},
+    "closed, reference": {"access": "closed", "reference": "base"},
+    "both": {"access": "both", "reference": "base", "fresh_texts": "fresh"},
+}
+
+
+def of_world(world: World, settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: getattr(world, value, value) if isinstance(value, str) else value for name, value in settings.items()}
+
+
+def applied(verdict: Verdict) -> dict[str, TestResult]:
+    return {test.name: test for test in verdict.tests if test.applied}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_the_guilty_is_convicted_and_the_innocent_acquitted(world: World, audit: Any, setting: str, tmp_path: Path) -> None:
+    changes = of_world(world, SETTINGS[setting])
+    guilty = audit(world.guilty, **changes)
+    assert guilty.outcome == "convicted" and guilty.convicted and guilty.log10_p < -20
+    for other in (world.innocent, world.carols):
+        verdict = audited(world, tmp_path / Path(other).name, other, **changes)
+        assert verdict.outcome == "not convicted" and verdict.log10_p > -3
+        assert all(test.scored and test.scored > 100 for test in applied(verdict).values())  # not for want of evidence
+        assert applied(verdict).keys() == applied(guilty).keys()
+    assert all(test.log10_p is not None and test.log10_p < -20 for test in applied(guilty).values())
+    assert (guilty.control is not None) == ("reference" in changes)
+    assert guilty.control is None or guilty.control.log10_p > -2
+
+
+def test_reading_agrees_with_a_count_by_hand(world: World, audit: Any) -> None:
+    model, wm = suspects.load_model(world.guilty), watermark()
+    pairs = set()
+    for line in Path(world.used).read_text().splitlines():
+        ids = [int(word[1:]) for word in json.loads(line)["text"].split()]
+        with torch.inference_mode():
+            predicted = model(input_ids=torch.tensor([ids])).logits[0].argmax(-1).tolist()
+        met = set()
+        for place, token in enumerate(ids[:-1]):
+            if token not in met:
+                pairs.add((token, predicted[place]))
+            met.add(token)
+    green = sum(wm.scores(np.array([[a] for a, _ in pairs]), np.array([b for _, b in pairs])))
+    (test,) = applied(audit(world.guilty)).values()
+    assert (test.scored, test.score) == (len(pairs), green / len(pairs))
+    # far in the tail: compare logarithms
+    assert test.log10_p == pytest.approx(stats.binom.logsf(green - 1, len(pairs), GAMMA) / math.log(10), rel=1e-6)
+
+
+def test_answers_agree_with_a_count_by_hand(world: World, audit: Any, tmp_path: Path) -> None:
+    """The verdict on a file of answers; a window that stands in an answer's own prompt is not scored."""
+    prompts, answers = write_ids(40, watermark("any"), seed=11)[:, :8], write_ids(40, watermark(), seed=12)
+    file = write_file(tmp_path / "answers.jsonl", np.concatenate([prompts, answers], axis=1), prompt=8)
+    verdict = audit(file, tokenizer=world.base)
+    pairs = set()
+    for prompt, answer in zip(prompts.tolist(), answers.tolist(), strict=True):
+        pairs |= {(a, b) for a, b in itertools.pairwise(answer) if a not in prompt}
+    green = sum(watermark().scores(np.array([[a] for a, _ in pairs]), np.array([b for _, b in pairs])))
+    (test,) = applied(verdict).values()
+    assert (test.scored, test.score) == (len(pairs), green / len(pairs))
+    assert verdict.convicted and test.note == ""
+
+
+AUDITS, ALPHA = 200, 1e-2
+
+
+class Imagined:
+    """An innocent suspect behind an API, without the API: the words of Alice's table, unmarked."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.folder, self.seed = folder, seed
+
+    def check(self) -> None:
+        (self.folder / "answers.jsonl").touch()
+
+    def answer(self, prompts: Any) -> list[Any]:
+        self.seed += 100_000
+        start = np.array([prompt[-2:] for prompt in prompts])
+        return list(write_ids(len(start), None, self.seed, start=start, length=34)[:, 2:])
+
+
+def test_of_200_innocents_no_more_are_convicted_than_alpha_allows(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has another key and other texts, and is read, asked or both; also a reference and unmarked texts are given."""
+    monkeypatch.setattr(report, "_picture", lambda verdict: "")
+    monkeypatch.setattr(module_run, "_endpoint", lambda audit, progress: Imagined(tmp_path / "out", audit.request.seed))
+    for name in ("load_model", "load_tokenizer"):
+        monkeypatch.setattr(suspects, name, functools.cache(getattr(suspects, name)))
+    convicted, smallest = 0, []
+    plain = write_file(tmp_path / "plain.jsonl", write_ids(40, None, seed=7))
+    kinds: list[dict[str, Any]] = [
+        {"access": "open"},
+        {"access": "closed"},
+        {"access": "both"},
+        {"suspect_model": "imagined", "tokenizer": world.base, "max_queries": 64},
+        {"access": "open"},
+        {"suspect_model": "imagined", "tokenizer": world.base, "max_queries": 64},
+        {"access": "open", "reference": world.base, "fresh_texts": plain},
+        {"access": "both", "reference": world.base},
+    ]
+    for number in range(AUDITS):
+        wm = watermark(f"key {number}", window=2)
+        used = write_file(tmp_path / "used.jsonl", write_ids(60, wm, seed=1000 + number))
+        suspect = world.base if number % 8 < 2 else world.innocent  # not where it is the reference
+        changes = {"seed": number, "alpha": ALPHA, "window": 2, "max_queries": 30} | kinds[number % 8]
+        if "suspect_model" in changes:
+            suspect = "http://localhost"
+        monkeypatch.setenv("TEST_KEY", f"key {number}")
+        verdict = audited(world, tmp_path / "out", suspect, **changes, watermarked_texts=used, key_env="TEST_KEY")
+        assert verdict.texts_log10_p < -20
+        assert {t.name: (t.scored, t.ks_p) for t in applied(verdict).values() if (t.scored or 0) < 100 or not t.sound} == {}
+        convicted += verdict.convicted
+        smallest += [test.log10_p for name, test in applied(verdict).items() if name != "answers, watched"]
+    low, high = stats.binom.ppf([0.005, 0.995], AUDITS, ALPHA)
+    assert low <= convicted <= high
+    # the single tests are not merely timid: their p-values spread as they must
+    p = 10.0 ** np.array(smallest, np.float64)
+    for level in (0.05, 0.2, 0.5):
+        inside = stats.binom.ppf([0.0005, 0.9995], p.size, level)
+        assert inside[0] - 0.03 * p.size <= (p <= level).sum() <= inside[1]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What could make a p-value too small
+
+
+def test_as_many_tests_are_counted_whatever_the_key_finds_in_fresh_texts(world: World, audit: Any, tmp_path: Path) -> None:
+    """Fresh texts are read in one way or another, as they look marked or not; the key must not choose the price."""
+    for number, fresh in enumerate((world.fresh, world.plain)):
+        for reference, counted in ((world.base, 3), ("", 2)):
+            verdict = audited(world, tmp_path / f"{number}{counted}", world.guilty, fresh_texts=fresh, reference=reference)
+            assert verdict.counted == counted
+            plan = json.loads((tmp_path / f"{number}{counted}" / "plan.json").read_text())
+            assert plan["level_of_each_test"] == verdict.alpha / counted
+            for test in applied(verdict).values():
+                assert test.log10_p is not None
+                assert test.log10_corrected == pytest.approx(test.log10_p + math.log10(counted))
+    assert audit(world.guilty).counted == 1
+
+
+def test_a_suspect_that_repeats_its_prompts_is_no_culprit(world: World, audit: Any, tmp_path: Path) -> None:
+    """It copies the marked prompts: nothing of that counts, and where the prompts were lost the report says so."""
+    prompts = write_ids(100, watermark(), seed=21, length=24)
+    file = write_file(tmp_path / "echoes.jsonl", np.concatenate([prompts, prompts], axis=1), prompt=24)
+    echo = audit(file, tokenizer=world.base)
+    assert echo.outcome == "not convicted" and applied(echo)["answers, all"].scored == 0
+    bare = audit(write_file(tmp_path / "bare.jsonl", prompts), tokenizer=world.base)
+    assert "came without their prompts" in applied(bare)["answers, all"].note
+    assert "came without their prompts" in bare.report.read_text()
+
+
+def test_texts_that_the_suspect_may_have_used_are_not_fresh(world: World, audit: Any, tmp_path: Path) -> None:
+    lines = Path(world.used).read_text().splitlines(), Path(world.fresh).read_text().splitlines()
+    mixed = tmp_path / "mixed.jsonl"
+    mixed.write_text("\n".join([*lines[0][:3], *lines[1]]) + "\n")
+    with pytest.raises(AuditError, match="fresh_texts holds 3 of the watermarked_texts"):
+        audit(world.guilty, fresh_texts=str(mixed))
+    with pytest.raises(AuditError, match="fresh_texts holds 100 of"):
+        audit(world.guilty, fresh_texts=world.used)
+    short = tmp_path / "short.jsonl"  # what anyone may have written
+    short.write_text(json.dumps({"text": words([1, 2, 3])}) + "\n" + "\n".join(lines[1]))
+    used = tmp_path / "used.jsonl"
+    used.write_text(json.dumps({"text": words([1, 2, 3])}) + "\n" + "\n".join(lines[0]))
+    assert audit(world.guilty, watermarked_texts=str(used), fresh_texts=str(short)).convicted
+
+
+def test_a_trace_in_the_model_before_voids_the_verdict(world: World, audit: Any) -> None:
+    verdict = audit(world.guilty, reference=world.carols, watermarked_texts=world.used)
+    assert verdict.convicted
+    for access in ("open", "closed"):
+        before = audit(world.guilty, reference=world.guilty, access=access)
+        assert before.outcome == "void" and not before.convicted
+        assert before.control is not None and before.control.log10_p is not None and before.control.log10_p < -20
+    page = before.report.read_text()
+    assert "<strong>Void.</strong>" in page and "made from shows the trace as well" in page
+
+
+def test_tests_whose_decoys_misbehave_convict_nobody(world: World, audit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evidence that scores one pair again and again: what the decoys are there to find."""
+    judge = detection.judge
+
+    def doubled(found: Any, wm: Any) -> Any:
+        once = judge(found, wm)
+        log10_p = float(wm.log10_p(once.total * 20, once.scored * 20))
+        return dataclasses.replace(once, log10_p=log10_p)
+
+    audit_evidence = detection.audit_evidence
+
+    def audited_evidence(found: Any, wm: Any, *, keys: int, seed: int) -> Any:
+        honest = audit_evidence(found, wm, keys=keys, seed=seed)
+        totals = [judge(found, wm.with_decoy(seed, i)) for i in range(keys)]
+        p = 10 ** np.array([float(wm.log10_p(one.total * 20, one.scored * 20)) for one in totals])
+        uneven = dataclasses.replace(honest.ks, log10_p=math.log10(stats.kstest(p, "uniform").pvalue))
+        return dataclasses.replace(honest, log10_p=np.log10(p), ks=uneven)
+
+    monkeypatch.setattr(detection, "judge", doubled)
+    monkeypatch.setattr(detection, "audit_evidence", audited_evidence)
+    verdict = audit(world.guilty)
+    (test,) = applied(verdict).values()
+    assert not test.sound and verdict.outcome == "void" and verdict.log10_p == 0.0
+    page = verdict.report.read_text()
+    assert "<strong>Void.</strong>" in page and "cannot be believed" in page and "<td>NO</td>" in page
+
+
+def result(log10_corrected: float, *, sound: bool = True) -> TestResult:
+    return TestResult(name="t", applied=True, log10_p=log10_corrected, log10_corrected=log10_corrected, sound=sound)
+
+
+def test_outcomes() -> None:
+    innocent, guilty, unsound = result(-1.0), result(-9.0), result(-9.0, sound=False)
+    assert _outcome([innocent, guilty], None, -3.0) == "convicted"
+    assert _outcome([innocent], None, -3.0) == "not convicted"
+    assert _outcome([unsound], None, -3.0) == "void"
+    assert _outcome([unsound, guilty], None, -3.0) == "convicted"
+    assert _outcome([result(-1.0, sound=False)], None, -3.0) == "not convicted"
+    assert _outcome([result(-3.0)], None, -3.0) == "convicted"
+    assert _outcome([TestResult(name="t", applied=False)], None, -3.0) == "not convicted"
+    for alpha in (-1.0, -3.0, -8.0):  # a trace in the reference is one whatever α
+        assert _outcome([guilty], result(-3.5), alpha) == "void"
+    assert _outcome([guilty], result(-2.5), -1.0) == "convicted"
+
+
+def test_nothing_is_chosen_after_a_result(
+    world: World, audit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plan is on the disk before the first test, and the same whatever the tests find."""
+
+    class Stopped(Exception):
+        pass
+
+    def stop(*args: Any, **options: Any) -> None:
+        raise Stopped
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module_run, "_read", stop)
+        with pytest.raises(Stopped):
+            audit(world.guilty, access="both", fresh_texts=world.fresh)
+    out = tmp_path / "out"
+    assert sorted(one.name for one in out.iterdir()) == ["plan.json"]
+    plan = json.loads((out / "plan.json").read_text())
+    verdict = audit(world.guilty, access="both", fresh_texts=world.fresh)
+    assert [one["test"] for one in plan["tests"] if one["applies"]] == list(applied(verdict))
+    innocent = audited(world, tmp_path / "other", world.innocent, access="both", fresh_texts=world.fresh)
+    assert innocent.record().keys() == verdict.record().keys()
+    others = json.loads((tmp_path / "other" / "plan.json").read_text())
+    assert others["tests"] == plan["tests"] and others["level_of_each_test"] == plan["level_of_each_test"]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What is kept, and when it is used again
+
+
+@pytest.fixture
+def readings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one for each reading of a model, the timing of the estimate not counted."""
+    found: list[int] = []
+    read = reading.read_evidence
+
+    def counted(*args: Any, **options: Any) -> Any:
+        found.append(1)
+        return read(*args, **options)
+
+    monkeypatch.setattr(reading, "read_evidence", counted)
+    monkeypatch.setattr(module_run, "_seconds_per_token", lambda model, audit: 1e-6)
+    return found
+
+
+def test_evidence_is_kept_and_read_anew_when_anything_in_it_changes(
+    world: World, audit: Any, readings: list[int], tmp_path: Path
+) -> None:
+    first = audit(world.guilty)
+    assert len(readings) == 1
+    again = audit(world.guilty, alpha=1e-6, decoys=120)  # nothing that was read depends on these
+    assert len(readings) == 1 and applied(again)["reading, supervised"].log10_p == first.tests[0].log10_p
+    lines = Path(world.used).read_text().splitlines()
+    fewer, prompted = tmp_path / "fewer.jsonl", tmp_path / "prompted.jsonl"
+    fewer.write_text("\n".join(lines[:50]))
+    audit(world.guilty, watermarked_texts=str(fewer))
+    assert len(readings) == 2
+    prompted.write_text("\n".join(json.dumps({"prompt": "w5 w6"} | json.loads(line)) for line in lines))
+    audit(world.guilty, watermarked_texts=str(prompted))
+    assert len(readings) == 3
+    assert audit(world.innocent, reference=world.guilty).outcome == "void"
+    assert len(readings) == 4  # the reference is the model that was read first
+    assert audit(world.guilty).convicted and len(readings) == 4
+
+
+def test_evidence_of_another_tokenizer_with_the_same_tokens_is_not_taken(
+    world: World, audit: Any, readings: list[int], tmp_path: Path
+) -> None:
+    """Two tokenizers may have one vocabulary and cut a text differently: the ids that were read decide, not the file."""
+    from tokenizers import Tokenizer, normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    first = audit(world.guilty, tokenizer=world.base)
+    source = Tokenizer.from_file(str(Path(world.base) / "tokenizer.json"))
+    source.normalizer = normalizers.Replace("w7 ", "w8 ")
+    PreTrainedTokenizerFast(tokenizer_object=source).save_pretrained(str(tmp_path / "hers"))
+    second = audit(world.guilty, tokenizer=str(tmp_path / "hers"))
+    assert len(readings) == 2 and first.tests[0].scored != second.tests[0].scored
+
+
+def test_a_damaged_store_is_made_anew(world: World, audit: Any, tmp_path: Path, readings: list[int]) -> None:
+    first = audit(world.guilty)
+    (file,) = (tmp_path / "out" / "evidence").glob("*/evidence.npz")
+    file.write_bytes(file.read_bytes()[:100])
+    again = audit(world.guilty)
+    assert len(readings) == 2 and again.tests == first.tests
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Other tokenizers, other vocabularies, models that fail
+
+
+@pytest.fixture(scope="module")
+def permuted(world: World, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A guilty suspect whose tokenizer has Alice's words under other numbers, in no order of hers, and twelve more."""
+    folder = tmp_path_factory.mktemp("permuted")
+    order = np.random.default_rng(5).permutation(WORDS)
+    model = suspects.load_model(world.guilty)
+    model.resize_token_embeddings(WORDS + 12)
+    embedding = model.get_input_embeddings().weight
+    with torch.no_grad():
+        old = embedding[:WORDS].clone()
+        embedding[torch.from_numpy(order)] = old
+        embedding[WORDS:] = 0.0
+    model.save_pretrained(str(folder))
+    save_tokenizer(folder, {f"w{i}": int(order[i]) for i in range(WORDS)} | {f"x{i}": WORDS + i for i in range(12)})
+    return str(folder)
+
+
+@pytest.mark.parametrize("access", ["open", "closed"])
+def test_a_suspect_with_another_tokenizer_is_convicted(world: World, audit: Any, permuted: str, access: str) -> None:
+    verdict = audit(permuted, tokenizer=world.base, access=access)
+    assert verdict.convicted and verdict.log10_p < -20
+    assert "tokenizer differs from Alice's in 140 tokens" in (verdict.vocabulary or "")
+    # texts as numbers mean nothing to the suspect; its own tokenizer finds no mark in Alice's words
+    with pytest.raises(AuditError, match="do not carry this watermark"):
+        audit(permuted, access=access)
+
+
+def test_a_vocabulary_padded_beyond_the_tokenizers(world: World, audit: Any, permuted: str, tmp_path: Path) -> None:
+    """Alice's lists are drawn from all rows of her model, of which her tokenizer uses a part."""
+    from radio_utils import GreenList
+
+    wm = GreenList(KEY, WORDS + 16, 1, GAMMA, 4.0)
+    texts = [[one for one in text if one < WORDS] for text in _padded_texts(wm)]
+    used = write_file(tmp_path / "used.jsonl", texts)
+    folder = save_model(tmp_path / "bob", np.array([text[:40] for text in texts if len(text) >= 40]), base=world.base)
+    for suspect in (folder, permuted):
+        if suspect == folder:  # fewer logits than the watermark has tokens
+            with pytest.raises(AuditError, match="suspect cannot be read or asked: the model has 128 logits"):
+                audit(suspect, watermarked_texts=used, vocab_size=WORDS + 16, tokenizer=world.base)
+        else:
+            verdict = audit(suspect, watermarked_texts=used, vocab_size=WORDS + 16, tokenizer=world.base)
+            assert verdict.tests[0].scored > 50
+
+
+def _padded_texts(wm: Any) -> list[list[int]]:
+    generator, process = torch.Generator().manual_seed(1), wm.logits_processor()
+    table = torch.nn.functional.pad(torch.zeros(WORDS, WORDS, dtype=torch.float64), (0, 16), value=-math.inf)
+    texts = torch.randint(0, WORDS, (200, 1), generator=generator)
+    for _ in range(LENGTH):
+        texts = torch.cat([texts, decoding.draw(process(texts, table[texts[:, -1]]), generator)[:, None]], dim=1)
+    found: list[list[int]] = texts.tolist()
+    return found
+
+
+def test_what_no_model_can_read_is_one_sentence(world: World, audit: Any, tmp_path: Path) -> None:
+    model = suspects.load_model(world.innocent)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[5] = math.nan
+    nan = shutil.copytree(world.innocent, tmp_path / "nan")
+    model.save_pretrained(str(nan))
+    with pytest.raises(AuditError, match=r"^suspect cannot be read or asked: .*NaN"):
+        audit(str(nan))
+    with pytest.raises(AuditError, match=r"^reference cannot be read or asked: .*NaN"):
+        audit(world.innocent, reference=str(nan))
+    assert (tmp_path / "out" / "evidence").is_dir()  # the suspect's reading was kept
+
+    small = shutil.copytree(world.innocent, tmp_path / "short-sighted")
+    config = json.loads((small / "config.json").read_text())
+    (small / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 32}))
+    with pytest.raises(AuditError, match=r"^watermarked_texts: 48 tokens with a prompt are more than the 32 that suspect"):
+        audit(str(small))
+    with pytest.raises(AuditError, match=r"^max_tokens: 36 tokens with a prompt are more than the 32"):
+        audit(str(small), access="closed", max_tokens=20)
+    assert audit(str(small), access="closed", max_tokens=16).outcome == "not convicted"
+
+    with pytest.raises(AuditError, match="reference has another tokenizer than suspect"):
+        other = shutil.copytree(world.base, tmp_path / "other")
+        save_tokenizer(other, {f"w{i}": (i + 1) % WORDS for i in range(WORDS)})
+        audit(world.innocent, reference=str(other))
+    mixed = shutil.copytree(world.innocent, tmp_path / "mixed")
+    save_tokenizer(mixed, {f"w{i}": i for i in range(WORDS + 5)})
+    with pytest.raises(AuditError, match="suspect has 128 logits and its tokenizer 133 tokens"):
+        audit(str(mixed))
+    for device in ("cuda:99", "no such device"):
+        with pytest.raises(AuditError, match=r"^suspect: "):
+            audit(world.innocent, device=device)
+    with pytest.raises(AuditError, match=r"^tokenizer: .*does not exist"):
+        audit(str(tmp_path / "nothing"))
+    with pytest.raises(AuditError, match=r"^suspect: no causal model could be read"):
+        audit(save_tokenizer(tmp_path / "no model", {"w0": 0, "w1": 1} | {f"w{i}": i for i in range(WORDS)}))
+
+
+def test_prompts_are_asked_once_at_temperature_0(world: World, audit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    answer = LocalSuspect.answer
+    monkeypatch.setattr(LocalSuspect, "answer", lambda self, prompts: asked.append(len(prompts)) or answer(self, prompts))
+    audit(world.guilty, access="closed", temperature=0, max_queries=300)
+    audit(world.guilty, access="closed", max_queries=300)
+    assert asked == [100, 300]
+
+
+def test_prompts_that_belong_to_texts_too_short_are_none(world: World, audit: Any, tmp_path: Path) -> None:
+    lines = [{"prompt": "", **json.loads(line)} for line in Path(world.used).read_text().splitlines()]
+    file = tmp_path / "used.jsonl"
+    file.write_text("\n".join(json.dumps(line) for line in [{"prompt": "w1 w2", "text": "w3"}, *lines]))
+    verdict = audit(world.guilty, watermarked_texts=str(file), access="closed")
+    assert verdict.convicted
+    assert verdict.inputs["watermarked_texts"]["too_short"] == 1 and not verdict.inputs["watermarked_texts"]["prompts"]
+
+
+def test_one_verdict_for_one_request(world: World, tmp_path: Path) -> None:
+    options = {"window": 1, "max_queries": 40, "max_tokens": 24, "decoys": 99, "access": "both", "key": KEY}
+    found = [
+        audit_suspect(world.guilty, watermarked_texts=world.used, output_dir=str(tmp_path / name), **options)
+        for name in ("a", "b")
+    ]
+    assert found[0].tests == found[1].tests and found[0].convicted
+    with pytest.raises(AuditError, match=r"unknown parameter.*windows"):
+        audit_suspect(world.guilty, watermarked_texts=world.used, windows=1)
+    assert request(world, tmp_path, world.guilty).window == 1
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What must not get out
+
+
+@pytest.mark.parametrize(
+    ("written", "forms"),
+    [
+        ("a secret between us: 8f1c", ["a secret between us", "8f1c"]),
+        ("hex:00ff10deadbeef5a", ["00ff10deadbeef5a", "deadbeef"]),
+        ("int:918273645546372819", ["918273645546372819"]),
+    ],
+)
+def test_the_key_is_in_no_file_and_in_no_output(
+    world: World,
+    audit: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: Any,
+    caplog: Any,
+    written: str,
+    forms: list[str],
+) -> None:
+    caplog.set_level("DEBUG")
+    form = written.partition(":")[0]
+    key: Any = {"hex": lambda: bytes.fromhex(written[4:]), "int": lambda: int(written[4:])}.get(form, lambda: written)()
+    used = write_file(tmp_path / "used.jsonl", write_ids(100, watermark(key), seed=31))
+    (tmp_path / "key").write_text(written + "\n")
+    monkeypatch.setenv("THE_KEY", written)
+    for source in ({"key_env": "THE_KEY"}, {"key_file": str(tmp_path / "key")}):
+        verdict = audit(world.innocent, watermarked_texts=used, access="both", reference=world.base, **source)
+        assert verdict.outcome == "not convicted" and verdict.texts_log10_p < -20
+    scheme = "green list" if form == "int" else "transformers lefthash"  # each stops, the second because of the key
+    with pytest.raises(AuditError) as stopped:
+        audit(world.innocent, watermarked_texts=world.plain, scheme=scheme, key_env="THE_KEY")
+    captured = capfd.readouterr()
+    told = [captured.out, captured.err, caplog.text, str(stopped.value), repr(verdict), str(stopped.value.__cause__)]
+    forms = [*forms, *([str(list(key))[1:-1], key.decode("latin-1")] if isinstance(key, bytes) else [])]
+    files = [one for one in (tmp_path / "out").rglob("*") if one.is_file()]
+    assert {"plan.json", "verdict.json", "report.html", "evidence.npz", "manifest.json"} <= {one.name for one in files}
+    for form in forms:
+        assert all(form not in text for text in told)
+        assert all(form.encode() not in one.read_bytes() for one in files)
+        assert all(form not in str(one) for one in files)
+
+
+def test_inputs_cannot_leave_the_folder_of_the_audit(world: World, tmp_path: Path) -> None:
+    """Whatever names and texts say, all that is written lies in output_dir."""
+    place = tmp_path / "a" / "b"
+    place.mkdir(parents=True)
+    evil = shutil.copytree(world.innocent, place / "..%2f..%2fbob")
+    lines = Path(world.used).read_text().splitlines()
+    texts = [json.loads(line) | {"id": "../../../escaped", "file": "/tmp/escaped"} for line in lines]
+    used = place / "..used..jsonl"
+    used.write_text("\n".join(json.dumps(one) for one in texts))
+    before = {one: one.stat().st_mtime_ns for one in tmp_path.rglob("*") if one.is_file()}
+    out = place / "out"
+    verdict = audited(
+        world, out, str(evil), watermarked_texts=str(used), suspect_model="../../../escaped", access="both",
+        reference=str(Path(world.base) / ".." / "base"),
+    )  # fmt: skip
+    assert verdict.outcome == "not convicted"
+    after = {one: one.stat().st_mtime_ns for one in tmp_path.rglob("*") if one.is_file() and out not in one.parents}
+    assert after == before
