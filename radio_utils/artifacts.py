@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
 import hashlib
 import json
 import logging
@@ -30,6 +31,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib import resources
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -258,6 +260,16 @@ class Store:
             "free some space there or set RADIO_UTILS_STORE to a folder on a larger disk"
         )
         return StoreFullError(errno.ENOSPC, message, str(self.root))
+
+
+@functools.cache
+def code_version(*files: str) -> str:
+    """Hash of the package's modules that make an artifact, by their paths in it: when they change it is made anew."""
+    root = resources.files("radio_utils")
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(root.joinpath(*file.split("/")).read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def atomic_write(path: Path | str, content: str | bytes) -> None:

@@ -169,7 +169,7 @@ def _collected(
         raise ValueError("prompts must stand in the files, as prompt_ids or prompt, when texts are files")
     if workers < 1:
         raise ValueError(f"workers must be at least 1 process, got {workers}")
-    one = partial(_collect_file, window=wm.window, vocab_size=wm.vocab_size, tokenizer=tokenizer, options=options)
+    one = partial(collect_file, window=wm.window, vocab_size=wm.vocab_size, tokenizer=tokenizer, options=options)
     if workers == 1 or len(files) == 1:
         found: list[ev.Evidence] = [one(file, None) for file in files]
         return found[0].merge(*found[1:]) if len(found) > 1 else found[0]
@@ -182,7 +182,7 @@ def _collected(
         return collector.evidence()
 
 
-def _collect_file(
+def collect_file(
     file: Path, shard: Path | None, *, window: int, vocab_size: int, tokenizer: Any, options: dict[str, Any]
 ) -> Any:
     """The evidence of one file, or the path of ``shard`` after writing it there."""

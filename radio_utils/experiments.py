@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from radio_utils import decoding
-from radio_utils.artifacts import Artifact, write_json
+from radio_utils.artifacts import Artifact, code_version, write_json
 from radio_utils.contrast import Contrast
 from radio_utils.evidence import Collector, Evidence, Packing, first_rows
 from radio_utils.memory import needs_memory
@@ -26,7 +26,7 @@ from radio_utils.suspects import load_model
 from radio_utils.watermarks import Watermark
 from radio_utils.world import instructions, openings, training
 from radio_utils.world.instructions import Pair
-from radio_utils.world.world import PairSet, World, code_version
+from radio_utils.world.world import PairSet, World
 
 Ids = NDArray[np.int64]
 Setting = Literal["supervised", "unsupervised", "plain"]

@@ -26,7 +26,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
-from importlib import resources
 from multiprocessing import connection, get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, Unpack
@@ -37,6 +36,7 @@ from tqdm import tqdm
 
 from radio_utils import detection
 from radio_utils import evidence as ev
+from radio_utils.artifacts import code_version
 from radio_utils.corpora import CorpusFile
 from radio_utils.watermarks import Watermark
 
@@ -145,9 +145,7 @@ def detect_shards(
     wanted = None if keep is None else ev.checked_filter(keep, wm.window, wm.vocab_size)
     options = {"keep": wanted, "dedup": dedup, "sample": sample}
     ev.Collector(ev.Packing(wm.window, wm.vocab_size), **options)  # type: ignore[arg-type]  # options at fault, said at once
-    work = partial(
-        detection._collect_file, window=wm.window, vocab_size=wm.vocab_size, tokenizer=tokenizer, options=options
-    )
+    work = partial(detection.collect_file, window=wm.window, vocab_size=wm.vocab_size, tokenizer=tokenizer, options=options)
     key = _key(
         "detect", ("evidence.py", "detection.py", "corpora.py", "prf.py"),
         window=wm.window, vocab_size=wm.vocab_size, tokenizer=_tokenizer_id(tokenizer), **options,
@@ -356,9 +354,9 @@ def _verdict(parts: Sequence[Path], wm: Watermark, dedup: ev.Dedup) -> detection
 
 def _key(work: str, modules: Sequence[str], **settings: object) -> str:
     """The work with all that decides its result, as canonical JSON; a changed module is other work."""
-    root = resources.files("radio_utils")
-    code = _hash(b"".join(root.joinpath(module).read_bytes() for module in modules))
-    return json.dumps({"work": work, "code": code, **settings}, sort_keys=True, allow_nan=False, default=_plain)
+    return json.dumps(
+        {"work": work, "code": code_version(*modules), **settings}, sort_keys=True, allow_nan=False, default=_plain
+    )
 
 
 def _plain(setting: Any) -> object:

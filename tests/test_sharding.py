@@ -411,13 +411,13 @@ def test_evidence_is_collected_once_for_all_keys(
     others = [WM.with_decoy(0, 1), ru.GumbelMax("another", VOCABULARY, 2)]
     expected = [ru.detect(files, wm) for wm in others]
     calls: list[Path] = []
-    collect_file = detection._collect_file
+    collect_file = detection.collect_file
 
     def counted(file: Path, shard: Path, **options: Any) -> Any:
         calls.append(file)
         return collect_file(file, shard, **options)
 
-    monkeypatch.setattr(detection, "_collect_file", counted)
+    monkeypatch.setattr(detection, "collect_file", counted)
     for wm, one in zip(others, expected, strict=True):
         same(detect_shards(files, wm, tmp_path), one)
     assert calls == []

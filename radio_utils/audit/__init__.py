@@ -3,18 +3,19 @@
 >>> verdict = radio_utils.audit_suspect("bob", watermarked_texts="marked.jsonl", key_env="ALICE_KEY", window=1)
 >>> print(verdict.outcome, verdict.log10_p, verdict.report)
 
-:class:`Request` holds and checks the parameters, ``preflight`` looks for what is wrong with them before anything costs,
-``run`` plans and carries out the tests, ``report`` writes the verdict for people. Chapter "The audit" runs it from a
-notebook, ``python -m radio_utils.audit`` from a shell.
+:class:`Request` holds and checks the parameters, ``case`` reads and opens what they name, ``preflight`` looks for what is
+wrong with it before anything costs, ``plan`` settles the tests, ``testing`` carries them out, ``report`` writes the verdict
+for people, and ``auditing`` is the whole way. Chapter "The audit" goes it in a notebook, ``python -m radio_utils.audit`` in
+a shell.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from radio_utils.audit.auditing import check, run
 from radio_utils.audit.errors import AuditError
 from radio_utils.audit.request import Request
-from radio_utils.audit.run import check, run
 from radio_utils.audit.verdict import TestResult, Verdict
 
 __all__ = ["AuditError", "Request", "TestResult", "Verdict", "audit_suspect", "check", "run"]

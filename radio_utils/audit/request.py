@@ -26,6 +26,7 @@ SCHEMES = (
 )
 _INTEGER_KEYS = SCHEMES[2:]
 ACCESS = ("open", "closed", "both")
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class Request:
     How hard
         ``alpha`` is the level of the whole verdict. A closed suspect is asked at most ``max_queries`` prompts, of
         ``max_tokens`` tokens each, at ``temperature``; with repeats after failures at most ``max_requests`` are sent (0:
-        four times ``max_queries``). ``decoys`` keys audit each test.
+        four times ``max_queries``). ``decoys`` keys audit each test. Weights are read on ``device`` (empty: a GPU if there
+        is one) as ``dtype``, ``batch_size`` texts at a time.
 
     The endpoint
         ``api`` is "completions" or "chat"; ``api_key_env`` names the environment variable with the credentials;
@@ -84,7 +86,8 @@ class Request:
     price_out: float = 0.0
     decoys: int = 1000
     batch_size: int = 64
-    device: str = "cpu"
+    device: str = ""
+    dtype: str = "float32"
     seed: int = 0
     output_dir: str = "audit"
     key: Key | None = field(default=None, repr=False)
@@ -98,6 +101,7 @@ class Request:
         _one_of("scheme", self.scheme, SCHEMES)
         _one_of("api", self.api, ("completions", "chat"))
         _one_of("access", self.access or "open", ACCESS)
+        _one_of("dtype", self.dtype, DTYPES)
         for name in ("window", "max_queries", "max_tokens", "concurrency", "batch_size"):
             _whole(name, getattr(self, name), least=1)
         _whole("decoys", self.decoys, least=99)
@@ -119,6 +123,14 @@ class Request:
         if self.kind != "model" and self.access in ("open", "both"):
             raise AuditError(
                 f"access={self.access!r} needs the suspect's weights, and suspect={self.shown_suspect!r} has none"
+            )
+        if self.kind != "model" and self.reference:
+            raise AuditError(
+                f"reference is compared by its weights, and suspect={self.shown_suspect!r} has none; leave it out"
+            )
+        if self.scheme == "transformers lefthash" and self.window != 1:
+            raise AuditError(
+                f"scheme='transformers lefthash' looks at one token only, so window must be 1, got {self.window}"
             )
         if self.kind != "model" and not self.tokenizer:
             raise AuditError(

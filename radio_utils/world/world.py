@@ -7,14 +7,12 @@ whole configuration, the code that makes it and the keys of what it is made from
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import logging
 import math
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -22,7 +20,7 @@ import numpy as np
 import torch
 import transformers
 
-from radio_utils.artifacts import Artifact, Store, atomic_write, default_root, write_json
+from radio_utils.artifacts import Artifact, Store, atomic_write, code_version, default_root, write_json
 from radio_utils.memory import needs_memory
 from radio_utils.presets import Model, Preset
 from radio_utils.prf import Key, derive_bytes
@@ -629,13 +627,3 @@ def _set_of(which: float | str) -> PairSet | None:
 
 def _versions() -> dict[str, str]:
     return {"torch": torch.__version__.split("+")[0], "transformers": transformers.__version__}
-
-
-@functools.cache
-def code_version(*files: str) -> str:
-    """Hash of the modules that make an artifact: when they change it is made anew."""
-    root = resources.files("radio_utils")
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(root.joinpath(*file.split("/")).read_bytes())
-    return digest.hexdigest()[:16]

@@ -259,7 +259,7 @@ def test_the_command_itself(world: World, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("convicted: log10 p = -") and (tmp_path / "out" / "report.html").is_file()
     assert "reading, supervised: yes, weights and texts" in done.stderr  # the plan, before it is carried out
-    stopped = run(*command(world, tmp_path / "out", world.guilty, window=2))
+    stopped = run(*command(world, tmp_path / "other", world.guilty, window=2))
     assert stopped.returncode == 2 and stopped.stdout == ""
     assert stopped.stderr.strip().splitlines()[-1].startswith("error: watermarked_texts do not carry this watermark")
     assert "Traceback" not in stopped.stderr and KEY not in done.stderr + done.stdout + stopped.stderr

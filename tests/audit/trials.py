@@ -101,6 +101,8 @@ class World:
 
 
 def audited(world: World, folder: Path, suspect: str, **changes: Any) -> Verdict:
+    """One audit; a verdict of another one in the folder, which would be refused, is taken away, its evidence is not."""
+    (folder / "verdict.json").unlink(missing_ok=True)
     return run(request(world, folder, suspect, **changes))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
 import itertools
 import json
 import math
@@ -33,12 +32,11 @@ from trials import (
 )
 
 from radio_utils import decoding, detection, reading, suspects
-from radio_utils.audit import AuditError, Verdict, audit_suspect, report
-from radio_utils.audit.run import _outcome
+from radio_utils.audit import AuditError, Verdict, audit_suspect, auditing, plan, report, run, testing
+from radio_utils.audit.auditing import outcome_of
 from radio_utils.audit.verdict import TestResult
 from radio_utils.suspects import LocalSuspect
 
-module_run = importlib.import_module("radio_utils.audit.run")  # the package has a function of that name
 SETTINGS: dict[str, dict[str, Any]] = {
     "open": {},
     "open, reference": {"reference": "base"},
@@ -129,7 +127,7 @@ def test_of_200_innocents_no_more_are_convicted_than_alpha_allows(
 ) -> None:
     """Each has another key and other texts, and is read, asked or both; also a reference and unmarked texts are given."""
     monkeypatch.setattr(report, "_picture", lambda verdict: "")
-    monkeypatch.setattr(module_run, "_endpoint", lambda audit, progress: Imagined(tmp_path / "out", audit.request.seed))
+    monkeypatch.setattr(auditing, "open_endpoint", lambda audit, progress: Imagined(tmp_path / "out", audit.request.seed))
     for name in ("load_model", "load_tokenizer"):
         monkeypatch.setattr(suspects, name, functools.cache(getattr(suspects, name)))
     convicted, smallest = 0, []
@@ -176,8 +174,8 @@ def test_as_many_tests_are_counted_whatever_the_key_finds_in_fresh_texts(world: 
         for reference, counted in ((world.base, 3), ("", 2)):
             verdict = audited(world, tmp_path / f"{number}{counted}", world.guilty, fresh_texts=fresh, reference=reference)
             assert verdict.counted == counted
-            plan = json.loads((tmp_path / f"{number}{counted}" / "plan.json").read_text())
-            assert plan["level_of_each_test"] == verdict.alpha / counted
+            planned = json.loads((tmp_path / f"{number}{counted}" / "plan.json").read_text())
+            assert planned["level_of_each_test"] == verdict.alpha / counted
             for test in applied(verdict).values():
                 assert test.log10_p is not None
                 assert test.log10_corrected == pytest.approx(test.log10_p + math.log10(counted))
@@ -254,16 +252,16 @@ def result(log10_corrected: float, *, sound: bool = True) -> TestResult:
 
 def test_outcomes() -> None:
     innocent, guilty, unsound = result(-1.0), result(-9.0), result(-9.0, sound=False)
-    assert _outcome([innocent, guilty], None, -3.0) == "convicted"
-    assert _outcome([innocent], None, -3.0) == "not convicted"
-    assert _outcome([unsound], None, -3.0) == "void"
-    assert _outcome([unsound, guilty], None, -3.0) == "convicted"
-    assert _outcome([result(-1.0, sound=False)], None, -3.0) == "not convicted"
-    assert _outcome([result(-3.0)], None, -3.0) == "convicted"
-    assert _outcome([TestResult(name="t", applied=False)], None, -3.0) == "not convicted"
+    assert outcome_of([innocent, guilty], None, -3.0) == "convicted"
+    assert outcome_of([innocent], None, -3.0) == "not convicted"
+    assert outcome_of([unsound], None, -3.0) == "void"
+    assert outcome_of([unsound, guilty], None, -3.0) == "convicted"
+    assert outcome_of([result(-1.0, sound=False)], None, -3.0) == "not convicted"
+    assert outcome_of([result(-3.0)], None, -3.0) == "convicted"
+    assert outcome_of([TestResult(name="t", applied=False)], None, -3.0) == "not convicted"
     for alpha in (-1.0, -3.0, -8.0):  # a trace in the reference is one whatever α
-        assert _outcome([guilty], result(-3.5), alpha) == "void"
-    assert _outcome([guilty], result(-2.5), -1.0) == "convicted"
+        assert outcome_of([guilty], result(-3.5), alpha) == "void"
+    assert outcome_of([guilty], result(-2.5), -1.0) == "convicted"
 
 
 def test_nothing_is_chosen_after_a_result(
@@ -278,18 +276,18 @@ def test_nothing_is_chosen_after_a_result(
         raise Stopped
 
     with monkeypatch.context() as patched:
-        patched.setattr(module_run, "_read", stop)
+        patched.setattr(testing, "_read", stop)
         with pytest.raises(Stopped):
             audit(world.guilty, access="both", fresh_texts=world.fresh)
     out = tmp_path / "out"
     assert sorted(one.name for one in out.iterdir()) == ["plan.json"]
-    plan = json.loads((out / "plan.json").read_text())
+    planned = json.loads((out / "plan.json").read_text())
     verdict = audit(world.guilty, access="both", fresh_texts=world.fresh)
-    assert [one["test"] for one in plan["tests"] if one["applies"]] == list(applied(verdict))
+    assert [one["test"] for one in planned["tests"] if one["applies"]] == list(applied(verdict))
     innocent = audited(world, tmp_path / "other", world.innocent, access="both", fresh_texts=world.fresh)
     assert innocent.record().keys() == verdict.record().keys()
     others = json.loads((tmp_path / "other" / "plan.json").read_text())
-    assert others["tests"] == plan["tests"] and others["level_of_each_test"] == plan["level_of_each_test"]
+    assert others["tests"] == planned["tests"] and others["level_of_each_test"] == planned["level_of_each_test"]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -307,7 +305,7 @@ def readings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return read(*args, **options)
 
     monkeypatch.setattr(reading, "read_evidence", counted)
-    monkeypatch.setattr(module_run, "_seconds_per_token", lambda model, audit: 1e-6)
+    monkeypatch.setattr(plan, "_seconds_per_token", lambda model, audit: 1e-6)
     return found
 
 
@@ -329,6 +327,25 @@ def test_evidence_is_kept_and_read_anew_when_anything_in_it_changes(
     assert audit(world.innocent, reference=world.guilty).outcome == "void"
     assert len(readings) == 4  # the reference is the model that was read first
     assert audit(world.guilty).convicted and len(readings) == 4
+
+
+def test_a_verdict_is_neither_lost_nor_mixed_up(world: World, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    first = run(request(world, folder, world.innocent))
+    again = run(request(world, folder, world.innocent, batch_size=7, concurrency=2))
+    assert (again.outcome, again.log10_p, again.tests) == (first.outcome, first.log10_p, first.tests)
+    kept = (folder / "verdict.json").read_bytes()
+    for changes, expected in (
+        ({"alpha": 0.01}, "an audit with another alpha;"),
+        ({"access": "closed", "seed": 3}, "another access, seed;"),
+        ({"key": "another key of Alice's"}, "another key;"),
+    ):
+        with pytest.raises(AuditError, match=expected):
+            run(request(world, folder, world.innocent, **changes))
+        assert (folder / "verdict.json").read_bytes() == kept
+    (folder / "verdict.json").write_text("{}")
+    with pytest.raises(AuditError, match=r"verdict.json cannot be read"):
+        run(request(world, folder, world.innocent))
 
 
 def test_evidence_of_another_tokenizer_with_the_same_tokens_is_not_taken(
@@ -513,7 +530,8 @@ def test_the_key_is_in_no_file_and_in_no_output(
         assert verdict.outcome == "not convicted" and verdict.texts_log10_p < -20
     scheme = "green list" if form == "int" else "transformers lefthash"  # each stops, the second because of the key
     with pytest.raises(AuditError) as stopped:
-        audit(world.innocent, watermarked_texts=world.plain, scheme=scheme, key_env="THE_KEY")
+        changes = {"watermarked_texts": world.plain, "scheme": scheme, "key_env": "THE_KEY"}
+        audited(world, tmp_path / "out" / "stopped", world.innocent, **changes)
     captured = capfd.readouterr()
     told = [captured.out, captured.err, caplog.text, str(stopped.value), repr(verdict), str(stopped.value.__cause__)]
     forms = [*forms, *([str(list(key))[1:-1], key.decode("latin-1")] if isinstance(key, bytes) else [])]

@@ -1,0 +1,117 @@
+"""An audit from its request to its verdict.
+
+The order is the point: parameters, files and watermark are checked before a model is loaded or a server is asked; which
+tests are run, and at what level each, is written down before the first of them is run; and no choice looks at a result. If
+m tests could apply, each is held to α/m, so that the chance of a false conviction is at most α however they depend on each
+other.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from radio_utils.artifacts import write_json
+from radio_utils.audit import preflight, report
+from radio_utils.audit.case import Case, OpenModel, open_endpoint, open_model, prepared
+from radio_utils.audit.errors import AuditError
+from radio_utils.audit.plan import estimated, plan, spoken
+from radio_utils.audit.request import Request
+from radio_utils.audit.testing import carried_out
+from radio_utils.audit.texts import sha256_of
+from radio_utils.audit.verdict import TRACE, Outcome, TestResult, Verdict
+
+logger = logging.getLogger(__name__)
+
+
+def run(request: Request, *, progress: bool = False) -> Verdict:
+    """Carry out an audit and write ``plan.json``, ``verdict.json`` and ``report.html`` into its folder.
+
+    Raises :class:`AuditError`, or :class:`radio_utils.endpoint.EndpointError` where a server fails, for whatever stops it;
+    what was gathered until then is kept and used again.
+    """
+    audit = prepared(request)
+    opened: Any = None
+    vocabulary = None
+    if request.kind == "model":
+        opened = open_model(audit)
+        vocabulary = opened.vocabulary
+    elif request.kind == "endpoint":
+        opened = open_endpoint(audit, progress)
+        opened.check()
+    planned = plan(audit, opened)
+    tests = [one for one in planned if one.applies]
+    if not tests:
+        reasons = "; ".join(f"{one.name}: {one.why}" for one in planned)
+        raise AuditError(f"no test applies ({reasons})")
+    shared = sum(one.applies or one.counts for one in planned)
+    level = math.log10(request.alpha / shared)
+    needs = {one.name: preflight.power(audit.wm, one.pairs, audit.of_texts, level) for one in tests}
+    preflight.check_enough({name: need for name, need in needs.items() if name != "contrastive reading"}, request.alpha)
+    estimate = estimated(audit, opened, tests)
+    write_json(
+        request.folder / "plan.json",
+        {
+            "alpha": request.alpha,
+            "level_of_each_test": request.alpha / shared,
+            "tests": [{"test": one.name, "applies": one.applies, "why": one.why} for one in planned],
+            "estimate": estimate,
+            "settings": request.public(),
+            "fingerprint": audit.wm.fingerprint,
+        },
+    )
+    for line in spoken(planned, estimate):
+        logger.info(line)
+    results, control = carried_out(audit, opened, planned, needs, shared, progress)
+    verdict = Verdict(
+        outcome=outcome_of(results, control, math.log10(request.alpha)),
+        alpha=request.alpha,
+        tests=tuple(results),
+        control=control,
+        counted=shared,
+        texts_log10_p=audit.of_texts.log10_p,
+        vocabulary=None if vocabulary is None else vocabulary.words,
+        estimate=estimate,
+        inputs=_inputs(audit, opened),
+        settings=request.public(),
+        fingerprint=audit.wm.fingerprint,
+        seconds={name: round(value, 2) for name, value in audit.clock.items()},
+        folder=str(request.folder),
+    )
+    report.write(verdict, request.folder)
+    return verdict
+
+
+def check(request: Request) -> None:
+    """Look for what is wrong before a model is loaded or a server is asked. Raises :class:`AuditError`."""
+    prepared(request)
+
+
+def outcome_of(tests: Sequence[TestResult], control: TestResult | None, log10_alpha: float) -> Outcome:
+    """Convicted by any sound test, unless the control shows the same trace in the model before."""
+    applied = [test for test in tests if test.applied]
+    guilty = [test for test in applied if test.log10_corrected is not None and test.log10_corrected <= log10_alpha]
+    if control is not None and control.log10_p is not None and control.log10_p <= TRACE:
+        return "void"
+    if any(test.sound for test in guilty):
+        return "convicted"
+    return "void" if guilty else "not convicted"
+
+
+def _inputs(audit: Case, opened: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {"watermarked_texts": audit.texts.described()}
+    if audit.fresh is not None:
+        found["fresh_texts"] = audit.fresh.described()
+    if isinstance(opened, OpenModel):
+        found["suspect"] = {"name": audit.request.suspect, "sha256": opened.digest}
+        if opened.reference_digest is not None:
+            found["reference"] = {"name": audit.request.reference, "sha256": opened.reference_digest}
+    elif audit.answers is not None:
+        found["suspect"] = audit.answers.described()
+    else:
+        log = audit.request.folder / "answers.jsonl"
+        found["suspect"] = {"name": audit.request.shown_suspect, "model": audit.request.suspect_model}
+        found["answers"] = {"file": str(log), "sha256": sha256_of(log)}
+    return found

@@ -1,0 +1,247 @@
+"""The case: what a request names, read, checked and opened, before anything is tested."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from radio_utils import detection, suspects
+from radio_utils.artifacts import read_json
+from radio_utils.audit import preflight
+from radio_utils.audit.errors import AuditError
+from radio_utils.audit.request import Request
+from radio_utils.audit.texts import Texts, read_texts, sha256_of_folder
+from radio_utils.watermarks import Watermark
+
+Ids = NDArray[np.int64]
+OPENING = 16  # tokens of a text that serve as its prompt where it has none
+
+
+@dataclass
+class Case:
+    """What one audit knows before its tests: parameters, watermark, texts, and how the mark shows in them.
+
+    ``clock`` adds up the seconds that models and statistics take.
+    """
+
+    request: Request
+    tokenizer: Any
+    wm: Watermark
+    texts: Texts
+    fresh: Texts | None
+    answers: Texts | None
+    of_texts: detection.Detection
+    of_fresh: detection.Detection | None
+    clock: dict[str, float] = field(default_factory=lambda: {"model": 0.0, "statistics": 0.0})
+
+    @contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        """Add the time that passes to the clock's "model" or "statistics"."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.clock[what] += time.perf_counter() - started
+
+    @property
+    def fresh_marked(self) -> bool:
+        """Whether the fresh texts carry the watermark."""
+        return self.of_fresh is not None and self.of_fresh.log10_p <= preflight.MARKED
+
+
+@dataclass
+class OpenModel:
+    """A suspect whose weights are at hand."""
+
+    model: Any
+    tokenizer: Any
+    vocabulary: preflight.Vocabulary
+    digest: dict[str, str]
+    reference: Any = None
+    reference_digest: dict[str, str] | None = None
+
+
+def prepared(request: Request) -> Case:
+    """Read and check everything that a folder holds. Raises :class:`AuditError`; no model is loaded, no server asked."""
+    try:
+        request.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AuditError(f"output_dir={request.output_dir!r} cannot be made a folder ({error.strerror})") from error
+    request.secret()
+    tokenizer = _tokenizer("tokenizer", request.tokenizer or request.suspect)
+    size = max(tokenizer.get_vocab().values()) + 1
+    wm = request.watermark(size)
+    if wm.vocab_size < size:
+        raise AuditError(f"vocab_size={wm.vocab_size} is smaller than the tokenizer's {size} tokens; leave it 0")
+    texts = read_texts("watermarked_texts", request.watermarked_texts, tokenizer, wm.vocab_size, wm.window)
+    fresh = None
+    if request.fresh_texts:
+        fresh = read_texts("fresh_texts", request.fresh_texts, tokenizer, wm.vocab_size, wm.window)
+        # a short text may be written twice by chance
+        both = {one.tobytes() for one in texts.ids if one.size > OPENING} & {one.tobytes() for one in fresh.ids}
+        if both or fresh.sha256 == texts.sha256:
+            raise AuditError(
+                f"fresh_texts holds {len(both):,} of the watermarked_texts; give texts that the suspect cannot have used"
+            )
+    answers = None
+    if request.kind == "answers":
+        answers = read_texts("suspect", request.suspect, tokenizer, wm.vocab_size, wm.window)
+    _check_folder(request, wm)
+    of_texts = preflight.detected("watermarked_texts", texts, wm)
+    preflight.check_marked(texts, of_texts, wm, request)
+    of_fresh = None if fresh is None else preflight.detected("fresh_texts", fresh, wm)
+    return Case(request, tokenizer, wm, texts, fresh, answers, of_texts, of_fresh)
+
+
+def _check_folder(request: Request, wm: Watermark) -> None:
+    """Raise :class:`AuditError` where the folder holds the verdict of another audit, which must not be lost or mixed up."""
+    path = request.folder / "verdict.json"
+    if not path.exists():
+        return
+    try:
+        before = read_json(path)
+        settings, fingerprint = dict(before["settings"]), before["fingerprint"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise AuditError(f"{path} cannot be read ({error}); give another output_dir") from error
+    now = request.public()
+    names = (settings.keys() | now.keys()) - _HOW
+    other = sorted(name for name in names if settings.get(name) != now.get(name))
+    if other or fingerprint != wm.fingerprint:
+        raise AuditError(
+            f"output_dir={request.output_dir!r} holds the verdict of an audit with another {', '.join(other) or 'key'}; "
+            "give another folder, and share alpha among all audits of one suspect"
+        )
+
+
+# parameters that change how an audit is carried out and not what it asks
+_HOW = {
+    "api_key_env", "batch_size", "concurrency", "device", "key_env", "key_file", "max_requests", "output_dir", "price_in",
+    "price_out",
+}  # fmt: skip
+
+
+def _tokenizer(name: str, folder: str) -> Any:
+    try:
+        return suspects.load_tokenizer(folder)
+    except suspects.ModelFolderError as error:
+        raise AuditError(f"{name}: {error}") from error
+
+
+def _load(name: str, folder: str, request: Request) -> Any:
+    device = request.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return suspects.load_model(folder, device=device, dtype=getattr(torch, request.dtype))
+    except (suspects.ModelFolderError, RuntimeError, AssertionError) as error:  # the last: a torch without this device
+        raise AuditError(f"{name}: {error}") from error
+
+
+def _digest(name: str, model: Any) -> dict[str, str]:
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return sha256_of_folder(folder)
+    return {"hub commit": str(getattr(model.config, "_commit_hash", None) or "unknown")}
+
+
+def open_model(audit: Case) -> OpenModel:
+    """Load the suspect and its reference. Raises :class:`AuditError` for folders that cannot be used, or not together."""
+    request = audit.request
+    its_tokenizer = _tokenizer("suspect", request.suspect)
+    with audit.timed("model"):
+        model = _load("suspect", request.suspect, request)
+        logits = int(model.get_output_embeddings().weight.shape[0])
+        vocabulary = preflight.compare_vocabularies(audit.tokenizer, its_tokenizer, logits)
+        _check_length(audit, model)
+        opened = OpenModel(model, its_tokenizer, vocabulary, _digest(request.suspect, model))
+        if request.reference:
+            opened.reference = _load("reference", request.reference, request)
+            opened.reference_digest = _digest(request.reference, opened.reference)
+            theirs = _tokenizer("reference", request.reference)
+            if theirs.get_vocab() != its_tokenizer.get_vocab():
+                raise AuditError(
+                    "reference has another tokenizer than suspect; give the model that the suspect was made from"
+                )
+    return opened
+
+
+def _check_length(audit: Case, model: Any) -> None:
+    """Raise :class:`AuditError` for texts longer than the model's positions, where a model fails or talks nonsense."""
+    request, longest = audit.request, {"max_tokens": 0}
+    for texts in (audit.texts, audit.fresh):
+        if texts is not None and "open" in request.modes:
+            prompts = texts.prompts or [text[:0] for text in texts.ids]
+            longest[texts.name] = max(a.size + b.size for a, b in zip(prompts, texts.ids, strict=True))
+    if "closed" in request.modes:
+        longest["max_tokens"] = max(prompt.size for prompt in prompts_for(audit)) + request.max_tokens
+    most = getattr(model.config, "max_position_embeddings", None) or max(longest.values())
+    for name, size in longest.items():
+        if size > most:
+            raise AuditError(
+                f"{name}: {size:,} tokens with a prompt are more than the {most:,} that suspect can read at once; "
+                f"{'lower it' if name == 'max_tokens' else 'split the longer texts'}"
+            )
+
+
+def open_endpoint(audit: Case, progress: bool) -> Any:
+    """The suspect behind a server; nothing is asked yet."""
+    from radio_utils.endpoint import EndpointSuspect
+
+    request = audit.request
+    with readable("suspect"):
+        return EndpointSuspect(
+            url=request.suspect,
+            model=request.suspect_model,
+            tokenizer=audit.tokenizer,
+            log=request.folder / "answers.jsonl",
+            api_key_env=request.api_key_env,
+            kind=request.api,
+            temperature=request.temperature,
+            max_tokens=request.max_tokens,
+            seed=request.seed,
+            concurrency=request.concurrency,
+            budget=request.max_requests or 4 * request.max_queries,
+            progress="asking" if progress else None,
+        )
+
+
+def prompts_for(audit: Case) -> list[Ids]:
+    """What a closed suspect is asked, ``max_queries`` in number: each prompt once, then each again.
+
+    At temperature 0 it would answer as before, so there each is asked once.
+    """
+    source = audit.texts.prompts
+    if source is None and audit.fresh is not None:
+        source = audit.fresh.prompts
+    if source is None:
+        source = [text[:OPENING] for text in audit.texts.ids]
+    distinct = list({prompt.tobytes(): prompt for prompt in source if prompt.size}.values())
+    if audit.request.temperature == 0:
+        return distinct[: audit.request.max_queries]
+    return [distinct[i % len(distinct)] for i in range(audit.request.max_queries)]
+
+
+def prompt_source(audit: Case) -> str:
+    """What the prompts of a closed suspect are, in words."""
+    if audit.texts.prompts is not None:
+        return "the prompts of the watermarked texts"
+    if audit.fresh is not None and audit.fresh.prompts is not None:
+        return "the prompts of the fresh texts"
+    return f"the first {OPENING} tokens of the watermarked texts"
+
+
+@contextmanager
+def readable(name: str) -> Iterator[None]:
+    """What a model cannot read, as an :class:`AuditError` that names the parameter."""
+    try:
+        yield
+    except AuditError:
+        raise
+    except (ValueError, IndexError, ImportError) as error:
+        raise AuditError(f"{name} cannot be read or asked: {error}") from error
