@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import matplotlib
+from matplotlib.figure import Figure
 
 from radio_utils import figures
 from radio_utils.artifacts import atomic_write, write_json
@@ -117,18 +119,17 @@ _REPEAT = (
 
 def _picture(verdict: Verdict) -> str:
     """Each test's p among those of the decoys, as the text of a PNG image's address; empty without one."""
-    import matplotlib.pyplot as plt
-
     tests = [*verdict.tests, *([verdict.control] if verdict.control is not None else [])]
     shown = {t.name: (t.log10_p, t.null.log10_p) for t in tests if t.null is not None and t.log10_p is not None}
     if not shown:
         return ""
-    with plt.rc_context():
+    drawn = io.BytesIO()
+    # a figure of its own, not pyplot's: a notebook that has drawn none yet must go on to show its own
+    with matplotlib.rc_context():
         figures.set_style()
-        figures.among_decoys(shown)
-        drawn = io.BytesIO()
-        plt.savefig(drawn, format="png", dpi=110, bbox_inches="tight")
-        plt.close()
+        figure = Figure(figsize=(7, 0.9 + 0.7 * len(shown)))
+        figures.among_decoys(shown, ax=figure.subplots())
+        figure.savefig(drawn, format="png", dpi=110, bbox_inches="tight")
     return "data:image/png;base64," + base64.b64encode(drawn.getvalue()).decode()
 
 
