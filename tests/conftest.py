@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,16 @@ import pytest
 
 # tests import their own helpers (tests/tiny.py, tests/worlds.py) by name
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(autouse=True)
+def _levels() -> Iterator[None]:
+    """A command that a test runs in this process sets levels of logging; the next test must not see them."""
+    loggers = [logging.getLogger(name) for name in (None, "radio_utils", "papermill")]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @contextmanager
