@@ -414,7 +414,7 @@ def _sealed(folder: Path, name: str) -> dict[str, dict[str, Any]]:
         if relative == MANIFEST:
             raise ValueError(f"the build of {name} wrote {MANIFEST}, a name that the store needs; choose another")
         _sync(path)
-        files[relative] = {"size": path.stat().st_size, "sha256": _sha256(path)}
+        files[relative] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
     if not files:
         raise ValueError(f"the build of {name} wrote no file; write into the folder that build is called with")
     return files
@@ -436,7 +436,7 @@ def _problem(artifact: Artifact, *, hashes: bool = False) -> str | None:
                 return f"{name} is no plain file"
             if status.st_size != expected["size"]:
                 return f"{name} has {status.st_size} bytes instead of {expected['size']}"
-            if hashes and _sha256(artifact / name) != expected["sha256"]:
+            if hashes and sha256_of(artifact / name) != expected["sha256"]:
                 return f"the content of {name} has changed"
     except OSError as error:
         if error.errno not in _DAMAGE_ERRORS:
@@ -448,7 +448,8 @@ def _problem(artifact: Artifact, *, hashes: bool = False) -> str | None:
     return None
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

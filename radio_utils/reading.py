@@ -212,20 +212,23 @@ def _read(
     for start in tqdm(starts, desc=progress, disable=progress is None, unit="batch", mininterval=5.0):
         rows = order[start : start + batch_size].tolist()
         batch = [contexts.ids[i] for i in rows]
-        yield rows, [_logits(model, batch, vocab_size) for model in models]
+        yield rows, [batch_logits(model, batch, vocab_size, _FEWER) for model in models]
 
 
-def _logits(model: Any, contexts: list[Ids], vocab_size: int) -> torch.Tensor:
-    """Logits of the watermark's tokens after each position of each context: [n, longest, V]."""
+_FEWER = "the watermark's vocab_size={}; the suspect does not use Alice's tokenizer"
+
+
+def batch_logits(model: Any, contexts: list[Ids], vocab_size: int, fewer: str) -> torch.Tensor:
+    """Logits of the first ``vocab_size`` tokens after each position of each context: [n, longest, V].
+
+    Raises ``ValueError`` for NaN or infinity, and for a model with fewer logits; ``fewer`` goes on with "fewer than".
+    """
     ids, mask = ev.padded(contexts)
     device = next(model.parameters()).device
     fed = torch.from_numpy(mask).to(device)
     output = model(input_ids=torch.from_numpy(ids).to(device), attention_mask=fed, use_cache=False)
     if output.logits.shape[-1] < vocab_size:
-        raise ValueError(
-            f"the model has {output.logits.shape[-1]} logits, fewer than the watermark's vocab_size={vocab_size}; "
-            "the suspect does not use Alice's tokenizer"
-        )
+        raise ValueError(f"the model has {output.logits.shape[-1]} logits, fewer than {fewer.format(vocab_size)}")
     logits: torch.Tensor = output.logits[..., :vocab_size]
     largest = logits.amax(dim=-1)  # NaN if any logit is, and −∞ only if all are: a single −∞ is a token that is ruled out
     if bool((~largest.isfinite() & fed.bool()).any()):

@@ -26,6 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 from tqdm import tqdm
 
 from radio_utils import evidence as ev
+from radio_utils.reading import batch_logits
 from radio_utils.suspects import LocalSuspect
 
 Ids = NDArray[np.int64]
@@ -261,32 +262,21 @@ def _pieces(tokenizer: Any, strings: list[str], ids: list[int]) -> list[tuple[st
     return pieces
 
 
+_FEWER = "the {} tokens of its_tokenizer; give the tokenizer that the model was trained with"
+
+
 @torch.inference_mode()
 def _read(
     model: Any, contexts: list[_Context], vocab_size: int, batch_size: int, progress: str | None
 ) -> Iterator[tuple[_Context, torch.Tensor]]:
     """Feed the contexts to the model, those of like length together: each with its logits [length, V_B]."""
     ordered = sorted(contexts, key=lambda context: context.fed.size)
-    device = next(model.parameters()).device
     model.eval()
     for start in tqdm(
         range(0, len(ordered), batch_size), desc=progress, disable=progress is None, unit="batch", mininterval=5.0
     ):
         batch = ordered[start : start + batch_size]
-        ids, mask = ev.padded([context.fed for context in batch])
-        fed = torch.from_numpy(mask).to(device)
-        output = model(input_ids=torch.from_numpy(ids).to(device), attention_mask=fed, use_cache=False)
-        if output.logits.shape[-1] < vocab_size:
-            raise ValueError(
-                f"the model has {output.logits.shape[-1]} logits, fewer than the {vocab_size} tokens of its_tokenizer; "
-                "give the tokenizer that the model was trained with"
-            )
-        logits: torch.Tensor = output.logits[..., :vocab_size]
-        if bool((~logits.amax(dim=-1).isfinite() & fed.bool()).any()):  # NaN if any logit is, −∞ only if all are
-            raise ValueError(
-                "the model's logits hold NaN or infinity; it diverged in training, or its precision overflowed (float16 "
-                "does beyond 65504): load it in bfloat16 or float32"
-            )
+        logits = batch_logits(model, [context.fed for context in batch], vocab_size, _FEWER)
         yield from zip(batch, logits, strict=True)
 
 

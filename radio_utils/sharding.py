@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 from radio_utils import detection
 from radio_utils import evidence as ev
-from radio_utils.artifacts import code_version
+from radio_utils.artifacts import code_version, sha256_of
 from radio_utils.corpora import CorpusFile
 from radio_utils.watermarks import Watermark
 
@@ -265,9 +265,7 @@ class _Task:
 
     def _name(self, shard: Path) -> str:
         # hashed by the workers, side by side: the caller reads nothing of a corpus larger than its machine
-        with shard.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        return _hash(json.dumps([self.key, shard.name, content]).encode()) + self.suffix
+        return _hash(json.dumps([self.key, shard.name, sha256_of(shard)]).encode()) + self.suffix
 
 
 def _read(
@@ -317,8 +315,7 @@ class _Bob:
             return cls(model, device, dtype, f"{model} {dtype}")
         digest = hashlib.sha256()
         for path in sorted(path for path in folder.glob("*") if path.is_file()):
-            with path.open("rb") as file:
-                digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+            digest.update(f"{path.name} {sha256_of(path)}\n".encode())
         return cls(folder.absolute(), device, dtype, f"{digest.hexdigest()} {dtype}")
 
 

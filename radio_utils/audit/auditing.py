@@ -13,14 +13,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from radio_utils.artifacts import write_json
+from radio_utils.artifacts import sha256_of, write_json
 from radio_utils.audit import preflight, report
 from radio_utils.audit.case import Case, OpenModel, open_endpoint, open_model, prepared
 from radio_utils.audit.errors import AuditError
 from radio_utils.audit.plan import estimated, plan, spoken
 from radio_utils.audit.request import Request
 from radio_utils.audit.testing import carried_out
-from radio_utils.audit.texts import sha256_of
 from radio_utils.audit.verdict import TRACE, Outcome, TestResult, Verdict
 
 logger = logging.getLogger(__name__)

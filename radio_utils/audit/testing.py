@@ -16,7 +16,7 @@ import numpy as np
 
 from radio_utils import contrast, decoding, detection, querying, reading
 from radio_utils import evidence as ev
-from radio_utils.artifacts import Store, code_version, write_json
+from radio_utils.artifacts import Store, code_version, read_json, write_json
 from radio_utils.audit import preflight
 from radio_utils.audit.case import Case, Ids, OpenModel, prompts_for, readable
 from radio_utils.audit.errors import AuditError
@@ -96,7 +96,6 @@ def _read(
                 batch_size=request.batch_size,
                 progress=bar,
             )
-            places = found.seen
         else:
             across = read_across(
                 model, opened.tokenizer, audit.tokenizer, texts.ids, wm.window,
@@ -105,9 +104,8 @@ def _read(
             # packed anew: the watermark's vocabulary may be padded beyond Alice's tokenizer
             pairs = across.evidence
             found = ev.from_pairs(pairs.windows, pairs.tokens, wm.vocab_size, seen=pairs.seen)
-            places = across.places
+            write_json(folder / "places.json", {"places": across.places, "scored": across.scored})
         found.save(folder / "evidence.npz")
-        write_json(folder / "places.json", {"places": places})
 
     config = {
         "texts": texts.digest,
@@ -123,7 +121,11 @@ def _read(
         )
     found = ev.Evidence.load(made / "evidence.npz")
     with audit.timed("statistics"):
-        note = "" if opened.vocabulary.same else "Places that the suspect's tokenizer leaves undecided are not scored."
+        note = ""
+        if not opened.vocabulary.same:
+            of = read_json(made / "places.json")
+            decided = f"Of {of['places']:,} places the suspect's tokenizer decides {of['scored']:,}"
+            note = f"{decided}; the others are not scored."
         return _judged(audit, name, found, note)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from radio_utils import evidence as ev
+from radio_utils.artifacts import sha256_of
 from radio_utils.audit.errors import AuditError
 from radio_utils.corpora import CorpusError, CorpusFile
 
@@ -96,12 +97,6 @@ def _checked(file: CorpusFile, sequences: list[Any], vocab_size: int) -> list[Id
         return [ev.checked_sequence("ids", one, vocab_size, shortest=0) for one in sequences]
     except ValueError as error:
         raise file.blame(error, check) from error
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, as hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_of_folder(folder: Path) -> dict[str, str]:

@@ -7,6 +7,7 @@ import functools
 import itertools
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -397,6 +398,11 @@ def test_a_suspect_with_another_tokenizer_is_convicted(world: World, audit: Any,
     verdict = audit(permuted, tokenizer=world.base, access=access)
     assert verdict.convicted and verdict.log10_p < -20
     assert "tokenizer differs from Alice's in 140 tokens" in (verdict.vocabulary or "")
+    decided = re.fullmatch(r"Of ([\d,]+) places .* decides ([\d,]+); the others are not scored\.", verdict.tests[0].note)
+    assert (decided is not None) == (access == "open")
+    if decided:
+        places, scored = (int(number.replace(",", "")) for number in decided.groups())
+        assert places >= scored >= (verdict.tests[0].scored or 0) > 0
     # texts as numbers mean nothing to the suspect; its own tokenizer finds no mark in Alice's words
     with pytest.raises(AuditError, match="do not carry this watermark"):
         audit(permuted, access=access)
