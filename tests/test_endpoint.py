@@ -32,8 +32,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import radio_utils as ru
-from radio_utils import endpoint, suspects
+from radio_utils import suspects
 from radio_utils.endpoint import BudgetError, Clock, EndpointError, EndpointSuspect, Usage
+from radio_utils.endpoint.address import Address
 from radio_utils.suspects import Suspect
 from radio_utils.world import models
 
@@ -491,7 +492,7 @@ def test_an_answer_is_on_the_disk_before_it_counts(bench: Bench, monkeypatch: py
 
     with served(FakeServer(fault)) as fake:
         suspect = bench.suspect(fake.url, concurrency=1)
-        monkeypatch.setattr(endpoint.os, "fsync", watched)
+        monkeypatch.setattr(os, "fsync", watched)
         suspect.answer(bench.ids(PROMPTS))
     assert [len(names) for names in forced] == [1] * len(PROMPTS)
     assert set.union(*forced) == bench.answered().keys() and noted == [True] * len(PROMPTS)
@@ -507,7 +508,7 @@ def test_a_full_disk_leaves_a_whole_log(bench: Bench, monkeypatch: pytest.Monkey
         return write(file, bytes(data)[: len(data) + min(0, room[0])])
 
     with served(FakeServer()) as fake:
-        monkeypatch.setattr(endpoint.os, "write", limited)
+        monkeypatch.setattr(os, "write", limited)
         with pytest.raises(OSError, match=r"No space left.*answers\.jsonl"):
             bench.suspect(fake.url, concurrency=3).answer(bench.ids(PROMPTS))
         monkeypatch.undo()
@@ -577,11 +578,11 @@ def test_addresses_are_taken_apart(user: str, password: str, path: str) -> None:
     from urllib.parse import quote
 
     url = f"https://{quote(user, safe='')}:{quote(password, safe='')}@Host:81{path}?q=1#f"
-    address = endpoint._Address(url)
+    address = Address(url)
     expected = {"": "/v1", "/": "/v1", "/v1/": "/v1", "/api": "/api/v1", "/api/paas/v4/": "/api/paas/v4"}.get(path, path)
     assert address.public == f"https://host:81{expected}"
     assert address.user == user and {user, password} <= set(address.secrets)
-    assert endpoint._Address(f"http://[::1]:5{path}").public == f"http://[::1]:5{expected}"
+    assert Address(f"http://[::1]:5{path}").public == f"http://[::1]:5{expected}"
 
 
 @pytest.mark.parametrize(

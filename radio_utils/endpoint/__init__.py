@@ -1,0 +1,14 @@
+"""Suspects behind an API: any server that speaks OpenAI's protocol.
+
+Every answer costs money, so it is written to a log, line by line, and is on the disk before it counts: what was answered is
+never asked again, after an error, a crash or a change of one's mind. A request is known by a hash of the server, the model,
+the sampling, the prompt's text and the number of times that this prompt was asked before. Each attempt to send one is noted
+in the log *before* it is made, so a budget of requests holds whatever happens. No key and no password is written there.
+"""
+
+from radio_utils.endpoint.errors import BudgetError, EndpointError
+from radio_utils.endpoint.log import Usage
+from radio_utils.endpoint.pacing import Clock
+from radio_utils.endpoint.suspect import KINDS, EndpointSuspect
+
+__all__ = ["KINDS", "BudgetError", "Clock", "EndpointError", "EndpointSuspect", "Usage"]
