@@ -385,14 +385,24 @@ def table(rows: Sequence[Mapping[str, Any]], *, columns: Iterable[str] | None = 
         header = _HEADERS.get(name, name.replace("_", " "))
         if name in ("rho", "d", "alpha", "false_alarms"):
             formats[header] = lambda v: f"{100 * v:g}\u00a0%"
+        elif name == "simulated":
+            formats[header] = lambda v: f"{100 * v:.1f}\u00a0%"
         elif name in _MEASURES or name.startswith("log10_"):
-            formats[header] = lambda v: "–" if v is None or v != v else f"{v:.3g}" if abs(v) < 1000 else f"{v:,.0f}"
+            formats[header] = _three_digits
         elif name in ("score", "stderr"):
             formats[header] = lambda v: "–" if v is None or v != v else f"{v:.3f}"
         elif pd.api.types.is_integer_dtype(frame[name]):
             formats[header] = "{:,}"
     frame = frame.rename(columns=lambda name: _HEADERS.get(name, name.replace("_", " ")))
     return frame.style.hide(axis="index").format(formats).set_caption(caption)
+
+
+def _three_digits(value: float | None) -> str:
+    if value is None or value != value:
+        return "–"
+    if value == 0 or abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:#.3g}".rstrip(".")
 
 
 _SETTINGS = ("open, supervised", "open, unsupervised", "closed, supervised", "closed, unsupervised")
@@ -403,10 +413,9 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> Any:
     frame = pd.DataFrame(list(rows))
     frame["watermark"] = frame["watermark"].map({True: "with watermark", False: "without (membership)"})
     wide = frame.pivot_table(index=["watermark", "access", "setting"], columns="rho", values="log10_p", sort=False)
-    wide.columns = [f"ρ = {100 * rho:g} %" for rho in wide.columns]
+    wide.columns = [f"{100 * rho:g}\u00a0%" for rho in wide.columns]
     wide.index.names = [None, None, None]
-    shown = wide.style.format(lambda value: "–" if value != value else f"{value:.1f}")
-    return shown.set_caption("log10 p; lower is stronger")
+    return wide.style.format(_three_digits).set_caption("log10 p by the share ρ; lower is stronger")
 
 
 def story(rows: Sequence[Mapping[str, Any]]) -> Figure:

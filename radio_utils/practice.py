@@ -31,16 +31,20 @@ from radio_utils.world.world import World
 logger = logging.getLogger(__name__)
 
 _OTHER_KEY = "a key that no Bob ever met"
+_SCHEMES = {"greenlist": "green list", "gumbelmax": "gumbel max"}
 _MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True)
 class Case:
-    """Where the files of a practice case are, and its keys."""
+    """Where the files of a practice case are, its keys, and what an audit is told of Alice's mark beside the key."""
 
     folder: Path
     key: Key
     other_key: Key
+    scheme: str
+    window: int
+    gamma: float
 
     def __truediv__(self, name: str) -> str:
         return str(self.folder / name)
@@ -71,7 +75,8 @@ def make_case(world: World, rho: float, folder: Path, *, fresh: int = 800) -> Ca
                 shutil.copyfile(made / file, folder / name / file)
     for name, key in (("key.txt", world.key), ("other.txt", other.key)):
         atomic_write(folder / name, f"hex:{key.hex()}" if isinstance(key, bytes) else str(key))
-    return Case(folder, world.key, other.key)
+    mark = world.preset.watermark
+    return Case(folder, world.key, other.key, _SCHEMES[mark.scheme], mark.window, mark.gamma)
 
 
 def _write_pairs(path: Path, pairs: Sequence[Pair]) -> None:

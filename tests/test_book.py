@@ -276,6 +276,7 @@ class TestCheck:
         [
             (lambda nb: nb.cells[2].update(outputs=[new_output("stream", text="x")]), "cell 3 has outputs"),
             (lambda nb: nb.cells[2].update(execution_count=3), "cell 3 has an execution count"),
+            (lambda nb: nb.cells[3].update(source="x = 1" + " " * 100 + "# wide"), "cell 4 has a line of 111 characters"),
             (lambda nb: nb.cells[1].metadata.update(tags=[]), "0 code cells are tagged 'setup'"),
             (lambda nb: nb.cells[2].metadata.update(tags=[]), "0 code cells are tagged 'parameters'"),
             (lambda nb: nb.cells[3].metadata.update(tags=["parameters"]), "2 code cells are tagged 'parameters'"),

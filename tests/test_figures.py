@@ -111,12 +111,13 @@ def test_dialogue_escapes() -> None:
 
 def test_table_rounds_and_survives_missing_values() -> None:
     rows = [
-        {"rho": 0.05, "scored": 12345, "score": 0.25678, "log10_p": -1234.5},
-        {"rho": 0.0, "scored": 9, "score": None, "log10_p": None},
+        {"rho": 0.05, "scored": 12345, "score": 0.25678, "log10_p": -1234.5, "simulated": 0.9, "loss": 3.4},
+        {"rho": 0.0, "scored": 9, "score": None, "log10_p": None, "simulated": 0.8975, "loss": 0.0},
     ]
     page = figures.table(rows, caption="Caption").to_html()
     for shown in ("5\u00a0%", "0\u00a0%", "12,345", "0.257", "-1,234", "–", "Caption", "scored pairs"):
         assert shown in page, shown
+    assert ">90.0\u00a0%<" in page and ">3.40<" in page and ">0<" in page
     assert "nan" not in page.lower().replace("nonan", "")
     narrow = figures.table(rows, columns=["rho", "scored"]).to_html()
     assert "12,345" in narrow and "0.257" not in narrow
@@ -125,7 +126,7 @@ def test_table_rounds_and_survives_missing_values() -> None:
 def test_summary_spreads_the_settings_over_rho() -> None:
     rows = [*ROWS, {"rho": 0.0, "setting": "supervised", "access": "open", "watermark": False, "log10_p": -42.0}]
     page = figures.summary(rows).to_html()
-    columns, values = ("ρ = 0 %", "ρ = 5 %", "ρ = 50 %"), ("-100.0", "-5.0", "-42.0", "–")
+    columns, values = ("0\u00a0%", "5\u00a0%", "50\u00a0%"), (">-100<", ">-5.00<", ">-42.0<", "–")
     for shown in (*columns, *values, "with watermark", "without (membership)"):
         assert shown in page, shown
 

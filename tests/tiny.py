@@ -19,10 +19,13 @@ RECORD = """\
 class chapter:
     @staticmethod
     def record():
-        path = pathlib.Path(os.environ.get("RADIO_UTILS_RESULTS", "results")) / preset / "{name}.json"
+        results = pathlib.Path(os.environ.get("RADIO_UTILS_RESULTS", "results"))
+        path = results / preset / "{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        record = {{"chapter": "{name}", "preset": preset, "seed": seed, "seconds": 1.5, "date": "2026-01-02"}}
-        record |= {{"tables": {{}}, "hardware": {{"machine": "toy"}}, "versions": {{"python": "3.11"}}}}
+        record = {{"chapter": "{name}", "preset": preset, "seed": seed}}
+        record |= {{"seconds": 1.5, "date": "2026-01-02"}}
+        record |= {{"tables": {{}}, "hardware": {{"machine": "toy"}}}}
+        record |= {{"versions": {{"python": "3.11"}}}}
         path.write_text(json.dumps(record))"""
 
 

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 _COLAB = re.compile(r"https://colab\.research\.google\.com/github/([\w.-]+/[\w.-]+)/blob/([\w.-]+)/([^\s)\"'>\]]+)")
 _BRANCH = "main"
+_WIDTH = 88  # characters of code that a page 1,280 pixels wide shows without scrolling
 
 
 def check(project: Project) -> list[str]:
@@ -124,6 +125,9 @@ def _structure(notebook: NotebookNode) -> list[str]:
             problems.append(f"cell {number} has outputs; sources are committed without (clear all outputs)")
         if cell.get("execution_count") is not None:
             problems.append(f"cell {number} has an execution count; sources are committed without (clear all outputs)")
+        widest = max(map(len, cell.source.splitlines()), default=0)
+        if widest > _WIDTH and "hide-input" not in tags(cell):
+            problems.append(f"cell {number} has a line of {widest} characters, which a page cuts; break it before {_WIDTH}")
     first = notebook.cells[0] if notebook.cells else None
     if first is None or first.cell_type != "markdown" or not first.source.startswith("# "):
         problems.append("the first cell must be markdown that starts with the title, `# …`")
