@@ -56,12 +56,12 @@ def page(verdict: Verdict, about: dict[str, Any]) -> str:
 
 
 def odds(log10_p: float) -> str:
-    """A p-value in words: 1 in 2,000, or 1 in 10^44."""
+    """A p-value in words: 1 in 2,000, or 1 in 10⁴⁴."""
     if log10_p > -0.01:
         return "1, as for any innocent"
     if log10_p > -6:
         return f"1 in {10**-log10_p:,.0f}" if log10_p < -1 else f"1 in {10**-log10_p:.1f}"
-    return f"1 in 10^{-log10_p:.0f}"
+    return "1 in 10" + f"{-log10_p:.0f}".translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
 def remarks(verdict: Verdict) -> list[str]:

@@ -357,7 +357,8 @@ def _estimates() -> list[str]:
         for work in costs.works(preset):
             amounts = [f"{work.operations:.1e}", f"{work.bytes:.1e}", f"{work.steps:,.0f}"]
             lines += _row([tier, work.name, *amounts, f"{work.seconds(device) / 60:.1f}"])
-        where = f"{preset.devices} × {device.name}, {preset.memory_estimate_gb():.0f} GB each"
+        memory = preset.memory_estimate_gb()  # known for models of the hub
+        where = f"{preset.devices} × {device.name}" + (f", {memory:.0f} GB each" if memory else "")
         lines += _row([f"**{tier}**", where, "", "", "", f"**{costs.minutes(preset, device):.0f}**"])
     return [*lines, "```", ""]
 

@@ -55,7 +55,7 @@ def text_of(page: str) -> str:
 def test_a_conviction_says_what_it_means_and_what_would_undo_it() -> None:
     page = text_of(report.page(verdict(), ABOUT))
     assert "Convicted. The suspect learned from text written with the key greenlist-k2-f00." in page
-    assert "would be 1 in 10^9. The level asked for was 0.001." in page
+    assert "would be 1 in 10⁹. The level asked for was 0.001." in page
     assert "the key was known to the suspect's owner" in page.replace("&#39;", "'")
     assert "picked because they score well under the key" in page and "that their licence allows" in page
     assert "answers, all: only open tests were asked for." in page
@@ -78,7 +78,7 @@ def test_void_says_why() -> None:
     page = text_of(report.page(verdict(outcome="void", control=control), ABOUT))
     assert "Void. The tests cannot be believed" in page and "made from shows the trace as well" in page
     assert "gives log10 p = -12.0" in page and "It must show nothing." in page
-    assert "1 in 10^" not in page  # nothing to quote
+    assert "1 in 10" not in page  # nothing to quote
     unsound = report.page(verdict(outcome="void", tests=(result(sound=False, ks_p=1e-9),)), ABOUT)
     assert "<td>NO</td>" in unsound
     page = text_of(unsound)
@@ -92,8 +92,9 @@ def test_odds_are_those_of_the_p_value(log10_p: float) -> None:
         assert log10_p > -0.01
         return
     number = words.removeprefix("1 in ").replace(",", "")
-    value = float(number.removeprefix("10^")) if "^" in number else math.log10(float(number))
-    assert value == pytest.approx(-log10_p, abs=0.5 if "^" in number else 0.05)
+    power = number.removeprefix("10").translate(str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")) if log10_p <= -6 else ""
+    value = float(power) if power else math.log10(float(number))
+    assert value == pytest.approx(-log10_p, abs=0.5 if power else 0.05)
 
 
 def test_what_may_be_quoted_is_the_least_corrected_p_of_a_sound_test() -> None:
