@@ -48,6 +48,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "window": ("scheme", "k", "log10_p_text", "log10_p"),
     "watermark": ("scheme", "k", "gamma", "delta", "setting", "log10_p_text", "stderr_text", "log10_p"),
     "languages": ("language", "setting", "scored", "log10_p"),
+    "languages_equal": ("language", "pairs", "log10_p"),
     "purification": ("steps", "log10_p"),
     "evasion": ("method", "value", "log10_p_text", "log10_p", "loss"),
     "power": ("rho", "effect", "pairs", "tokens", "extrapolated", "simulated"),

@@ -37,7 +37,7 @@ Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]
 
 FLOOR = 3e-3  # ε: probabilities far below it carry more noise than mark
-EXPONENT = 0.6  # a: n^½ would do if the noise of a window's positions were independent, n¹ if they were one
+EXPONENT = 0.6  # a: n¹ would do if a window's positions were independent measurements, n⁰ if they were one
 _STEP = 0.3  # a unit of q in root mean squares of the weights: rounding costs less than 1 % of the power
 _WAITING = 4_000_000  # entries that wait before they are added up
 

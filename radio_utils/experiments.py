@@ -120,6 +120,35 @@ def read_shard(
     return Evidence.load(world.store.get("reading", config, build, inputs=inputs, version=version) / "evidence.npz")
 
 
+def pair_growth(world: World, which: float | str, *, parts: int = 24) -> tuple[list[int], list[int]]:
+    """How the distinct pairs that Bob's expectations give grow along Alice's fresh texts: tokens read, and pairs so far.
+
+    The last number of pairs is that of :func:`reading`, unsupervised.
+    """
+    pairs = world.pairs("fresh")[: world.preset.reading.texts]
+
+    def build(folder: Path) -> None:
+        bob, label = world.bob(which), f"growth of pairs with Bob ({which})"
+        texts, prompts = (make(world.tokenizer, pairs) for make in (instructions.answer_ids, instructions.prompt_ids))
+        tokens, distinct, found = [0], [], None
+        for part in np.array_split(np.arange(len(texts)), min(parts, len(texts))):
+            more = _read(world, bob, [texts[i] for i in part], [prompts[i] for i in part], label)
+            found = more if found is None else found.merge(more)
+            tokens.append(tokens[-1] + sum(texts[i].size for i in part))
+            distinct.append(len(found))
+        write_json(folder / "growth.json", {"tokens": tokens[1:], "pairs": distinct})
+
+    artifact = world.store.get(
+        "growth",
+        {"texts": world.preset.reading.texts, "window": world.watermark.window, "parts": parts},
+        build,
+        inputs=[world.made(which), world.written("fresh")],
+        version=code_version("reading.py", "evidence.py", "world/instructions.py"),
+    )
+    growth = json.loads((artifact / "growth.json").read_text(encoding="utf-8"))
+    return growth["tokens"], growth["pairs"]
+
+
 def _read(world: World, bob: Any, texts: list[Ids], prompts: list[Ids], label: str) -> Evidence:
     wm = world.watermark
     if not texts:  # more shards than texts

@@ -204,9 +204,17 @@ def threat_model() -> Figure:
     return figure
 
 
-def bars(labels: Sequence[str], heights: ArrayLike, *, errors: ArrayLike | None = None, ylabel: str, xlabel: str) -> Axes:
+def bars(
+    labels: Sequence[str],
+    heights: ArrayLike,
+    *,
+    errors: ArrayLike | None = None,
+    ylabel: str,
+    xlabel: str,
+    ax: Axes | None = None,
+) -> Axes:
     """Bars with error bars."""
-    ax = plt.subplots()[1]
+    ax = ax or plt.subplots()[1]
     ax.bar(list(labels), np.asarray(heights), yerr=errors, color=SKY, edgecolor=BLUE, capsize=4)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     return ax
@@ -275,19 +283,23 @@ def fit_and_loudness(rows: Sequence[Mapping[str, Any]], labels: Mapping[str, str
 def strength_and_loudness(rows: Sequence[Mapping[str, Any]], groups: Mapping[str, Sequence[tuple[Any, ...]]]) -> Axes:
     """log10 p in Bob against log10 p in the text, mean and standard error over the runs of each watermark.
 
-    ``groups`` lists watermarks, as (scheme, k, gamma, delta), under a label; those with one γ are joined by a line.
+    ``groups`` lists watermarks, as (scheme, k, gamma, delta), under a label; those with one γ are joined by a line. Each
+    point says its δ, or its γ where that is what varies.
     """
     ax = plt.subplots()[1]
     markers = itertools.cycle("osD^vP")
     for label, names in groups.items():
         points = []
+        joined = len(names) > 1 and len({gamma for _, _, gamma, _ in names}) == 1
         for name in names:
             same = [row for row in rows if tuple(row[c] for c in ("scheme", "k", "gamma", "delta")) == name]
             found = [row["log10_p"] for row in same]
             error = np.std(found, ddof=1) / len(found) ** 0.5 if len(found) > 1 else 0.0
             points.append((same[0]["log10_p_text"], same[0]["stderr_text"], np.mean(found), error))
+            if name[2] is not None:
+                said = f"δ = {name[3]:g}" if joined else f"γ = {name[2]:g}"
+                ax.annotate(said, (points[-1][0], points[-1][2]), (6, 6), textcoords="offset points", size=8, color=GREY)
         x, dx, y, dy = map(np.array, zip(*sorted(points), strict=True))
-        joined = len(points) > 1 and len({gamma for _, _, gamma, _ in names}) == 1
         line = "-" if joined else "none"
         ax.errorbar(x, y, xerr=dx, yerr=dy, marker=next(markers), capsize=3, label=label, ls=line)
     ax.set(xlabel="strength in the text: log10 p of 40 pairs", ylabel="loudness in Bob: log10 p")

@@ -26,9 +26,10 @@ From pairs to tokens: pairs are de-duplicated, so a corpus yields fewer new ones
 from __future__ import annotations
 
 import abc
+import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -196,6 +197,9 @@ class PairYield:
     exponent there less that of the whole curve. A clearly negative bend says that the curve has not settled: then
     :meth:`tokens_for` is a lower bound. ``misfit`` is the root mean square of ln(measured / fitted).
 
+    Where a ``curve`` of (tokens, pairs) was measured it is read off, between its points along straight lines, which asks
+    for a few tokens too many; the law begins at its end.
+
     A curve that is measured with prompts excluded or under the filter φ holds for text that is read in the same way.
     """
 
@@ -205,6 +209,7 @@ class PairYield:
     measured_pairs: int = 0
     misfit: float = 0.0
     bend: float = 0.0
+    curve: tuple[tuple[int, int], ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         if not (self.scale > 0 and math.isfinite(self.scale)):
@@ -254,6 +259,7 @@ class PairYield:
             measured_pairs=int(n[-1]),
             misfit=float(np.sqrt(np.mean((y[last:] - level - exponent * x[last:]) ** 2))),
             bend=slope - _slope(x, y),
+            curve=tuple(zip(t.astype(int).tolist(), n.astype(int).tolist(), strict=True)),
         )
 
     def pairs_from(self, tokens: ArrayLike) -> Any:
@@ -261,11 +267,16 @@ class PairYield:
         t = np.asarray(tokens, np.float64)
         if not np.all(t >= 0):
             raise ValueError("tokens must be numbers that are not negative")
-        return np.minimum(self.scale * t**self.exponent, t)[()]
+        law = np.minimum(self.scale * t**self.exponent, t)
+        if not self.curve:
+            return law[()]
+        points: Floats = np.array(((0, 0), *self.curve), np.float64)
+        read_off = np.interp(t, points[:, 0], points[:, 1])
+        return np.where(t <= self.measured_tokens, read_off, np.maximum(law, self.measured_pairs))[()]
 
     def tokens_for(self, pairs: int) -> TokensNeeded:
         """Tokens to read for so many distinct pairs. Raises ``ValueError`` where it would take more than 10¹⁸."""
-        wanted = _one("pairs", pairs)
+        wanted = int(_one("pairs", pairs))
         log_tokens = (math.log(wanted) - math.log(self.scale)) / self.exponent
         if log_tokens > 18 * _LN10:
             raise ValueError(
@@ -274,6 +285,13 @@ class PairYield:
             )
         # a whole number is not pushed up by its last bits
         tokens = max(wanted, math.ceil(math.exp(log_tokens) * (1.0 - 1e-12)))
+        if self.curve and wanted > self.measured_pairs:
+            tokens = max(tokens, self.measured_tokens)
+        elif self.curve:
+            (t0, n0), (t1, n1) = next(
+                (below, above) for below, above in itertools.pairwise(((0, 0), *self.curve)) if above[1] >= wanted
+            )
+            tokens = max(wanted, t0 + -(-(wanted - n0) * (t1 - t0) // (n1 - n0)))
         return TokensNeeded(tokens, wanted, tokens / self.measured_tokens if self.measured_tokens else math.inf)
 
 

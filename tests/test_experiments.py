@@ -77,6 +77,19 @@ def test_reading_is_read_evidence_from_the_store(world: World, monkeypatch: pyte
         experiments.reading(world, 0.5, "open")  # type: ignore[arg-type]
 
 
+def test_pairs_grow_along_the_texts_to_what_reading_gives(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens, pairs = experiments.pair_growth(world, 0.5, parts=4)
+    texts = instructions.answer_ids(world.tokenizer, world.pairs("fresh")[: world.preset.reading.texts])
+    assert len(tokens) == len(pairs) == 4 and tokens[-1] == sum(text.size for text in texts)
+    assert all(np.diff(tokens) > 0) and all(np.diff(pairs) >= 0)
+    read = experiments.reading(world, 0.5, "unsupervised")
+    assert abs(pairs[-1] - len(read)) <= 0.02 * len(read)  # other batches break ties otherwise
+    first = read_directly(world, world.bob(0.5), world.pairs("fresh")[: -(-len(texts) // 4)])
+    assert abs(pairs[0] - len(first)) <= max(1, 0.02 * len(first))
+    monkeypatch.setattr(World, "bob", lambda *_: pytest.fail("read again"))
+    assert experiments.pair_growth(again(world), 0.5, parts=4) == (tokens, pairs)
+
+
 def test_reading_after_an_epoch_and_of_other_models(world: World) -> None:
     kept = world.changed(fine_tuning__epochs=2.0, fine_tuning__checkpoints=True, fine_tuning__learning_rate=0.02)
     first, last = (experiments.reading(kept, 1.0, "plain", epoch=epoch) for epoch in (1, None))

@@ -286,6 +286,19 @@ def test_the_fit_recovers_a_known_curve(span: float) -> None:
     assert found.beyond == pytest.approx(found.tokens / 10**6)
 
 
+@given(st.lists(st.tuples(st.integers(1, 500), st.floats(0.05, 1)), min_size=3, max_size=12), st.data())
+def test_within_what_was_measured_the_curve_is_read_off(steps: list[tuple[int, float]], data: st.DataObject) -> None:
+    tokens, pairs = np.cumsum([step for step, _ in steps]), np.cumsum([math.ceil(step * new) for step, new in steps])
+    law = PairYield.fit(tokens, pairs)
+    for t, n in zip(tokens.tolist(), pairs.tolist(), strict=True):
+        assert law.tokens_for(n).tokens == t and law.pairs_from(t) == n
+    wanted = data.draw(st.integers(1, int(pairs[-1])))
+    found = law.tokens_for(wanted).tokens
+    assert wanted <= found <= tokens[-1]
+    assert law.pairs_from(found - 1) < wanted + 1e-6 and law.pairs_from(found) >= wanted - 1e-6
+    assert law.tokens_for(int(pairs[-1]) + 1).tokens >= tokens[-1]
+
+
 def test_far_beyond_what_was_measured_is_said() -> None:
     law = PairYield(scale=2.0, exponent=0.5, measured_tokens=10_000, measured_pairs=200)
     near, far = law.tokens_for(632), law.tokens_for(633)  # 100,000 tokens hold 632.5 pairs
