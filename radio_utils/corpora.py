@@ -9,6 +9,7 @@ text is named by its first line's number.
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import importlib
 import json
@@ -128,6 +129,8 @@ class CorpusFile:
                 if not line:
                     return
                 number += 1
+                if number == 1:
+                    line = line.removeprefix(codecs.BOM_UTF8)
                 if len(line) >= _LONGEST_LINE:
                     raise CorpusError(f"{self.path}, row {number}: over {_LONGEST_LINE:,} bytes; split the text")
                 try:
@@ -142,7 +145,9 @@ class CorpusFile:
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise CorpusError(f"{self.path}, row {number}: not JSON ({error}); mend or delete that line") from error
+                raise CorpusError(
+                    f"{self.path}, row {number}: not JSON ({error}); each line is one object: mend or delete that line"
+                ) from error
             if not isinstance(row, dict):
                 raise CorpusError(f"{self.path}, row {number}: a row must be a JSON object, got {type(row).__name__}")
             yield number, row

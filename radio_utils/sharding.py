@@ -435,7 +435,7 @@ def _made(shards: list[Path], hands: _Hands, workers: int, attempts: int, progre
     if isinstance(reason, _WorkerDied):
         reason = _WorkerDied(
             f"{reason}, and the shard was tried {attempts} times; look into the worker's own messages, give it more "
-            "memory, or cut the shard in two"
+            "memory, or cut the shard in two; a script must call this under `if __name__ == '__main__':`"
         )
     raise ShardError(shard, reason) from reason
 

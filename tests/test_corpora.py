@@ -181,3 +181,12 @@ def test_a_line_as_long_as_a_disk_does_not_fill_the_memory(tmp_path: Path) -> No
         file.truncate(10 * 2**30)  # a hole: it takes no room
     with pytest.raises(corpora.CorpusError, match=r"a.jsonl, row 2: over 268,435,456 bytes; split the text"):
         detect(path, WM)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path: Path) -> None:
+    row = json.dumps({"ids": [1, 2, 3]}).encode()
+    for name, content in (("a.jsonl", row), ("a.txt", b"one two")):
+        path = tmp_path / name
+        path.write_bytes(b"\xef\xbb\xbf" + content + b"\n")
+        read = [text for _, text in corpora.CorpusFile(path)._lines()]
+        assert read == [content.decode() + "\n"]

@@ -11,14 +11,15 @@ a shell.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from radio_utils.audit.auditing import check, run
 from radio_utils.audit.errors import AuditError
-from radio_utils.audit.request import Request
+from radio_utils.audit.request import Request, read_key
 from radio_utils.audit.verdict import TestResult, Verdict
 
-__all__ = ["AuditError", "Request", "TestResult", "Verdict", "audit_suspect", "check", "run"]
+__all__ = ["AuditError", "Request", "TestResult", "Verdict", "audit_suspect", "check", "read_key", "run"]
 
 
 def audit_suspect(suspect: str, *, watermarked_texts: str, progress: bool = False, **parameters: Any) -> Verdict:
@@ -29,5 +30,6 @@ def audit_suspect(suspect: str, *, watermarked_texts: str, progress: bool = Fals
     try:
         request = Request(suspect=suspect, watermarked_texts=watermarked_texts, **parameters)
     except TypeError as error:
-        raise AuditError(f"unknown parameter: {error}; an audit takes those of radio_utils.audit.Request") from error
+        unknown = ", ".join(sorted(parameters.keys() - {one.name for one in dataclasses.fields(Request)})) or str(error)
+        raise AuditError(f"unknown parameter {unknown}; an audit takes those of radio_utils.audit.Request") from error
     return run(request, progress=progress)

@@ -33,7 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (AuditError, EndpointError, OSError) as error:  # the last: a disk that is full, a folder that is not ours
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{verdict.outcome}: log10 p = {verdict.log10_p:.1f} at alpha = {verdict.alpha:g}; {verdict.report}")
+    p = "" if verdict.outcome == "void" else f": log10 p = {round(verdict.log10_p, 1) + 0.0:.1f}"  # not -0.0
+    print(f"{verdict.outcome}{p} at alpha = {verdict.alpha:g}; {verdict.report}")
     return 0
 
 

@@ -15,11 +15,12 @@ from typing import Any
 
 from radio_utils.artifacts import sha256_of, write_json
 from radio_utils.audit import preflight, report
-from radio_utils.audit.case import Case, OpenModel, open_endpoint, open_model, prepared
+from radio_utils.audit.case import Case, OpenModel, check_same_inputs, open_endpoint, open_model, prepared
 from radio_utils.audit.errors import AuditError
 from radio_utils.audit.plan import estimated, plan, spoken
 from radio_utils.audit.request import Request
 from radio_utils.audit.testing import carried_out
+from radio_utils.audit.texts import tokenizer_digest
 from radio_utils.audit.verdict import TRACE, Outcome, TestResult, Verdict
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,8 @@ def run(request: Request, *, progress: bool = False) -> Verdict:
     elif request.kind == "endpoint":
         opened = open_endpoint(audit, progress)
         opened.check()
+    inputs = _inputs(audit, opened)
+    check_same_inputs(request, inputs)
     planned = plan(audit, opened)
     tests = [one for one in planned if one.applies]
     if not tests:
@@ -73,7 +76,7 @@ def run(request: Request, *, progress: bool = False) -> Verdict:
         texts_log10_p=audit.of_texts.log10_p,
         vocabulary=None if vocabulary is None else vocabulary.words,
         estimate=estimate,
-        inputs=_inputs(audit, opened),
+        inputs=inputs | _gathered(audit),
         settings=request.public(),
         fingerprint=audit.wm.fingerprint,
         seconds={name: round(value, 2) for name, value in audit.clock.items()},
@@ -110,7 +113,15 @@ def _inputs(audit: Case, opened: Any) -> dict[str, Any]:
     elif audit.answers is not None:
         found["suspect"] = audit.answers.described()
     else:
-        log = audit.request.folder / "answers.jsonl"
         found["suspect"] = {"name": audit.request.shown_suspect, "model": audit.request.suspect_model}
-        found["answers"] = {"file": str(log), "sha256": sha256_of(log)}
+    if audit.request.tokenizer:
+        found["tokenizer"] = {"name": audit.request.tokenizer, "sha256": tokenizer_digest(audit.tokenizer)}
     return found
+
+
+def _gathered(audit: Case) -> dict[str, Any]:
+    """What a server answered, which is an input of the tests too."""
+    if audit.request.kind != "endpoint":
+        return {}
+    log = audit.request.folder / "answers.jsonl"
+    return {"answers": {"file": str(log), "sha256": sha256_of(log)}}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,8 +75,17 @@ def prepared(request: Request) -> Case:
         request.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise AuditError(f"output_dir={request.output_dir!r} cannot be made a folder ({error.strerror})") from error
+    try:
+        return _prepared(request)
+    except AuditError:
+        with suppress(OSError):  # a folder that holds something stays
+            request.folder.rmdir()
+        raise
+
+
+def _prepared(request: Request) -> Case:
     request.secret()
-    tokenizer = _tokenizer("tokenizer", request.tokenizer or request.suspect)
+    tokenizer = _tokenizer("tokenizer" if request.tokenizer else "suspect", request.tokenizer or request.suspect)
     size = max(tokenizer.get_vocab().values()) + 1
     wm = request.watermark(size)
     if wm.vocab_size < size:
@@ -94,11 +103,43 @@ def prepared(request: Request) -> Case:
     answers = None
     if request.kind == "answers":
         answers = read_texts("suspect", request.suspect, tokenizer, wm.vocab_size, wm.window)
+        for given in (texts, fresh):
+            if given is not None:
+                _check_not_alices(answers, given)
     _check_folder(request, wm)
     of_texts = preflight.detected("watermarked_texts", texts, wm)
     preflight.check_marked(texts, of_texts, wm, request)
     of_fresh = None if fresh is None else preflight.detected("fresh_texts", fresh, wm)
     return Case(request, tokenizer, wm, texts, fresh, answers, of_texts, of_fresh)
+
+
+def _check_not_alices(answers: Texts, given: Texts) -> None:
+    """Raise :class:`AuditError` where most answers are Alice's own texts: they would convict whoever is said to give them.
+
+    A suspect that learned by heart may repeat a few.
+    """
+    hers = {one.tobytes() for one in given.ids if one.size > OPENING}
+    long = [one.tobytes() for one in answers.ids if one.size > OPENING]
+    same = sum(one in hers for one in long)
+    if answers.sha256 == given.sha256 or 2 * same > len(long) > 0:
+        raise AuditError(
+            f"suspect: {same:,} of its {len(long):,} longer answers are the {given.name}, word for word; give what the "
+            "suspect wrote"
+        )
+
+
+def check_same_inputs(request: Request, inputs: dict[str, Any]) -> None:
+    """Raise :class:`AuditError` where the folder's verdict is about other contents of the files that are named alike."""
+    path = request.folder / "verdict.json"
+    if not path.exists():
+        return
+    before = read_json(path).get("inputs", {})
+    other = sorted(name for name in inputs.keys() & before.keys() if inputs[name] != before[name])
+    if other:
+        raise AuditError(
+            f"output_dir={request.output_dir!r} holds the verdict of an audit in which {', '.join(other)} had another "
+            "content; give another folder, and share alpha among all audits of one suspect"
+        )
 
 
 def _check_folder(request: Request, wm: Watermark) -> None:
@@ -132,14 +173,25 @@ def _tokenizer(name: str, folder: str) -> Any:
     try:
         return suspects.load_tokenizer(folder)
     except suspects.ModelFolderError as error:
-        raise AuditError(f"{name}: {error}") from error
+        absent = "" if Path(folder).expanduser().is_dir() else f"there is no folder {folder!r} here, and as a hub's name: "
+        raise AuditError(f"{name}: {absent}{error}") from error
 
 
 def _load(name: str, folder: str, request: Request) -> Any:
     device = request.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    place = Path(folder).expanduser()
+    if place.is_dir() and not any(place.glob("*.safetensors")) and any(place.glob("*.bin")):
+        raise AuditError(
+            f"{name}: {folder} holds weights as pickle files only, which can run code and are never opened; have them "
+            "converted to safetensors by whoever gave them"
+        )
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter: a torch without this device
+        raise AuditError(f"device={device!r} cannot be used here ({error}); leave it empty, or give 'cpu'") from error
     try:
         return suspects.load_model(folder, device=device, dtype=getattr(torch, request.dtype))
-    except (suspects.ModelFolderError, RuntimeError, AssertionError) as error:  # the last: a torch without this device
+    except (suspects.ModelFolderError, RuntimeError) as error:
         raise AuditError(f"{name}: {error}") from error
 
 
@@ -148,6 +200,10 @@ def _digest(name: str, model: Any) -> dict[str, str]:
     if folder.is_dir():
         return sha256_of_folder(folder)
     return {"hub commit": str(getattr(model.config, "_commit_hash", None) or "unknown")}
+
+
+def _weights(digest: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in digest.items() if name.endswith(".safetensors")}
 
 
 def open_model(audit: Case) -> OpenModel:
@@ -163,6 +219,11 @@ def open_model(audit: Case) -> OpenModel:
         if request.reference:
             opened.reference = _load("reference", request.reference, request)
             opened.reference_digest = _digest(request.reference, opened.reference)
+            its_weights = _weights(opened.digest)
+            if request.reference == request.suspect or (its_weights and its_weights == _weights(opened.reference_digest)):
+                raise AuditError(
+                    "reference is the suspect itself, weight for weight; give the model that it was made from, or none"
+                )
             theirs = _tokenizer("reference", request.reference)
             if theirs.get_vocab() != its_tokenizer.get_vocab():
                 raise AuditError(

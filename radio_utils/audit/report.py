@@ -7,7 +7,9 @@ are escaped, and the page's own policy forbids scripts and requests.
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
+import shlex
 import time
 from importlib import resources
 from pathlib import Path
@@ -19,7 +21,8 @@ from matplotlib.figure import Figure
 
 from radio_utils import figures
 from radio_utils.artifacts import atomic_write, write_json
-from radio_utils.audit.verdict import TRACE, Verdict
+from radio_utils.audit.request import Request
+from radio_utils.audit.verdict import TRACE, UNSOUND, Verdict
 from radio_utils.chapter import hardware, versions
 
 TESTS = {
@@ -38,9 +41,23 @@ def write(verdict: Verdict, folder: Path) -> None:
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "versions": versions(),
         "hardware": hardware(),
+        "command": command(verdict.settings),
     }
     write_json(folder / "verdict.json", verdict.record() | about)
     atomic_write(folder / "report.html", page(verdict, about))
+
+
+def command(settings: dict[str, Any]) -> str:
+    """The command line that repeats an audit, in another folder. A key that Python was given is left to be filled in."""
+    usual = {one.name: one.default for one in dataclasses.fields(Request)}
+    words = [
+        f"--{name.replace('_', '-')} {shlex.quote(str(value))}"
+        for name, value in settings.items()
+        if name != "output_dir" and value != usual[name]
+    ]
+    if not settings["key_env"] and not settings["key_file"]:
+        words.append("--key-file KEY")
+    return " ".join(["python -m radio_utils.audit", *words, "--output-dir again"])
 
 
 def page(verdict: Verdict, about: dict[str, Any]) -> str:
@@ -49,9 +66,11 @@ def page(verdict: Verdict, about: dict[str, Any]) -> str:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["odds"] = odds
+    environment.filters["one_digit"] = lambda value: f"{round(value, 1) + 0.0:.1f}"  # not -0.0
     template = environment.from_string(resources.files("radio_utils.audit").joinpath("report.html").read_text("utf-8"))
     return template.render(
-        v=verdict, about=about, descriptions=TESTS, picture=_picture(verdict), remarks=remarks(verdict), flat=_flat
+        v=verdict, about=about, descriptions=TESTS, picture=_picture(verdict), remarks=remarks(verdict), flat=_flat,
+        answers=Path(verdict.settings["suspect"]).suffix in (".jsonl", ".gz", ".parquet"), trace=TRACE, unsound=UNSOUND,
     )
 
 
@@ -72,7 +91,7 @@ def remarks(verdict: Verdict) -> list[str]:
         if control is not None and control.log10_p is not None and control.log10_p <= TRACE:
             found.append(_BEFORE)
         if any(not test.sound for test in verdict.tests):
-            found.append(_UNSOUND)
+            found.append(_MISBEHAVED)
     if verdict.outcome == "not convicted":
         for test in verdict.tests:
             if test.needed_pairs is not None:
@@ -82,6 +101,8 @@ def remarks(verdict: Verdict) -> list[str]:
                 )
         found.append(_FAINT)
     if verdict.outcome == "convicted":
+        if "texts" in verdict.inputs.get("suspect", {}):
+            found.append(_ANSWERS)
         found += [_KNOWN_KEY, _CHOSEN, _LICENCE, _REPEAT]
     return found
 
@@ -90,7 +111,7 @@ _BEFORE = (
     "The model that the suspect was made from shows the trace as well. Whatever put it there, this audit cannot tell what "
     "the suspect's owner added. Give the right reference, or ask where its data came from."
 )
-_UNSOUND = (
+_MISBEHAVED = (
     "Keys that nobody used do not behave as they must in a test above, so its p-value cannot be believed. Something is "
     "wrong with its evidence or its arithmetic, such as pairs that count more than once."
 )
@@ -98,6 +119,11 @@ _FAINT = (
     "The suspect may have used so few of the texts, or changed them so much, that this much evidence cannot show it. No "
     "evidence is not evidence of innocence. A second audit with more text is a test of its own: whoever tries until one "
     "convicts must divide α among the tries."
+)
+_ANSWERS = (
+    "Proof that the answers are not the suspect's, or that the marked model wrote or rewrote them. The tests take the file "
+    "as given: keep a record of how the answers were obtained. A mean score close to that of the watermarked texts "
+    "themselves is what the marked model writes, rather than what a model that learned from it does."
 )
 _KNOWN_KEY = (
     "Proof that the key was known to the suspect's owner, or to whoever wrote the suspect's other data: text written with "

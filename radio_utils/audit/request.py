@@ -93,11 +93,12 @@ class Request:
     key: Key | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        for one in dataclasses.fields(self):
+            if one.type == "str":
+                object.__setattr__(self, one.name, _text(one.name, getattr(self, one.name)))
         for name in ("suspect", "watermarked_texts", "output_dir"):
             if not getattr(self, name):
                 raise AuditError(f"{name} is empty; {_WANTED[name]}")
-        for one in dataclasses.fields(self):
-            _clean(one.name, getattr(self, one.name))
         _one_of("scheme", self.scheme, SCHEMES)
         _one_of("api", self.api, ("completions", "chat"))
         _one_of("access", self.access or "open", ACCESS)
@@ -111,13 +112,19 @@ class Request:
         _between("alpha", self.alpha, 0.0, 0.5)
         for name in ("temperature", "price_in", "price_out"):
             value = getattr(self, name)
-            if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
+            if isinstance(value, bool) or not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
                 raise AuditError(f"{name} must be a number that is not negative, got {value!r}")
         if self.is_endpoint:
             try:
                 urlsplit(self.suspect)
             except ValueError:  # not shown: who mistypes an address may have typed a password too
                 raise AuditError("suspect is no address of a server; give one such as https://host/v1") from None
+        if re.match(r"[\w.-]+:\d+(/|$)", self.suspect):
+            raise AuditError(f"suspect={self.suspect!r} looks like a server's address; begin it with http:// or https://")
+        if self.kind == "model" and (Path(self.suspect).expanduser().is_file() or self.suspect.endswith(_FILES)):
+            raise AuditError(
+                f"suspect={self.suspect!r} is a file; answers are read from .jsonl, .jsonl.gz and .parquet, write them so"
+            )
         if self.is_endpoint and not self.suspect_model:
             raise AuditError("suspect_model is empty; name the model that the endpoint should answer with")
         if self.kind != "model" and self.access in ("open", "both"):
@@ -175,25 +182,7 @@ class Request:
 
     def secret(self) -> Key:
         """The key. Raises :class:`AuditError`, which does not quote it."""
-        if self.key is not None:
-            return self.key
-        if self.key_env:
-            text, where = os.environ.get(self.key_env, ""), f"the environment variable key_env={self.key_env!r}"
-            if not text:
-                raise AuditError(f"{where} is not set; export it, or give key_file")
-        else:
-            where = f"key_file={self.key_file!r}"
-            try:
-                with Path(self.key_file).expanduser().open("rb") as file:
-                    raw = file.read(_LONGEST_KEY + 1)
-                text = raw.decode("utf-8").strip("\r\n")
-            except OSError as error:
-                raise AuditError(f"{where} cannot be read ({error.strerror}); give a readable file") from error
-            except UnicodeDecodeError as error:
-                raise AuditError(f"{where} is not UTF-8 text; write the key's bytes as hex:…") from error
-            if len(raw) > _LONGEST_KEY:
-                raise AuditError(f"{where} is longer than {_LONGEST_KEY} bytes, so it is no key; give the file of the key")
-        return _parsed_key(text, where, self.scheme)
+        return self.key if self.key is not None else read_key(self.key_env, self.key_file, self.scheme)
 
     def watermark(self, vocab_size: int) -> Watermark:
         """The watermark to look for, over ``vocab_size`` tokens unless the request says another number."""
@@ -210,11 +199,36 @@ class Request:
 
 
 _LONGEST_KEY = 1 << 16
+_FILES = (".txt", ".json", ".csv", ".tsv", ".gz", ".zip")
 _WANTED = {
     "suspect": "give a folder, a hub name, an http(s) address or a file of answers",
     "watermarked_texts": "give the file of marked texts that the suspect may have used (.jsonl, .parquet or .txt)",
     "output_dir": "give a folder for the verdict",
 }
+
+
+def read_key(key_env: str = "", key_file: str = "", scheme: str = "green list") -> Key:
+    """The key in an environment variable or a file: text, ``hex:…`` or ``int:…``, without the end of its line.
+
+    Raises :class:`AuditError`, which does not quote it.
+    """
+    if key_env:
+        text, where = os.environ.get(key_env, ""), f"the environment variable key_env={key_env!r}"
+        if not text:
+            raise AuditError(f"{where} is not set; export it, or give key_file")
+    else:
+        where = f"key_file={str(key_file)!r}"
+        try:
+            with Path(key_file).expanduser().open("rb") as file:
+                raw = file.read(_LONGEST_KEY + 1)
+            text = raw.decode("utf-8")
+        except OSError as error:
+            raise AuditError(f"{where} cannot be read ({error.strerror}); give a readable file") from error
+        except UnicodeDecodeError as error:
+            raise AuditError(f"{where} is not UTF-8 text; write the key's bytes as hex:…") from error
+        if len(raw) > _LONGEST_KEY:
+            raise AuditError(f"{where} is longer than {_LONGEST_KEY} bytes, so it is no key; give the file of the key")
+    return _parsed_key(text.removeprefix("\ufeff").strip("\r\n"), where, scheme)
 
 
 def make_watermark(scheme: str, key: Key, vocab_size: int, window: int, gamma: float) -> Watermark:
@@ -259,12 +273,14 @@ def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
         raise AuditError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
-def _clean(name: str, value: Any) -> None:
-    """Text that a file can hold: a path of other bytes than UTF-8 cannot be written into a report."""
-    if name == "key" or not isinstance(value, str):
-        return
-    if "\0" in value or value.encode("utf-8", "ignore").decode("utf-8") != value:
-        raise AuditError(f"{name} holds signs that are no text: {value!r}; rename the file or folder")
+def _text(name: str, value: Any) -> str:
+    """A text or a path as text that a file can hold: a path of other bytes than UTF-8 cannot be written into a report."""
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(text, str):
+        raise AuditError(f"{name} must be text or a path, got {value!r}")
+    if "\0" in text or text.encode("utf-8", "ignore").decode("utf-8") != text:
+        raise AuditError(f"{name} holds signs that are no text: {text!r}; rename the file or folder")
+    return text
 
 
 def _whole(name: str, value: Any, *, least: int) -> None:

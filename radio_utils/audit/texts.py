@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,8 @@ def read_texts(name: str, path: str, tokenizer: Any, vocab_size: int, window: in
     Raises :class:`AuditError` for a file that is missing, empty, damaged or not in one of these formats, with the row at
     fault, for token ids outside the vocabulary, and where no text is longer than the window.
     """
+    if Path(path).expanduser().is_dir():
+        raise AuditError(f"{name}: {path} is a folder; give one file")
     file = CorpusFile(Path(path).expanduser(), tokenizer)
     try:
         texts, prompts = list(file.texts()), file.prompts()
@@ -97,6 +100,13 @@ def _checked(file: CorpusFile, sequences: list[Any], vocab_size: int) -> list[Id
         return [ev.checked_sequence("ids", one, vocab_size, shortest=0) for one in sequences]
     except ValueError as error:
         raise file.blame(error, check) from error
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """SHA-256 of all that decides how a tokenizer cuts a text."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    whole = json.dumps(sorted(tokenizer.get_vocab().items())) if backend is None else backend.to_str()
+    return hashlib.sha256(whole.encode("utf-8")).hexdigest()
 
 
 def sha256_of_folder(folder: Path) -> dict[str, str]:

@@ -21,7 +21,7 @@ Outcome = Literal["convicted", "not convicted", "void"]
 Floats = NDArray[np.float64]
 
 TRACE = -3.0  # log10 p of the control at which the model before shows a trace as well, whatever α
-_UNSOUND = 1e-4  # p of the null audit below which a test is not believed
+UNSOUND = 1e-4  # p of the null audit below which a test is not believed
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class TestResult:
             decoys=None if audit is None else audit.keys,
             ks_p=None if audit is None else audit.ks_p,
             lowest_decoy=None if audit is None else audit.min_log10_p,
-            sound=audit is None or audit.ks_p >= _UNSOUND,
+            sound=audit is None or audit.ks_p >= UNSOUND,
             note=note,
             null=audit,
         )
@@ -154,8 +154,16 @@ class Verdict:
 
     @property
     def log10_p(self) -> float:
-        """The smallest p of a sound test, corrected for the number of tests: what may be quoted."""
+        """What may be quoted: the smallest p of a sound test, corrected for the number of tests; 0 if the audit is void."""
+        if self.outcome == "void":
+            return 0.0
         return min((t.log10_corrected for t in self.tests if t.log10_corrected is not None and t.sound), default=0.0)
+
+    @property
+    def decisive(self) -> TestResult | None:
+        """The test that :attr:`log10_p` is of."""
+        found = [test for test in self.tests if test.log10_corrected is not None and test.sound]
+        return min(found, key=lambda test: test.log10_corrected or 0.0, default=None)
 
     @property
     def report(self) -> Path:

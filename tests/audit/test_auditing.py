@@ -209,15 +209,42 @@ def test_texts_that_the_suspect_may_have_used_are_not_fresh(world: World, audit:
     assert audit(world.guilty, watermarked_texts=str(used), fresh_texts=str(short)).convicted
 
 
-def test_a_trace_in_the_model_before_voids_the_verdict(world: World, audit: Any) -> None:
+def test_a_trace_in_the_model_before_voids_the_verdict(world: World, audit: Any, tmp_path: Path) -> None:
     verdict = audit(world.guilty, reference=world.carols, watermarked_texts=world.used)
     assert verdict.convicted
+    grown = suspects.load_model(world.guilty)
+    with torch.no_grad():
+        grown.get_output_embeddings().weight.mul_(1.01)  # trained on, by a little
+    grown.save_pretrained(str(tmp_path / "grown"))
+    suspects.load_tokenizer(world.guilty).save_pretrained(str(tmp_path / "grown"))
     for access in ("open", "closed"):
-        before = audit(world.guilty, reference=world.guilty, access=access)
+        before = audit(str(tmp_path / "grown"), reference=world.guilty, access=access)
         assert before.outcome == "void" and not before.convicted
         assert before.control is not None and before.control.log10_p is not None and before.control.log10_p < -20
     page = before.report.read_text()
     assert "<strong>Void.</strong>" in page and "made from shows the trace as well" in page
+
+
+def test_a_model_is_not_its_own_reference(world: World, audit: Any, tmp_path: Path) -> None:
+    copied = shutil.copytree(world.guilty, tmp_path / "a copy")
+    for reference in (world.guilty, str(copied)):
+        with pytest.raises(AuditError, match="reference is the suspect itself, weight for weight"):
+            audit(world.guilty, reference=reference)
+
+
+@pytest.mark.parametrize("given", ["used", "fresh", "mixed"])
+def test_alices_own_texts_are_nobodys_answers(world: World, audit: Any, given: str, tmp_path: Path) -> None:
+    lines = Path(world.used).read_text().splitlines()
+    answers = write_ids(40, watermark(), seed=21)
+    mixed = tmp_path / "answers.jsonl"
+    mixed.write_text(Path(write_file(tmp_path / "theirs.jsonl", answers)).read_text() + "\n".join(lines[:60]))
+    suspect = {"used": world.used, "fresh": world.fresh, "mixed": str(mixed)}[given]
+    name = "fresh_texts" if given == "fresh" else "watermarked_texts"
+    with pytest.raises(AuditError, match=f"of its 100 longer answers are the {name}, word for word"):
+        audit(suspect, tokenizer=world.base, fresh_texts=world.fresh)
+    # a suspect may have learned a few by heart
+    mixed.write_text((tmp_path / "theirs.jsonl").read_text() + "\n".join(lines[:5]))
+    assert audit(str(mixed), tokenizer=world.base).convicted
 
 
 def test_tests_whose_decoys_misbehave_convict_nobody(world: World, audit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -344,6 +371,20 @@ def test_a_verdict_is_neither_lost_nor_mixed_up(world: World, tmp_path: Path) ->
         with pytest.raises(AuditError, match=expected):
             run(request(world, folder, world.innocent, **changes))
         assert (folder / "verdict.json").read_bytes() == kept
+    # the same names, but other contents
+    texts, bob = tmp_path / "texts.jsonl", shutil.copytree(world.innocent, tmp_path / "bob")
+    shutil.copy(world.used, texts)
+    asked = functools.partial(request, world, tmp_path / "named", str(bob), watermarked_texts=str(texts))
+    run(asked())
+    kept = (tmp_path / "named" / "verdict.json").read_bytes()
+    shutil.copy(Path(world.guilty) / "model.safetensors", bob)
+    with pytest.raises(AuditError, match="an audit in which suspect had another content; give another folder"):
+        run(asked())
+    shutil.copy(Path(world.innocent) / "model.safetensors", bob)
+    texts.write_text("\n".join(texts.read_text().splitlines()[:70]))
+    with pytest.raises(AuditError, match="in which watermarked_texts had another content"):
+        run(asked())
+    assert (tmp_path / "named" / "verdict.json").read_bytes() == kept
     (folder / "verdict.json").write_text("{}")
     with pytest.raises(AuditError, match=r"verdict.json cannot be read"):
         run(request(world, folder, world.innocent))
@@ -465,10 +506,14 @@ def test_what_no_model_can_read_is_one_sentence(world: World, audit: Any, tmp_pa
     with pytest.raises(AuditError, match="suspect has 128 logits and its tokenizer 133 tokens"):
         audit(str(mixed))
     for device in ("cuda:99", "no such device"):
-        with pytest.raises(AuditError, match=r"^suspect: "):
+        with pytest.raises(AuditError, match=f"^device='{device}' cannot be used here"):
             audit(world.innocent, device=device)
-    with pytest.raises(AuditError, match=r"^tokenizer: .*does not exist"):
+    with pytest.raises(AuditError, match=r"^suspect: there is no folder .*nothing' here"):
         audit(str(tmp_path / "nothing"))
+    pickled = shutil.copytree(world.innocent, tmp_path / "pickled")
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    with pytest.raises(AuditError, match=r"^suspect: .* holds weights as pickle files only, .* never opened"):
+        audit(str(pickled))
     with pytest.raises(AuditError, match=r"^suspect: no causal model could be read"):
         audit(save_tokenizer(tmp_path / "no model", {"w0": 0, "w1": 1} | {f"w{i}": i for i in range(WORDS)}))
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trials import World, audited
 
-from radio_utils.audit import TestResult, Verdict, report
+from radio_utils.audit import Request, TestResult, Verdict, report
 from radio_utils.book.screens import browser, browser_path
 
 EVIL = (
@@ -45,7 +45,9 @@ def verdict(**changes: Any) -> Verdict:
     return Verdict(**(values | changes))
 
 
-ABOUT = {"date": "2026-11-21 12:00 UTC", "versions": {"python": "3.11"}, "hardware": {"cpu": "some"}}
+ABOUT = {
+    "date": "2026-11-21 12:00 UTC", "versions": {"python": "3.11"}, "hardware": {"cpu": "some"}, "command": "audit bob",
+}  # fmt: skip
 
 
 def text_of(page: str) -> str:
@@ -54,12 +56,14 @@ def text_of(page: str) -> str:
 
 def test_a_conviction_says_what_it_means_and_what_would_undo_it() -> None:
     page = text_of(report.page(verdict(), ABOUT))
-    assert "Convicted. The suspect learned from text written with the key greenlist-k2-f00." in page
+    assert "Convicted. The evidence says that the suspect learned from text under the watermark greenlist-k2-f00." in page
     assert "would be 1 in 10⁹. The level asked for was 0.001." in page
     assert "the key was known to the suspect's owner" in page.replace("&#39;", "'")
     assert "picked because they score well under the key" in page and "that their licence allows" in page
     assert "answers, all: only open tests were asked for." in page
-    assert "1 applied. The column “corrected” allows for 2" in page
+    assert "1 was run. The column “corrected” allows for 2" in page and "not the probability that this suspect is" in page
+    assert "The number is from the test “reading, supervised”" in page and "stops as soon as" not in page
+    assert "audit bob" in page and "reading, supervised: 0.0800 (seen: 0.1600)" in page
     assert "Not convicted" not in page and "Void." not in page
 
 
@@ -70,15 +74,36 @@ def test_no_evidence_is_not_innocence() -> None:
     assert "This does not prove that it did not." in page and "No evidence is not evidence of innocence." in page
     assert "about 50,000 distinct pairs in place of 700 would convict" in page and "it may be chance" in page
     assert "must divide α among the tries" in page
-    assert "Convicted." not in page and "learned from text written with the key greenlist-k2-f00. If it" not in page
+    assert "Convicted." not in page and "The evidence says" not in page
+
+
+def test_answers_are_not_taken_for_the_suspect() -> None:
+    inputs = {"suspect": {"file": "said.jsonl", "sha256": "0f", "texts": 3}}
+    settings = {"suspect": "said.jsonl", "suspect_model": "", "window": 1}
+    tests = (result(name="answers, watched", asked=32, log10_corrected=-3.02, log10_p=-3.3, ks_p=None, alarms=0.01),)
+    page = text_of(report.page(verdict(inputs=inputs, settings=settings, tests=tests), ABOUT))
+    assert "The evidence says that whoever wrote these answers learned" in page
+    assert "keep a record of how the answers were obtained" in page
+    assert "its number lies just below the level" in page
+
+
+def test_the_command_repeats_the_audit_and_holds_no_key() -> None:
+    given = Request(suspect="bob's", watermarked_texts="a b.jsonl", key="secret", window=1, alpha=0.01, output_dir="x")
+    assert report.command(given.public()) == (
+        "python -m radio_utils.audit --suspect 'bob'\"'\"'s' --watermarked-texts 'a b.jsonl' --window 1 --alpha 0.01 "
+        "--key-file KEY --output-dir again"
+    )
+    kept = Request(suspect="bob", watermarked_texts="a", key_env="ALICE_KEY")
+    assert report.command(kept.public()).count("--key-") == 1
 
 
 def test_void_says_why() -> None:
     control = result(name="control", log10_p=-12.0, log10_corrected=None)
     page = text_of(report.page(verdict(outcome="void", control=control), ABOUT))
     assert "Void. The tests cannot be believed" in page and "made from shows the trace as well" in page
-    assert "gives log10 p = -12.0" in page and "It must show nothing." in page
-    assert "1 in 10" not in page  # nothing to quote
+    assert "gives log10 p = -12.0" in page and "It must show nothing: at -3 or below" in page
+    assert "1 in 10" not in page and verdict(outcome="void").log10_p == 0.0  # nothing to quote
+    assert "at -3 or below the audit is void, and so it is" in page and "could have found" not in page
     unsound = report.page(verdict(outcome="void", tests=(result(sound=False, ks_p=1e-9),)), ABOUT)
     assert "<td>NO</td>" in unsound
     page = text_of(unsound)
@@ -124,7 +149,7 @@ def evil(value: Any) -> Any:
     if isinstance(value, str):
         return value + EVIL
     if isinstance(value, dict):
-        asked = ("suspect", "suspect_model", "window", "date")
+        asked = ("suspect", "suspect_model", "window", "date", "command")
         return {name if name in asked else name + EVIL: evil(one) for name, one in value.items()}
     return value
 

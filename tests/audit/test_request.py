@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from radio_utils import GreenList, GumbelMax, compat
-from radio_utils.audit import AuditError, Request
+from radio_utils.audit import AuditError, Request, read_key
 from radio_utils.audit.request import SCHEMES, _parsed_key, make_watermark
 
 GIVEN: dict[str, Any] = {"suspect": "bob", "watermarked_texts": "marked.jsonl", "key": "k"}
@@ -56,6 +56,12 @@ def made(**changes: Any) -> Request:
         ({"key": None, "key_env": "A", "key_file": "b"}, "give either key_env.* or key_file"),
         ({"key_env": "A"}, "key is given twice"),
         ({"suspect": "b\0b"}, "suspect holds signs that are no text"),
+        ({"suspect": 5}, "suspect must be text or a path, got 5"),
+        ({"watermarked_texts": ["a"]}, r"watermarked_texts must be text or a path, got \['a'\]"),
+        ({"key_env": 5}, "key_env must be text"),
+        ({"temperature": True}, "temperature must be"),
+        ({"suspect": "answers.txt"}, "suspect='answers.txt' is a file; answers are read from .jsonl"),
+        ({"suspect": "localhost:8723/v1"}, "looks like a server's address; begin it with http://"),
         ({"watermarked_texts": "caf\udce9.jsonl"}, "watermarked_texts holds signs that are no text"),
     ],
 )
@@ -92,9 +98,12 @@ def test_keys_come_from_the_environment_or_a_file(monkeypatch: pytest.MonkeyPatc
         (b"int:-12\r\n", -12),
         (b"hex:0a 0b\n", b"\n\x0b"),
         (b"x:y", "x:y"),
+        (b"\xef\xbb\xbfa key\n", "a key"),
     ):
         file.write_bytes(written)
-        assert made(key=None, key_file=str(file)).secret() == expected
+        assert made(key=None, key_file=file).secret() == expected == read_key(key_file=str(file))
+        monkeypatch.setenv("THE_KEY", written.decode())
+        assert made(key=None, key_env="THE_KEY").secret() == expected
     assert made(key=b"raw").secret() == b"raw"
 
 
