@@ -173,8 +173,9 @@ def _tokenizer(name: str, folder: str) -> Any:
     try:
         return suspects.load_tokenizer(folder)
     except suspects.ModelFolderError as error:
-        absent = "" if Path(folder).expanduser().is_dir() else f"there is no folder {folder!r} here, and as a hub's name: "
-        raise AuditError(f"{name}: {absent}{error}") from error
+        absent = f"there is no folder {folder!r} here, and as a hub's name: "
+        said = Path(folder).expanduser().is_dir() or "does not exist" in str(error)
+        raise AuditError(f"{name}: {'' if said else absent}{error}") from error
 
 
 def _load(name: str, folder: str, request: Request) -> Any:

@@ -508,8 +508,10 @@ def test_what_no_model_can_read_is_one_sentence(world: World, audit: Any, tmp_pa
     for device in ("cuda:99", "no such device"):
         with pytest.raises(AuditError, match=f"^device='{device}' cannot be used here"):
             audit(world.innocent, device=device)
-    with pytest.raises(AuditError, match=r"^suspect: there is no folder .*nothing' here"):
+    with pytest.raises(AuditError, match=r"^suspect: .*nothing does not exist"):
         audit(str(tmp_path / "nothing"))
+    with pytest.raises(AuditError, match=r"^suspect: there is no folder 'nobody of this name' here"):
+        audit("nobody of this name")
     pickled = shutil.copytree(world.innocent, tmp_path / "pickled")
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
     with pytest.raises(AuditError, match=r"^suspect: .* holds weights as pickle files only, .* never opened"):
