@@ -412,7 +412,7 @@ def table(rows: Sequence[Mapping[str, Any]], *, columns: Iterable[str] | None = 
 def _three_digits(value: float | None) -> str:
     if value is None or value != value:
         return "–"
-    if value == 0 or abs(value) >= 1000:
+    if abs(value) >= 1000 or value == round(value):
         return f"{value:,.0f}"
     return f"{value:#.3g}".rstrip(".")
 
@@ -423,10 +423,11 @@ _SETTINGS = ("open, supervised", "open, unsupervised", "closed, supervised", "cl
 def summary(rows: Sequence[Mapping[str, Any]]) -> Any:
     """log10 p of every setting (rows) at every share ρ (columns)."""
     frame = pd.DataFrame(list(rows))
-    frame["watermark"] = frame["watermark"].map({True: "with watermark", False: "without (membership)"})
-    wide = frame.pivot_table(index=["watermark", "access", "setting"], columns="rho", values="log10_p", sort=False)
+    frame["watermark"] = frame["watermark"].map({True: "watermark", False: "membership"})
+    frame["test"] = frame["access"] + ", " + frame["setting"]
+    wide = frame.pivot_table(index=["watermark", "test"], columns="rho", values="log10_p", sort=False)
     wide.columns = [f"{100 * rho:g}\u00a0%" for rho in wide.columns]
-    wide.index.names = [None, None, None]
+    wide.index.names = [None, None]
     return wide.style.format(_three_digits).set_caption("log10 p by the share ρ; lower is stronger")
 
 
