@@ -81,8 +81,13 @@ def screenshots(project: Project, folder: Path, preset: str = "laptop") -> list[
             for name in pages(project):
                 page.goto(f"{address}/{name}.html", wait_until="load")
                 wait_for_mathjax(page)
+                if page.locator("iframe").count():  # a frame below the window is not painted
+                    height = page.evaluate("document.documentElement.scrollHeight")
+                    page.set_viewport_size({"width": width, "height": height})
+                    page.wait_for_timeout(500)
                 files.append(folder / f"{name.replace('/', '-')}-{width}.png")
                 page.screenshot(path=str(files[-1]), full_page=True)
+                page.set_viewport_size({"width": width, "height": 900})
             page.close()
     return files
 
