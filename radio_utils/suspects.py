@@ -72,7 +72,8 @@ def load_tokenizer(name: str | Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(checked, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise ModelFolderError(f"no tokenizer could be read from {str(name)!r}: {_first_line(error)}") from error
+        absent = "" if folder.is_dir() else f"there is no folder {str(name)!r} here, and as a hub's name: "
+        raise ModelFolderError(f"{absent}no tokenizer could be read from {str(name)!r}: {_first_line(error)}") from error
 
 
 def load_model(name: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Any:
@@ -80,6 +81,12 @@ def load_model(name: str | Path, *, device: str | torch.device = "cpu", dtype: t
     from transformers import AutoModelForCausalLM
 
     checked = _checked_name(name)
+    folder = Path(checked)
+    if folder.is_dir() and not any(folder.glob("*.safetensors")) and any(folder.glob("*.bin")):
+        raise ModelFolderError(
+            f"{name} holds weights as pickle files only, which can run code and are never opened; have them converted to "
+            "safetensors by whoever gave them"
+        )
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             checked,

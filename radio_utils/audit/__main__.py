@@ -11,6 +11,7 @@ import logging
 import sys
 
 from radio_utils.audit import AuditError, Request, run
+from radio_utils.audit.report import one_digit
 from radio_utils.endpoint import EndpointError
 
 
@@ -33,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (AuditError, EndpointError, OSError) as error:  # the last: a disk that is full, a folder that is not ours
         print(f"error: {error}", file=sys.stderr)
         return 2
-    p = "" if verdict.outcome == "void" else f": log10 p = {round(verdict.log10_p, 1) + 0.0:.1f}"  # not -0.0
+    p = "" if verdict.outcome == "void" else f": log10 p = {one_digit(verdict.log10_p)}"
     print(f"{verdict.outcome}{p} at alpha = {verdict.alpha:g}; {verdict.report}")
     return 0
 

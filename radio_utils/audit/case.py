@@ -94,8 +94,7 @@ def _prepared(request: Request) -> Case:
     fresh = None
     if request.fresh_texts:
         fresh = read_texts("fresh_texts", request.fresh_texts, tokenizer, wm.vocab_size, wm.window)
-        # a short text may be written twice by chance
-        both = {one.tobytes() for one in texts.ids if one.size > OPENING} & {one.tobytes() for one in fresh.ids}
+        both = set(_long(texts)) & set(_long(fresh))
         if both or fresh.sha256 == texts.sha256:
             raise AuditError(
                 f"fresh_texts holds {len(both):,} of the watermarked_texts; give texts that the suspect cannot have used"
@@ -113,13 +112,17 @@ def _prepared(request: Request) -> Case:
     return Case(request, tokenizer, wm, texts, fresh, answers, of_texts, of_fresh)
 
 
+def _long(texts: Texts) -> list[bytes]:
+    """The texts that are compared word for word; a short one may be written twice by chance."""
+    return [one.tobytes() for one in texts.ids if one.size > OPENING]
+
+
 def _check_not_alices(answers: Texts, given: Texts) -> None:
     """Raise :class:`AuditError` where most answers are Alice's own texts: they would convict whoever is said to give them.
 
     A suspect that learned by heart may repeat a few.
     """
-    hers = {one.tobytes() for one in given.ids if one.size > OPENING}
-    long = [one.tobytes() for one in answers.ids if one.size > OPENING]
+    hers, long = set(_long(given)), _long(answers)
     same = sum(one in hers for one in long)
     if answers.sha256 == given.sha256 or 2 * same > len(long) > 0:
         raise AuditError(
@@ -130,36 +133,41 @@ def _check_not_alices(answers: Texts, given: Texts) -> None:
 
 def check_same_inputs(request: Request, inputs: dict[str, Any]) -> None:
     """Raise :class:`AuditError` where the folder's verdict is about other contents of the files that are named alike."""
-    path = request.folder / "verdict.json"
-    if not path.exists():
-        return
-    before = read_json(path).get("inputs", {})
+    before = (_verdict_before(request) or {}).get("inputs", {})
     other = sorted(name for name in inputs.keys() & before.keys() if inputs[name] != before[name])
     if other:
-        raise AuditError(
-            f"output_dir={request.output_dir!r} holds the verdict of an audit in which {', '.join(other)} had another "
-            "content; give another folder, and share alpha among all audits of one suspect"
-        )
+        raise _another_audit(request, f"in which {', '.join(other)} had another content")
+
+
+def _verdict_before(request: Request) -> dict[str, Any] | None:
+    path = request.folder / "verdict.json"
+    if not path.exists():
+        return None
+    try:
+        before: dict[str, Any] = read_json(path)
+        dict(before["settings"]), before["fingerprint"]  # what no verdict of ours lacks
+    except (ValueError, KeyError, TypeError) as error:
+        raise AuditError(f"{path} cannot be read ({error}); give another output_dir") from error
+    return before
+
+
+def _another_audit(request: Request, words: str) -> AuditError:
+    return AuditError(
+        f"output_dir={request.output_dir!r} holds the verdict of an audit {words}; give another folder, and share alpha "
+        "among all audits of one suspect"
+    )
 
 
 def _check_folder(request: Request, wm: Watermark) -> None:
     """Raise :class:`AuditError` where the folder holds the verdict of another audit, which must not be lost or mixed up."""
-    path = request.folder / "verdict.json"
-    if not path.exists():
+    before = _verdict_before(request)
+    if before is None:
         return
-    try:
-        before = read_json(path)
-        settings, fingerprint = dict(before["settings"]), before["fingerprint"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise AuditError(f"{path} cannot be read ({error}); give another output_dir") from error
-    now = request.public()
+    settings, now = before["settings"], request.public()
     names = (settings.keys() | now.keys()) - _HOW
     other = sorted(name for name in names if settings.get(name) != now.get(name))
-    if other or fingerprint != wm.fingerprint:
-        raise AuditError(
-            f"output_dir={request.output_dir!r} holds the verdict of an audit with another {', '.join(other) or 'key'}; "
-            "give another folder, and share alpha among all audits of one suspect"
-        )
+    if other or before["fingerprint"] != wm.fingerprint:
+        raise _another_audit(request, f"with another {', '.join(other) or 'key'}")
 
 
 # parameters that change how an audit is carried out and not what it asks
@@ -173,19 +181,11 @@ def _tokenizer(name: str, folder: str) -> Any:
     try:
         return suspects.load_tokenizer(folder)
     except suspects.ModelFolderError as error:
-        absent = f"there is no folder {folder!r} here, and as a hub's name: "
-        said = Path(folder).expanduser().is_dir() or "does not exist" in str(error)
-        raise AuditError(f"{name}: {'' if said else absent}{error}") from error
+        raise AuditError(f"{name}: {error}") from error
 
 
 def _load(name: str, folder: str, request: Request) -> Any:
     device = request.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    place = Path(folder).expanduser()
-    if place.is_dir() and not any(place.glob("*.safetensors")) and any(place.glob("*.bin")):
-        raise AuditError(
-            f"{name}: {folder} holds weights as pickle files only, which can run code and are never opened; have them "
-            "converted to safetensors by whoever gave them"
-        )
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # the latter: a torch without this device

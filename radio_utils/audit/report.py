@@ -66,12 +66,17 @@ def page(verdict: Verdict, about: dict[str, Any]) -> str:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["odds"] = odds
-    environment.filters["one_digit"] = lambda value: f"{round(value, 1) + 0.0:.1f}"  # not -0.0
+    environment.filters["one_digit"] = one_digit
     template = environment.from_string(resources.files("radio_utils.audit").joinpath("report.html").read_text("utf-8"))
     return template.render(
         v=verdict, about=about, descriptions=TESTS, picture=_picture(verdict), remarks=remarks(verdict), flat=_flat,
-        answers=Path(verdict.settings["suspect"]).suffix in (".jsonl", ".gz", ".parquet"), trace=TRACE, unsound=UNSOUND,
+        trace=TRACE, unsound=UNSOUND,
     )
+
+
+def one_digit(value: float) -> str:
+    """With one digit after the point, and never -0.0."""
+    return f"{round(value, 1) + 0.0:.1f}"
 
 
 def odds(log10_p: float) -> str:
@@ -101,7 +106,7 @@ def remarks(verdict: Verdict) -> list[str]:
                 )
         found.append(_FAINT)
     if verdict.outcome == "convicted":
-        if "texts" in verdict.inputs.get("suspect", {}):
+        if verdict.of_answers:
             found.append(_ANSWERS)
         found += [_KNOWN_KEY, _CHOSEN, _LICENCE, _REPEAT]
     return found

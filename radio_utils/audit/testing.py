@@ -5,7 +5,6 @@ Evidence of reading depends on no key. It is kept in the audit's folder, so that
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -21,7 +20,7 @@ from radio_utils.audit import preflight
 from radio_utils.audit.case import Case, Ids, OpenModel, prompts_for, readable
 from radio_utils.audit.errors import AuditError
 from radio_utils.audit.plan import Planned
-from radio_utils.audit.texts import Texts
+from radio_utils.audit.texts import Texts, tokenizer_digest
 from radio_utils.audit.verdict import TestResult
 from radio_utils.retokenising import Retokenised, read_across
 from radio_utils.suspects import LocalSuspect, Suspect
@@ -113,7 +112,7 @@ def _read(
         "vocab_size": wm.vocab_size,
         "model": _names(opened, of_reference),
         "dtype": request.dtype,
-        "tokenizers": None if opened.vocabulary.same else [_content(audit.tokenizer), _content(opened.tokenizer)],
+        "tokenizers": None if opened.vocabulary.same else list(map(tokenizer_digest, (audit.tokenizer, opened.tokenizer))),
     }
     with audit.timed("model"), readable("reference" if of_reference else "suspect"):
         made = _store(audit).get(
@@ -132,11 +131,6 @@ def _read(
 def _names(opened: OpenModel, of_reference: bool) -> dict[str, str]:
     digest = opened.reference_digest if of_reference else opened.digest
     return dict(digest or {})
-
-
-def _content(tokenizer: Any) -> str:
-    """SHA-256 of all that a fast tokenizer does."""
-    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode("utf-8")).hexdigest()
 
 
 def _judged(audit: Case, name: str, found: ev.Evidence, note: str = "") -> TestResult:

@@ -166,6 +166,11 @@ class Verdict:
         return min(found, key=lambda test: test.log10_corrected or 0.0, default=None)
 
     @property
+    def of_answers(self) -> bool:
+        """Whether the suspect is a file of answers, of which nobody can see who wrote them."""
+        return "texts" in self.inputs.get("suspect", {})
+
+    @property
     def report(self) -> Path:
         """The page for people."""
         return Path(self.folder) / "report.html"
