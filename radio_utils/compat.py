@@ -36,7 +36,7 @@ from numpy.typing import ArrayLike, NDArray
 from radio_utils import pvalues
 from radio_utils.parallel import side_by_side
 from radio_utils.prf import derive_bytes
-from radio_utils.watermarks import Floats, Watermark, _check_common
+from radio_utils.watermarks import Floats, Watermark, _check_common, log10_binomial_allowing
 
 if TYPE_CHECKING:
     import torch
@@ -365,6 +365,7 @@ class _PermutationList(Watermark):
 
     gamma: float
     delta: float
+    one_list_a_window = True
 
     def _set_rate(self, gamma: float, delta: float, gamma_name: str, delta_name: str) -> None:
         if not 0.0 < gamma < 1.0:
@@ -422,6 +423,10 @@ class _PermutationList(Watermark):
     def log10_p(self, total: ArrayLike, count: ArrayLike) -> Any:
         """log10 P(Binomial(count, γ) ≥ total); how good it is where pairs share a list is said in the module's notes."""
         return pvalues.log10_binomial_tail(total, count, self.gamma)
+
+    def log10_p_allowing(self, total: ArrayLike, count: ArrayLike, share: float) -> Any:
+        """log10 P(Binomial(count, γ + share) ≥ total), a bound."""
+        return log10_binomial_allowing(total, count, self.gamma, share)
 
     def log10_p_above(self, total: ArrayLike, count: ArrayLike) -> Any:
         """log10 P(Binomial(count, γ) > total), −∞ where every token is green."""
@@ -517,6 +522,7 @@ class ReleasedGumbelMax(Watermark):
     """
 
     scheme = "released gumbel max"
+    one_list_a_window = True
 
     def __init__(self, seed: int = 3, vocab_size: int = 32000, window: int = 2) -> None:
         _check_vocabulary(vocab_size, window)
@@ -618,7 +624,8 @@ class TransformersGreenList(_PermutationList):
                 "context_width=1 with seeding_scheme='selfhash' makes colours depend on the token alone, with no window; "
                 "mark with a context_width of at least 2, or with 'lefthash'"
             )
-        self.window = 1 if self.seeding_scheme == "lefthash" else int(width) - 1
+        self.one_list_a_window = self.seeding_scheme == "lefthash"
+        self.window = 1 if self.one_list_a_window else int(width) - 1
         _check_vocabulary(vocab_size, self.window)
         self.vocab_size = int(vocab_size)
         self._set_rate(self.config["greenlist_ratio"], self.config["bias"], "greenlist_ratio", "bias")

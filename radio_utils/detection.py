@@ -153,6 +153,7 @@ def _collected(
     texts: Texts, wm: Watermark, prompts: Any, options: dict[str, Any], tokenizer: Any = None, workers: int = 1
 ) -> ev.Evidence:
     """The evidence of texts or of files of them."""
+    options = options | {"shared": ev.shared_by(wm)}
     listed: list[Any] = list(texts) if isinstance(texts, list | tuple) else [texts]
     files = [Path(one) for one in listed if is_path(one)]
     if files and len(files) != len(listed):
@@ -204,15 +205,15 @@ def collect_file(
     return shard
 
 
-def judge(found: ev.Evidence, wm: Watermark) -> Detection:
-    """The verdict on evidence that is already collected."""
+def judge(found: ev.Evidence, wm: Watermark, *, respelt: float = 0.0) -> Detection:
+    """The verdict on evidence that is already collected; p allows for a share ``respelt`` of tokens that were not drawn."""
     check_evidence(found, wm)
     total, scored = _scored(found, wm)
     return Detection(
         seen=found.seen,
         scored=scored,
         total=total,
-        log10_p=float(wm.log10_p(total, scored)),
+        log10_p=float(wm.log10_p_allowing(total, scored, respelt)),
         scheme=wm.scheme,
         window=wm.window,
         dedup=found.dedup,

@@ -38,6 +38,8 @@ DEDUPS: tuple[Dedup, ...] = ("window+token", "window", None)
 class SharesColours(Protocol):
     """A scheme in which different pairs can have one and the same score, so that distinct pairs are no separate trials."""
 
+    one_list_a_window: bool  # False: which list a token is looked up in depends on the token itself
+
     def colour_ids(self, windows: Ids, tokens: Ids) -> Words:
         """Which draw decides each pair's score: [n, k] and [n] → unsigned [n]. Equal numbers mean equal scores."""
         ...
@@ -50,6 +52,11 @@ class SharesLists(SharesColours, Protocol):
     def list_ids(self, windows: Ids, tokens: Ids) -> Words:
         """Which list each pair is looked up in: [n, k] and [n] → unsigned [n]."""
         ...
+
+
+def shared_by(wm: object) -> SharesColours | None:
+    """The watermark where its windows share draws, which then must be left out together; None for all others."""
+    return wm if isinstance(wm, SharesColours) else None
 
 
 _BLOCK = 1 << 20  # tokens that are packed and sorted at once
@@ -246,13 +253,24 @@ class Collector:
     """
 
     def __init__(
-        self, packing: Packing, *, keep: ArrayLike | None = None, dedup: Dedup = "window+token", sample: float = 1.0
+        self,
+        packing: Packing,
+        *,
+        keep: ArrayLike | None = None,
+        dedup: Dedup = "window+token",
+        sample: float = 1.0,
+        shared: SharesColours | None = None,
+        hidden: bool = False,
     ) -> None:
-        """``keep`` is the filter φ [m, k]. ``sample`` < 1 keeps that share of the *windows*, chosen by a public hash."""
+        """``keep`` is the filter φ [m, k]. ``sample`` < 1 keeps that share of the *windows*, chosen by a public hash.
+
+        ``shared`` and ``hidden`` are those of :func:`collect`.
+        """
         check_dedup(dedup)
         if not 0.0 < sample <= 1.0:
             raise ValueError(f"sample must lie in (0, 1], the share of windows that is scored, got {sample}")
         self.packing, self.dedup, self.sample, self.seen = packing, dedup, sample, 0
+        self._shared, self._hidden = shared, hidden
         self._keep: Words | None = None
         if keep is not None:
             self._keep = _unique(packing.pack_windows(checked_filter(keep, packing.window, packing.vocab_size)))
@@ -307,7 +325,7 @@ class Collector:
         seen = words.shape[0]
         if prompts is not None:
             owner = np.repeat(np.arange(lengths.size), lengths - k)
-            words = words[~_in_own_prompt(self.packing, words, owner, prompts)]
+            words = words[~_shown_by_prompt(self.packing, words, owner, prompts, self._shared, self._hidden)]
         self.add_words(words, seen)
 
     def add_words(self, words: Words, seen: int | None = None) -> None:
@@ -370,10 +388,15 @@ def collect(
     keep: ArrayLike | None = None,
     dedup: Dedup = "window+token",
     sample: float = 1.0,
+    shared: SharesColours | None = None,
+    hidden: bool = False,
 ) -> Evidence:
     """Every token of the texts with the ``window`` tokens before it, less what may not be scored.
 
-    A window that occurs anywhere in the text's own prompt is not scored: B may have copied what follows. With ``keep``,
+    A window that occurs anywhere in the text's own prompt is not scored: the prompt may be marked, and B may have copied
+    what follows. With ``shared``, the watermark, a window is left out as well if its list, or the pair's colour, is one
+    that the prompt has drawn from. With ``hidden`` the prompt's first ``window`` tokens may have been drawn after windows
+    that it does not show, so the same token is not scored after any window that could have been one of those. With ``keep``,
     an array [m, k], only those windows are scored (the filter φ). Windows lie wholly inside the text.
 
     ``texts`` is read once, a block of about a million tokens at a time, and is never held whole. Memory is 8 bytes for
@@ -384,7 +407,7 @@ def collect(
 
     Raises ``ValueError`` for an empty or too short text, ids outside the vocabulary, or unequal numbers of prompts.
     """
-    collector = Collector(Packing(window, vocab_size), keep=keep, dedup=dedup, sample=sample)
+    collector = Collector(Packing(window, vocab_size), keep=keep, dedup=dedup, sample=sample, shared=shared, hidden=hidden)
     if isinstance(texts, np.ndarray) and texts.ndim == 2 and texts.shape[0] and prompts is None:
         rows = check_ids("texts", texts, vocab_size)
         if rows.shape[1] <= window:
@@ -493,16 +516,20 @@ def first_appearances(values: Words) -> NDArray[np.bool_]:
 
 
 def frequent_windows(texts: Iterable[ArrayLike], window: int, vocab_size: int, *, at_least: int = 1) -> Ids:
-    """The filter φ: windows that occur at least ``at_least`` times in the texts, as a sorted array [m, k].
+    """The filter φ: windows that occur in at least ``at_least`` of the texts, as a sorted array [m, k].
 
-    Supervised, the texts are D̃ᴬ and once is enough; unsupervised, fresh watermarked text of A, where frequency stands
-    for "likely seen in training".
+    Supervised, the texts are D̃ᴬ and one is enough; unsupervised they are fresh texts of A, where the number of texts stands
+    for "likely seen in training". It is *texts* that are counted. Where they are marked, how often a window comes again
+    within one depends on its own list, which may lead back to it; whether a text comes to it at all does not, for until
+    then its list had no say. Where they are plain, nothing depends on a list.
     """
     if at_least < 1:
         raise ValueError(f"at_least must be 1 or more, got {at_least}")
-    windows, _ = all_windows(checked_texts("texts", texts, vocab_size, shortest=0), window)
+    windows, owner = all_windows(checked_texts("texts", texts, vocab_size, shortest=0), window)
     if windows.shape[0] == 0:
         return windows
+    once = first_rows(np.column_stack([windows, owner]))
+    windows = windows[once]
     order, starts = _grouped(windows)
     counts = np.diff(starts, append=order.size)
     return windows[order[starts[counts >= at_least]]]
@@ -674,15 +701,58 @@ def _is_member(words: Words, among: Words) -> NDArray[np.bool_]:
     return known[among.shape[0] :]
 
 
-def _in_own_prompt(packing: Packing, words: Words, owner: Ids, prompts: list[Ids]) -> NDArray[np.bool_]:
-    """Whether the window of each pair occurs in its own text's prompt; elsewhere it may be scored."""
+def _shown_by_prompt(
+    packing: Packing, words: Words, owner: Ids, prompts: list[Ids], shared: SharesColours | None, hidden: bool
+) -> NDArray[np.bool_]:
+    """Whether what decides a pair's score may have spoken in its own text's prompt; elsewhere it may be scored."""
     windows, whose = all_windows(prompts, packing.window)
 
     def owned(packed: Words, owners: Ids) -> Words:
         return np.column_stack([owners.astype(np.uint64), packed])
 
     known = _unique(owned(packing.pack_windows(windows), whose))
-    return _is_member(owned(packing.windows_of(words), owner), known)
+    found = _is_member(owned(packing.windows_of(words), owner), known)
+    if hidden:
+        found |= _after_hidden(packing, words, owner, prompts, shared is not None)
+    if shared is not None and windows.size:
+        left = np.flatnonzero(~found)
+        found[left] = _shares_with_prompt(shared, *packing.unpack(words[left]), owner[left], windows, whose)
+    return found
+
+
+def _after_hidden(packing: Packing, words: Words, owner: Ids, prompts: list[Ids], any_window: bool) -> NDArray[np.bool_]:
+    """Which tokens the prompt gave after a window that it does not show and that may have been theirs."""
+    found, (windows, tokens) = np.zeros(words.shape[0], bool), packing.unpack(words)
+    for known in range(packing.window):
+        shown = [i for i, prompt in enumerate(prompts) if prompt.size > known]
+        ending = slice(known, known) if any_window else slice(0, known)  # other windows may have the hidden one's list
+        hidden = np.array([[i, prompts[i][known], *prompts[i][ending]] for i in shown], np.int64)
+        if hidden.size:
+            own = [owner, tokens] if any_window else [owner, tokens, *windows.T[packing.window - known :]]
+            found |= rows_among(np.column_stack(own), hidden)
+    return found
+
+
+def _shares_with_prompt(
+    wm: SharesColours, windows: Ids, tokens: Ids, owner: Ids, shown: Ids, whose: Ids
+) -> NDArray[np.bool_]:
+    """Which pairs have a list, or a colour, that a window of their own prompt has drawn from."""
+    if wm.one_list_a_window:
+        own, other = (wm.colour_ids(w, np.zeros(len(w), np.int64)).astype(np.int64) for w in (windows, shown))
+        return rows_among(np.column_stack([owner, own]), np.column_stack([whose, other]))
+    found, begins = np.zeros(tokens.size, bool), np.searchsorted(whose, np.arange(int(owner.max(initial=-1)) + 2))
+    for i in np.unique(owner).tolist():  # every window of the prompt with every token of the text
+        at, there = np.flatnonzero(owner == i), shown[begins[i] : begins[i + 1]]
+        each = np.tile(there, (at.size, 1)), np.repeat(tokens[at], len(there))
+        same = wm.colour_ids(*each).reshape(at.size, -1) == wm.colour_ids(windows[at], tokens[at])[:, None]
+        found[at] = same.any(axis=1)
+    return found
+
+
+def rows_among(rows: Ids, among: Ids) -> NDArray[np.bool_]:
+    """Whether each row [n, c] is one of the rows ``among`` [m, c]."""
+    both = np.unique(np.concatenate([among, rows]), axis=0, return_inverse=True)[1].ravel()
+    return np.isin(both[len(among) :], both[: len(among)])
 
 
 _SAMPLING = PRF("which windows a sample holds")  # public on purpose: the choice must not depend on anybody's key

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from radio_utils import decoding
 from radio_utils.artifacts import Artifact, code_version, write_json
 from radio_utils.contrast import Contrast
-from radio_utils.evidence import Collector, Evidence, Packing, first_rows
+from radio_utils.evidence import Evidence, first_rows, shared_by
 from radio_utils.memory import needs_memory
-from radio_utils.reading import read_contrast, read_evidence
+from radio_utils.predictions import Predictions
+from radio_utils.reading import read_contrast, read_predictions
 from radio_utils.suspects import load_model
 from radio_utils.watermarks import Watermark
 from radio_utils.world import instructions, openings, training
@@ -71,19 +72,25 @@ def reading(
     """
     shards = range(world.preset.shards)
     parts = [read_shard(world, which, setting, shard, epoch=epoch, texts_of=texts_of) for shard in shards]
-    return parts[0].merge(*parts[1:]) if len(parts) > 1 else parts[0]
+    return scored(world, parts[0].merge(*parts[1:]))
+
+
+def scored(world: World, found: Predictions, *, skip_seen: bool = True) -> Evidence:
+    """The pairs that may be scored of what a model predicts along pairs as Alice drew them."""
+    wm = world.watermark
+    return found.evidence(wm.window, wm.vocab_size, shared=shared_by(wm), skip_seen=skip_seen, full_context=True)
 
 
 def read_shard(
     world: World,
     which: float | str,
     setting: Setting,
-    shard: int,
+    shard: int = 0,
     *,
     epoch: int | None = None,
     texts_of: World | None = None,
-) -> Evidence:
-    """One of the preset's ``shards`` of :func:`reading`."""
+) -> Predictions:
+    """What Bob predicts in one of the preset's ``shards`` of :func:`reading`."""
     if setting not in ("supervised", "unsupervised", "plain"):
         raise ValueError(f"setting must be 'supervised', 'unsupervised' or 'plain', got {setting!r}")
     author = texts_of or world
@@ -93,7 +100,6 @@ def read_shard(
     config: dict[str, Any] = {
         "setting": setting,
         "texts": world.preset.reading.texts,
-        "window": world.watermark.window,
         "seed": world.seed,
         "stand_in": world.stand_in(),
     }
@@ -108,16 +114,13 @@ def read_shard(
     inputs = [world.made(which), author.written(sets[setting])]
 
     def build(folder: Path) -> None:
-        _read(
-            world,
-            world.bob(which, epoch=epoch),
-            instructions.answer_ids(world.tokenizer, pairs),
-            instructions.prompt_ids(world.tokenizer, pairs),
-            f"reading with Bob ({which}), {setting}",
-        ).save(folder / "evidence.npz")
+        prompts, answers = instructions.written_ids(world.tokenizer, pairs)
+        label = f"reading with Bob ({which}), {setting}"
+        _read(world, world.bob(which, epoch=epoch), answers, prompts, label).save(folder / "predictions.npz")
 
-    version = code_version("reading.py", "evidence.py", "world/instructions.py", "world/mixtures.py")
-    return Evidence.load(world.store.get("reading", config, build, inputs=inputs, version=version) / "evidence.npz")
+    version = code_version("reading.py", "predictions.py", "world/instructions.py", "world/mixtures.py")
+    made = world.store.get("predictions", config, build, inputs=inputs, version=version)
+    return Predictions.load(made / "predictions.npz")
 
 
 def pair_growth(world: World, which: float | str, *, parts: int = 24) -> tuple[list[int], list[int]]:
@@ -125,37 +128,21 @@ def pair_growth(world: World, which: float | str, *, parts: int = 24) -> tuple[l
 
     The last number of pairs is that of :func:`reading`, unsupervised.
     """
-    pairs = world.pairs("fresh")[: world.preset.reading.texts]
-
-    def build(folder: Path) -> None:
-        bob, label = world.bob(which), f"growth of pairs with Bob ({which})"
-        texts, prompts = (make(world.tokenizer, pairs) for make in (instructions.answer_ids, instructions.prompt_ids))
-        tokens, distinct, found = [0], [], None
-        for part in np.array_split(np.arange(len(texts)), min(parts, len(texts))):
-            more = _read(world, bob, [texts[i] for i in part], [prompts[i] for i in part], label)
-            found = more if found is None else found.merge(more)
-            tokens.append(tokens[-1] + sum(texts[i].size for i in part))
-            distinct.append(len(found))
-        write_json(folder / "growth.json", {"tokens": tokens[1:], "pairs": distinct})
-
-    artifact = world.store.get(
-        "growth",
-        {"texts": world.preset.reading.texts, "window": world.watermark.window, "parts": parts},
-        build,
-        inputs=[world.made(which), world.written("fresh")],
-        version=code_version("reading.py", "evidence.py", "world/instructions.py"),
-    )
-    growth = json.loads((artifact / "growth.json").read_text(encoding="utf-8"))
-    return growth["tokens"], growth["pairs"]
+    found = read_shard(world, which, "unsupervised")
+    tokens, distinct = [], []
+    for count in np.linspace(0, len(found.contexts), min(parts, len(found.contexts)) + 1).astype(int)[1:].tolist():
+        part = Predictions(found.contexts[:count], found.starts[:count], found.tokens[:count])
+        tokens.append(sum(context.size for context in part.contexts) - int(part.starts.sum()))
+        distinct.append(len(scored(world, part)))
+    return tokens, distinct
 
 
-def _read(world: World, bob: Any, texts: list[Ids], prompts: list[Ids], label: str) -> Evidence:
-    wm = world.watermark
+def _read(world: World, bob: Any, texts: list[Ids], prompts: list[Ids], label: str) -> Predictions:
     if not texts:  # more shards than texts
-        return Collector(Packing(wm.window, wm.vocab_size)).evidence()
+        return Predictions((), np.zeros(0, np.int64), ())
     with needs_memory("reading.batch_size"):
-        return read_evidence(
-            bob, texts, wm.window, wm.vocab_size,
+        return read_predictions(
+            bob, texts, world.watermark.vocab_size,
             prompts=prompts, batch_size=world.preset.reading.batch_size, progress=label if world.progress else None,
         )  # fmt: skip
 
@@ -168,14 +155,15 @@ def contrast(world: World, which: float | str, *, twin: bool = True) -> Contrast
 
     def build(folder: Path) -> None:
         pairs = world.pairs("outside")[: world.preset.reading.texts]
+        prompts, answers = instructions.written_ids(world.tokenizer, pairs)
         with needs_memory("reading.batch_size"):
             found = read_contrast(
                 world.bob(which),
                 [world.base(), world.twin()] if twin else world.base(),
-                instructions.answer_ids(world.tokenizer, pairs),
+                answers,
                 world.watermark.window,
                 world.watermark.vocab_size,
-                prompts=instructions.prompt_ids(world.tokenizer, pairs),
+                prompts=prompts,
                 batch_size=world.preset.reading.batch_size,
                 progress=f"contrastive reading with Bob ({which})" if world.progress else None,
             )
@@ -291,12 +279,11 @@ def reading_of_language(world: World, which: float | str, language: str) -> Evid
     def build(folder: Path) -> None:
         starts, texts = continuations(world, language)
         label = f"reading {language} with Bob ({which})"
-        _read(world, world.bob(which), texts, starts, label).save(folder / "evidence.npz")
+        _read(world, world.bob(which), texts, starts, label).save(folder / "predictions.npz")
 
-    inputs, config = [world.made(which), written], {"window": world.watermark.window}
-    version = code_version("reading.py", "evidence.py")
-    artifact = world.store.get("reading-language", config, build, inputs=inputs, version=version)
-    return Evidence.load(artifact / "evidence.npz")
+    inputs, version = [world.made(which), written], code_version("reading.py", "predictions.py")
+    artifact = world.store.get("predictions-language", {}, build, inputs=inputs, version=version)
+    return scored(world, Predictions.load(artifact / "predictions.npz"))
 
 
 def variant(world: World, *, run: int = 0, **changes: Any) -> World:

@@ -3,8 +3,8 @@
 B is run once over the texts (:func:`token_scores`). From what the pass says of every token each method makes a score of
 the text (:func:`membership_scores`), small for a member. The oldest is B's loss divided by the text's zlib entropy, so
 that intrinsically simple text does not look like a member (Carlini et al. 2021). The scores of candidates are compared
-with those of fresh text that B cannot have seen, by a two-sample Kolmogorov–Smirnov test. The same pass holds the
-evidence of reading mode (:func:`reading_evidence`). Explained in the chapter "Membership inference".
+with those of fresh text that B cannot have seen, by a two-sample Kolmogorov–Smirnov test. Explained in the chapter
+"Membership inference".
 """
 
 from __future__ import annotations
@@ -57,8 +57,7 @@ class TokenScores:
 
     ``context`` [m] holds the ids of the prompt and the text. The n = m − ``first`` tokens from ``first`` on are scored, and
     the other arrays have one entry for each: ``log_p`` is the log-probability of the token (nats); ``mean`` and ``std`` are
-    those of the log-probability of a token drawn from the model's own distribution at that place (Zhang et al. 2025);
-    ``predicted`` is the id of the model's most likely token there.
+    those of the log-probability of a token drawn from the model's own distribution at that place (Zhang et al. 2025).
     """
 
     text: str
@@ -67,7 +66,6 @@ class TokenScores:
     log_p: Floats
     mean: Floats
     std: Floats
-    predicted: Ids
 
     @property
     def loss(self) -> float:
@@ -81,33 +79,25 @@ def token_scores(
     texts: Sequence[str],
     *,
     prompts: Sequence[str] | None = None,
-    vocab_size: int | None = None,
     batch_size: int = 64,
     max_length: int = 512,
 ) -> list[TokenScores]:
     """Run the model once over each text, after its prompt if there is one, and keep what it says of every token.
 
-    What is kept is 40 bytes a token; of the logits there is never more than one batch. ``vocab_size`` is the watermark's,
-    where the evidence of reading mode is wanted too: padding logits beyond it are then no predictions. Where only losses
-    are needed :func:`losses` makes the same pass without the statistics over the vocabulary.
+    What is kept is 32 bytes a token; of the logits there is never more than one batch. Where only losses are needed
+    :func:`losses` makes the same pass without the statistics over the vocabulary.
 
-    Raises ``ValueError`` as :func:`losses` does, and for NaN among the logits or fewer logits than ``vocab_size``.
+    Raises ``ValueError`` as :func:`losses` does, and for NaN among the logits.
     """
-    if vocab_size is not None and vocab_size < 1:
-        raise ValueError(f"vocab_size must be at least 1, got {vocab_size}; give the watermark's, or leave it out")
-
-    def measure(logits: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return _statistics(logits, tokens, vocab_size)
-
     fed = _fed(tokenizer, texts, prompts, max_length)
     found = []
-    for i, (text, one, columns) in enumerate(zip(texts, fed, _measured(model, fed, batch_size, measure), strict=True)):
-        log_p, mean, std, predicted = columns
+    for i, (text, one, columns) in enumerate(zip(texts, fed, _measured(model, fed, batch_size, _statistics), strict=True)):
+        log_p, mean, std = columns
         if np.isnan(mean).any():
             raise ValueError(
                 f"the model's logits on texts[{i}] hold NaN; it diverged in training, or its precision overflowed"
             )
-        found.append(TokenScores(text, one.ids, one.first, log_p, mean, std, predicted.astype(np.int64)))
+        found.append(TokenScores(text, one.ids, one.first, log_p, mean, std))
     return found
 
 
@@ -197,38 +187,6 @@ def _checked_reference(reference: ArrayLike | None, count: int) -> Floats:
     return found
 
 
-def reading_evidence(
-    statistics: Sequence[TokenScores],
-    window: int,
-    vocab_size: int,
-    *,
-    keep: ArrayLike | None = None,
-    dedup: ev.Dedup = "window+token",
-    skip_seen: bool = True,
-) -> ev.Evidence:
-    """The evidence of reading mode that the pass already holds: what ``reading.read_evidence`` finds on the same texts.
-
-    The windows are the text's, the tokens are the model's predictions; ``keep``, ``dedup`` and ``skip_seen`` mean what
-    they mean there (Sander et al. 2024, section 4; chapter "Open model").
-
-    Raises ``ValueError`` for no statistics, ids or predictions outside the vocabulary, and a text too short for a window.
-    """
-    if len(statistics) == 0:
-        raise ValueError("statistics is empty; make them with token_scores first")
-    packing = ev.Packing(window, vocab_size)
-    contexts = ev.checked_texts("statistics", [one.context for one in statistics], vocab_size, shortest=window + 1)
-    collector = ev.Collector(packing, keep=keep, dedup=dedup)
-    for i, (one, context) in enumerate(zip(statistics, contexts, strict=True)):
-        if one.predicted.size and one.predicted.max() >= vocab_size:
-            raise ValueError(
-                f"statistics[{i}] predicts token {one.predicted.max()}, outside the vocabulary of {vocab_size}; "
-                f"make the statistics with token_scores(…, vocab_size={vocab_size})"
-            )
-        windows, places, seen = ev.following(context, one.first, window, skip_seen=skip_seen)
-        collector.add_words(packing.pack([*windows.T, one.predicted[places - one.first]]), seen)
-    return collector.evidence()
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class _Fed:
     """What is fed to a model: a text's tokens behind its prompt's, scored from ``first`` on."""
@@ -304,14 +262,8 @@ def _log_p(logits: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, ..
     return (-functional.cross_entropy(_precise(logits), tokens, reduction="none"),)
 
 
-def _statistics(logits: torch.Tensor, tokens: torch.Tensor, vocab_size: int | None) -> tuple[torch.Tensor, ...]:
-    """Log-probability of each token, mean and deviation of log-probability there, and the likeliest token: each [m]."""
-    if vocab_size is not None and logits.shape[-1] < vocab_size:
-        raise ValueError(
-            f"the model has {logits.shape[-1]} logits, fewer than vocab_size={vocab_size}; "
-            "the suspect does not use Alice's tokenizer"
-        )
-    predicted = logits[:, :vocab_size].argmax(dim=-1)
+def _statistics(logits: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Log-probability of each token, and mean and deviation of log-probability there: each [m]."""
     every = _precise(logits).log_softmax(dim=-1)
     log_p = every.gather(1, tokens[:, None]).squeeze(1)
     p = every.exp()
@@ -319,7 +271,7 @@ def _statistics(logits: torch.Tensor, tokens: torch.Tensor, vocab_size: int | No
     mean = (p * every).sum(dim=-1)
     every -= mean[:, None]  # centred first: the difference of two large moments would lose a small variance
     variance = p.mul_(every).mul_(every).sum(dim=-1)
-    return log_p, mean, variance.sqrt(), predicted
+    return log_p, mean, variance.sqrt()
 
 
 def _precise(logits: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,10 @@
 """The closed-model test: prompt B, score its answers.
 
-Only B's text is seen. Windows that occur in an answer's own prompt are not scored, and the filter φ keeps the windows that
-were likely in B's training data (Sander et al. 2024, section 4; chapter "Closed model"). :func:`query_closed_model` asks a
-number of prompts that is fixed in advance, :func:`query_until` as many as the evidence needs.
+Only B's text is seen. What an answer's own prompt may have shown of a list is not scored, for prompts may be marked
+(:func:`radio_utils.evidence.collect`), and the filter φ keeps the windows that were likely in B's training data (Sander et
+al. 2024, section 4; chapter "Closed model"). With plain prompts no answer of an innocent knows anything of the key.
+:func:`query_closed_model` asks a number of prompts that is fixed in advance, :func:`query_until` as many as the evidence
+needs.
 """
 
 from __future__ import annotations
@@ -84,9 +86,15 @@ def score_answers(
     usable = _usable(prompts, answers, wm)
     if not usable:
         raise ValueError(f"no answer is longer than the watermark's window={wm.window}; let the suspect write more")
-    return detection.detect(
-        [answer for _, answer in usable], wm, prompts=[prompt for prompt, _ in usable], keep=keep, dedup=dedup
-    )
+    return detection.judge(_collected(usable, wm, keep, dedup), wm)
+
+
+def _collected(usable: list[tuple[ArrayLike, Ids]], wm: Watermark, keep: ArrayLike | None, dedup: ev.Dedup) -> ev.Evidence:
+    """The pairs of answers on which their own prompts, which may be marked, had no say."""
+    return ev.collect(
+        [answer for _, answer in usable], wm.window, wm.vocab_size,
+        prompts=[prompt for prompt, _ in usable], keep=keep, dedup=dedup, shared=ev.shared_by(wm), hidden=True,
+    )  # fmt: skip
 
 
 def _usable(
@@ -235,10 +243,7 @@ class _Fresh:
         usable = _usable(prompts, answers, self._wm, first)
         if not usable:
             return ev.Evidence(self._known.packing, (), 0, self._known.dedup)
-        found = ev.collect(
-            [answer for _, answer in usable], self._wm.window, self._wm.vocab_size,
-            prompts=[prompt for prompt, _ in usable], keep=self._keep, dedup=self._known.dedup,
-        )  # fmt: skip
+        found = _collected(usable, self._wm, self._keep, self._known.dedup)
         fresh = found.without(self._known)
         self._known = self._known.merge(found)
         return fresh

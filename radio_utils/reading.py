@@ -1,8 +1,9 @@
 """The open-model test: reading mode.
 
-B generates nothing. A watermarked text is fed through B once, and at every position B's most likely next token is scored
-against the window taken from the *text* (Sander et al. 2024, section 4; chapter "Open model"). A window that was already
-met earlier in the same context is not scored: B may merely copy the watermarked continuation that it saw there.
+B generates nothing. A text is fed through B once, and at every place B's most likely next token is scored against the
+window taken from the *text* (Sander et al. 2024, section 4; chapter "Open model"). Where the text is marked, B may merely
+copy what it shows him, so not every place may be scored: :mod:`radio_utils.predictions` says which. With a reference and
+plain text the reading is contrastive (:mod:`radio_utils.contrast`), and nothing can whisper.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from tqdm import tqdm
 
 from radio_utils import contrast, detection
 from radio_utils import evidence as ev
+from radio_utils.predictions import Predictions
 from radio_utils.watermarks import Watermark
 
 Ids = NDArray[np.int64]
@@ -33,21 +35,30 @@ def read_open_model(
     keep: ArrayLike | None = None,
     dedup: ev.Dedup = "window+token",
     skip_seen: bool = True,
+    full_context: bool = False,
+    respelt: float = 0.0,
     batch_size: int = 64,
     top: int = 128,
     progress: str | None = None,
 ) -> detection.Detection | contrast.ContrastiveReading:
     """Test H₀ "B never learned from text watermarked with this key" on B's predictions along the sequences.
 
-    ``sequences`` is an int array [n, length] or a list of token-id sequences; ``prompts``, one for each, are fed before
-    them and not scored, as B saw them in training. ``keep`` is the filter φ. ``skip_seen=False`` scores windows already
-    met in the context too, which is unsound where the text is watermarked: it is there to show why.
+    ``sequences`` is an int array [n, length] or a list of token-id sequences: the tokens *as Alice's model drew them*.
+    ``prompts``, one for each, are fed before them and not scored, as B saw them in training. ``keep`` is the filter φ.
+
+    What makes p true where the texts are marked (page "When is a p-value valid?"): each list is scored before the texts
+    have drawn from it (``skip_seen=False`` scores every place, which is unsound: it is there to show why). ``full_context``
+    says that the prompts hold all that Alice's model had before it wrote; else a template may stand between, and what it
+    hides is allowed for. Tokens that were made from strings differ from those that were drawn in a share ``respelt``,
+    for which p then allows (:meth:`radio_utils.watermarks.Watermark.log10_p_allowing`). And no text may have been chosen
+    by its mark, which nothing here can see: :func:`radio_utils.remark_control` can.
 
     With ``reference`` the reading is *contrastive* (:mod:`radio_utils.contrast`): the sequences must then be free of the
-    watermark, and what counts is how B's whole distribution differs from the reference's. ``reference`` is B₀, or a list
-    that starts with B₀ and goes on with innocent twins of B: models that Alice fine-tuned on un-watermarked text. Of each
-    position the ``top`` likeliest tokens are kept; pairs are always distinct, whatever ``dedup``. Text whose own log10 p is
-    below −3 is refused, so one in a thousand innocent texts is too; the verdict shows that p as ``text_log10_p``.
+    watermark, and what counts is how B's whole distribution differs from the reference's. ``reference`` is B₀ or Alice's
+    own unmarked model, or a list that starts with one of them and goes on with innocent twins of B: models that Alice
+    fine-tuned on un-watermarked text. Of each position the ``top`` likeliest tokens are kept; pairs are always distinct,
+    whatever ``dedup``. Text whose own log10 p is below −3 is refused, so one in a thousand innocent texts is too; the
+    verdict shows that p as ``text_log10_p``.
 
     Raises ``ValueError`` for ids outside the vocabulary, too short texts, unequal numbers of prompts and sequences, a
     model with fewer logits than the watermark has tokens, NaN or infinity among its logits, or, with a reference, text that
@@ -55,10 +66,10 @@ def read_open_model(
     """
     if reference is None:
         found = read_evidence(
-            model, sequences, wm.window, wm.vocab_size,
-            prompts=prompts, keep=keep, dedup=dedup, skip_seen=skip_seen, batch_size=batch_size, progress=progress,
+            model, sequences, wm.window, wm.vocab_size, prompts=prompts, keep=keep, dedup=dedup, skip_seen=skip_seen,
+            full_context=full_context, shared=ev.shared_by(wm), batch_size=batch_size, progress=progress,
         )  # fmt: skip
-        return detection.judge(found, wm)
+        return detection.judge(found, wm, respelt=respelt)
     # what can be refused is refused before any model runs
     ev.check_dedup(dedup)
     _ = wm.mark_distribution
@@ -105,19 +116,43 @@ def read_evidence(
     keep: ArrayLike | None = None,
     dedup: ev.Dedup = "window+token",
     skip_seen: bool = True,
+    full_context: bool = False,
+    shared: ev.SharesColours | None = None,
     batch_size: int = 64,
     progress: str | None = None,
 ) -> ev.Evidence:
-    """The (window, B's prediction) pairs of reading mode. They do not depend on any key: audits rescore them."""
-    contexts = _Contexts.of(sequences, prompts, window, vocab_size)
-    collector = ev.Collector(ev.Packing(window, vocab_size), keep=keep, dedup=dedup)
+    """The (window, B's prediction) pairs of reading mode: :func:`read_predictions`, and of them what may be scored."""
+    ev.check_dedup(dedup)
+    _Contexts.of(sequences, prompts, window, vocab_size)  # too short a text is refused before any model runs
+    if keep is not None:
+        ev.checked_filter(keep, window, vocab_size)
+    found = read_predictions(model, sequences, vocab_size, prompts=prompts, batch_size=batch_size, progress=progress)
+    return found.evidence(
+        window, vocab_size, shared=shared, keep=keep, dedup=dedup, skip_seen=skip_seen, full_context=full_context
+    )
+
+
+def read_predictions(
+    model: Any,
+    sequences: Sequence[ArrayLike] | NDArray[Any],
+    vocab_size: int,
+    *,
+    prompts: Sequence[ArrayLike] | None = None,
+    batch_size: int = 64,
+    progress: str | None = None,
+) -> Predictions:
+    """B's most likely next token at every place of the sequences, the one after the last token too. No key plays a part.
+
+    Only the first ``vocab_size`` logits are looked at. Raises as :func:`read_open_model` does.
+    """
+    contexts = _Contexts.of(sequences, prompts, 0, vocab_size)
+    tokens = [np.full(context.size + 1, -1, np.int64) for context in contexts.ids]
     for rows, (logits,) in _read([model], contexts, vocab_size, batch_size, progress):
         predicted = logits.argmax(dim=-1).cpu().numpy()
         for row, i in enumerate(rows):
-            windows, ends, seen = contexts.scored(i, window, skip_seen)
-            # every position that could be scored counts as seen, also the ones skipped
-            collector.add_words(collector.packing.pack([*windows.T, predicted[row, ends]]), seen)
-    return collector.evidence()
+            first = max(contexts.prompt_sizes[i], 1)
+            tokens[i][first:] = predicted[row, first - 1 : contexts.ids[i].size]
+    return Predictions(tuple(contexts.ids), np.array(contexts.prompt_sizes, np.int64), tuple(tokens))
 
 
 def read_contrast(

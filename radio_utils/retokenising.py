@@ -26,6 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 from tqdm import tqdm
 
 from radio_utils import evidence as ev
+from radio_utils.predictions import Predictions
 from radio_utils.reading import batch_logits
 from radio_utils.suspects import LocalSuspect
 
@@ -91,77 +92,52 @@ class TokenMap:
         return cls(np.array([first.get(string, -1) for string in its], np.int64))
 
 
-@dataclass(frozen=True)
-class CrossReading:
-    """A reading across tokenizers: of the ``places`` that plain reading mode would score, ``scored`` have a prediction."""
-
-    evidence: ev.Evidence
-    places: int
-    scored: int
-
-    @property
-    def share(self) -> float:
-        """The share of places that could be scored; NaN if there was none."""
-        return self.scored / self.places if self.places else float("nan")
-
-
 def read_across(
     model: Any,
     its_tokenizer: Any,
     tokenizer: Any,
     texts: Sequence[str | ArrayLike],
-    window: int,
     *,
     prompts: Sequence[str | ArrayLike] | None = None,
-    skip_seen: bool = True,
-    keep: ArrayLike | None = None,
-    dedup: ev.Dedup = "window+token",
     batch_size: int = 64,
     progress: str | None = None,
     mapping: TokenMap | None = None,
-) -> CrossReading:
-    """The (window, B's prediction) pairs of reading mode, in Alice's tokens; they depend on no key.
+) -> Predictions:
+    """B's predictions at every place of the texts, in Alice's tokens; they depend on no key.
 
     ``model`` is B, a causal model with ``its_tokenizer``; ``tokenizer`` is Alice's. A text, and the prompt that B saw
     before it, is a string or Alice's token ids; prompt and text are tokenised apart and joined. Give the ids where Alice
-    kept what she drew: tokens that are made from the string again can differ from those, as everywhere. Windows may reach
-    into the prompt, predictions lie in the text, and a window met earlier in its context is skipped. ``keep`` is the filter
-    φ. Places inside a character are skipped, and those where B's likeliest token decides none of Alice's; else the
-    prediction is the token of hers that most of B's probability decides.
+    kept what she drew: tokens that are made from the string again can differ from those, as everywhere. Places inside a
+    character have no prediction, nor those where B's likeliest token decides none of Alice's; else the prediction is the
+    token of hers that most of B's probability decides.
 
     ``mapping`` is ``TokenMap.of(its_tokenizer, tokenizer)`` where it was made before. With one tokenizer on both sides,
-    one that sets no beginning-of-text token, the pairs are those of :func:`radio_utils.reading.read_evidence` wherever
-    there is a prediction.
+    one that sets no beginning-of-text token, the predictions are those of :func:`radio_utils.reading.read_predictions`
+    wherever there is one.
 
-    Raises ``ValueError`` for empty or too short texts, unequal numbers of prompts and texts, ids outside the vocabulary, a
-    model with fewer logits than its tokenizer has tokens, or NaN or infinity among its logits.
+    Raises ``ValueError`` for empty texts, unequal numbers of prompts and texts, ids outside the vocabulary, a model with
+    fewer logits than its tokenizer has tokens, or NaN or infinity among its logits.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    collector = ev.Collector(ev.Packing(window, len(tokenizer)), dedup=dedup)
-    allowed = None if keep is None else {tuple(w) for w in ev.checked_filter(keep, window, len(tokenizer)).tolist()}
-    contexts = _contexts(its_tokenizer, tokenizer, texts, prompts, window)
+    contexts = _contexts(its_tokenizer, tokenizer, texts, prompts)
     mapping = mapping or TokenMap.of(its_tokenizer, tokenizer)
     if mapping.alice_id.shape != (len(its_tokenizer),):
         raise ValueError(
             f"mapping is for {mapping.alice_id.size} tokens but its_tokenizer has {len(its_tokenizer)}; "
             "make it with TokenMap.of(its_tokenizer, tokenizer)"
         )
-    places = scored = 0
+    tokens = {}
     for context, logits in _read(model, contexts, len(its_tokenizer), batch_size, progress):
-        windows, at, seen = ev.following(context.ids, context.prompt_size, window, skip_seen=skip_seen)
-        if allowed is not None:
-            kept = np.array([tuple(w) in allowed for w in windows.tolist()], bool)
-            windows, at = windows[kept], at[kept]
-        places += at.size
-        ends = context.ends[at]
-        windows, ends = windows[ends >= 0], ends[ends >= 0]
-        predicted = _predicted(logits, ends, mapping, len(tokenizer))
-        windows, predicted = windows[predicted >= 0], predicted[predicted >= 0]
-        scored += predicted.size
-        # every position that could be scored counts as seen, also the ones skipped
-        collector.add_words(collector.packing.pack([*windows.T, predicted]), seen)
-    return CrossReading(collector.evidence(), places, scored)
+        found = tokens[id(context)] = np.full(context.ids.size + 1, -1, np.int64)
+        at = np.arange(context.prompt_size, context.ids.size + 1)
+        at = at[context.ends[at] >= 0]
+        found[at] = _predicted(logits, context.ends[at], mapping, len(tokenizer))
+    return Predictions(
+        tuple(context.ids for context in contexts),
+        np.array([context.prompt_size for context in contexts], np.int64),
+        tuple(tokens[id(context)] for context in contexts),
+    )
 
 
 def _predicted(logits: torch.Tensor, ends: Ids, mapping: TokenMap, vocab_size: int) -> Ids:
@@ -188,8 +164,8 @@ _LARGEST = 1 << 25  # probabilities that are held at once
 class _Context:
     """A text behind its prompt: Alice's ``ids``, and what B is ``fed`` for them.
 
-    ``ends`` tells for each of Alice's tokens which of B's comes last before it, −1 where that is none or the place lies
-    inside a character.
+    ``ends`` tells for each of Alice's tokens, and for the place after the last, which of B's comes last before it, −1 where
+    that is none or the place lies inside a character.
     """
 
     ids: Ids
@@ -198,19 +174,13 @@ class _Context:
     ends: Ids
 
 
-def _contexts(its_tokenizer: Any, tokenizer: Any, texts: Any, prompts: Any, window: int) -> list[_Context]:
+def _contexts(its_tokenizer: Any, tokenizer: Any, texts: Any, prompts: Any) -> list[_Context]:
     read = _alice_ids("texts", texts, tokenizer, 1)
     if not read:
         raise ValueError("texts is empty; there is nothing to read")
     given = [np.zeros(0, np.int64)] * len(read) if prompts is None else _alice_ids("prompts", prompts, tokenizer, 0)
     if len(given) != len(read):
         raise ValueError(f"prompts and texts must be equal in number, got {len(given)} and {len(read)}")
-    for i, (prompt, text) in enumerate(zip(given, read, strict=True)):
-        if prompt.size + text.size <= window:
-            raise ValueError(
-                f"texts[{i}] has {prompt.size + text.size} of Alice's tokens with its prompt; more than window={window} "
-                "are needed"
-            )
     strings, opening = _strings(tokenizer), _opening(its_tokenizer)
     split = [[_pieces(tokenizer, strings, part.tolist()) for part in pair] for pair in zip(given, read, strict=True)]
     # a string that opens a prompt or a text may be spelt otherwise than one within it
@@ -226,6 +196,7 @@ def _contexts(its_tokenizer: Any, tokenizer: Any, texts: Any, prompts: Any, wind
             for number, (string, size) in enumerate(pieces):
                 ends += [len(fed) - 1, *[-1] * (size - 1)]
                 fed += (spelt if number else opened)[string]
+        ends.append(len(fed) - 1)
         if not fed:
             raise ValueError(f"texts[{i}] with its prompt has no token in the suspect's tokenizer; drop such texts first")
         contexts.append(

@@ -38,6 +38,7 @@ from radio_utils import detection
 from radio_utils import evidence as ev
 from radio_utils.artifacts import code_version, sha256_of
 from radio_utils.corpora import CorpusFile
+from radio_utils.predictions import Predictions
 from radio_utils.watermarks import Watermark
 
 if TYPE_CHECKING:
@@ -163,6 +164,7 @@ def read_shards(
     keep: ArrayLike | None = None,
     dedup: ev.Dedup = "window+token",
     skip_seen: bool = True,
+    full_context: bool = False,
     batch_size: int = 64,
     device: str = "cpu",
     dtype: torch.dtype | None = None,
@@ -172,8 +174,9 @@ def read_shards(
 
     Every process loads B once, with :func:`radio_utils.suspects.load_model`, and holds one shard's texts at a time. Texts
     are batched within their shard; B's rounding may depend on the batch and the number of threads, and a near tie between
-    two tokens then falls otherwise than in one call of :func:`radio_utils.reading.read_evidence`. A model's folder is known
-    by the content of its files, a hub name by the name alone: take another ``folder`` when the hub's model has changed.
+    two tokens then falls otherwise than in one call of :func:`radio_utils.reading.read_predictions`. A model's folder is
+    known by the content of its files, a hub name by the name alone: take another ``folder`` when the hub's model has
+    changed.
 
     What B expects depends on no key, and workers are given none. On a CUDA ``device`` Ray sets one GPU aside for each
     worker. ``how`` are the options of :func:`map_shards`, which says what is raised.
@@ -181,13 +184,18 @@ def read_shards(
     wanted = None if keep is None else ev.checked_filter(keep, wm.window, wm.vocab_size)
     ev.check_dedup(dedup)
     bob = _Bob.of(model, device, dtype)
-    options = {"keep": wanted, "dedup": dedup, "skip_seen": skip_seen, "batch_size": batch_size}
-    work = partial(_read, bob=bob, window=wm.window, vocab_size=wm.vocab_size, tokenizer=tokenizer, options=options)
+    work = partial(_read, bob=bob, vocab_size=wm.vocab_size, tokenizer=tokenizer, batch_size=batch_size)
     key = _key(
-        "read", ("reading.py", "evidence.py", "corpora.py", "suspects.py"),
-        window=wm.window, vocab_size=wm.vocab_size, tokenizer=_tokenizer_id(tokenizer), bob=bob.key, **options,
+        "read", ("reading.py", "predictions.py", "corpora.py", "suspects.py"),
+        vocab_size=wm.vocab_size, tokenizer=_tokenizer_id(tokenizer), bob=bob.key, batch_size=batch_size,
     )  # fmt: skip
-    return _verdict(_with_bob(bob, work, files, folder, key, ".npz", how), wm, dedup)
+    parts = [Predictions.load(part) for part in _with_bob(bob, work, files, folder, key, ".npz", how)]
+    found = parts[0].merge(*parts[1:])
+    pairs = found.evidence(
+        wm.window, wm.vocab_size, shared=ev.shared_by(wm), keep=wanted, dedup=dedup, skip_seen=skip_seen,
+        full_context=full_context,
+    )  # fmt: skip
+    return detection.judge(pairs, wm)
 
 
 def answer_shards(
@@ -269,14 +277,14 @@ class _Task:
 
 
 def _read(
-    shard: Path, path: Path, *, bob: _Bob, window: int, vocab_size: int, tokenizer: Any, options: dict[str, Any]
+    shard: Path, path: Path, *, bob: _Bob, vocab_size: int, tokenizer: Any, batch_size: int
 ) -> None:
-    from radio_utils.reading import read_evidence
+    from radio_utils.reading import read_predictions
 
     corpus = CorpusFile(shard, tokenizer)
     texts, prompts = list(corpus.texts()), corpus.prompts()
     given = None if prompts is None else list(prompts)
-    read_evidence(_loaded(bob), texts, window, vocab_size, prompts=given, **options).save(path)
+    read_predictions(_loaded(bob), texts, vocab_size, prompts=given, batch_size=batch_size).save(path)
 
 
 def _answer(

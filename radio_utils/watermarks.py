@@ -52,6 +52,16 @@ class Watermark(abc.ABC):
         """log10 P(S > total), which differs from :meth:`log10_p` for discrete scores only."""
         return self.log10_p(total, count)
 
+    def log10_p_allowing(self, total: ArrayLike, count: ArrayLike, share: float) -> Any:
+        """A bound on log10 p where in each trial something of chance at most ``share`` in [0, 1) may have been left out.
+
+        Whatever was left out, what remains has at most 1 / (1 − share) times its density under the null, and so has each
+        of ``count`` trials: p grows by that power at most. Raises ``ValueError`` for a share outside [0, 1).
+        """
+        _check_share(share)
+        found = np.asarray(self.log10_p(total, count), np.float64)
+        return np.minimum(0.0, found - np.asarray(count) * np.log10(1.0 - share))[()] if share else found[()]
+
     @abc.abstractmethod
     def logits_processor(self) -> Any:
         """A processor for transformers' ``generate(logits_processor=[…])``."""
@@ -128,6 +138,18 @@ def check_ids(name: str, values: ArrayLike, vocab_size: int) -> NDArray[Any]:
             "use the tokenizer that the watermark was made for, or the model's padded vocabulary size"
         )
     return array
+
+
+def log10_binomial_allowing(total: ArrayLike, count: ArrayLike, gamma: float, share: float) -> Any:
+    """:meth:`Watermark.log10_p_allowing` of colours that are green with chance γ."""
+    _check_share(share)
+    rate = gamma + share
+    return pvalues.log10_binomial_tail(total, count, rate) if rate < 1.0 else np.zeros(np.broadcast(total, count).shape)[()]
+
+
+def _check_share(share: float) -> None:
+    if not 0.0 <= share < 1.0:
+        raise ValueError(f"share must lie in [0, 1), the part of the trials that may have been left out, got {share}")
 
 
 def _check_common(vocab_size: int, window: int) -> None:
@@ -337,6 +359,10 @@ class GreenList(_Keyed):
     def log10_p(self, total: ArrayLike, count: ArrayLike) -> Any:
         """log10 P(Binomial(count, γ) ≥ total)."""
         return pvalues.log10_binomial_tail(total, count, self.gamma)
+
+    def log10_p_allowing(self, total: ArrayLike, count: ArrayLike, share: float) -> Any:
+        """log10 P(Binomial(count, γ + share) ≥ total), which is a bound: γ / (1 − share) ≤ γ + share."""
+        return log10_binomial_allowing(total, count, self.gamma, share)
 
     def log10_p_above(self, total: ArrayLike, count: ArrayLike) -> Any:
         """log10 P(Binomial(count, γ) > total), −∞ where every token is green."""

@@ -15,13 +15,14 @@ import numpy as np
 
 from radio_utils import contrast, decoding, detection, querying, reading
 from radio_utils import evidence as ev
-from radio_utils.artifacts import Store, code_version, read_json, write_json
+from radio_utils.artifacts import Store, code_version
 from radio_utils.audit import preflight
 from radio_utils.audit.case import Case, Ids, OpenModel, prompts_for, readable
 from radio_utils.audit.errors import AuditError
 from radio_utils.audit.plan import Planned
 from radio_utils.audit.texts import Texts, tokenizer_digest
 from radio_utils.audit.verdict import TestResult
+from radio_utils.predictions import Predictions
 from radio_utils.retokenising import Retokenised, read_across
 from radio_utils.suspects import LocalSuspect, Suspect
 
@@ -85,30 +86,15 @@ def _read(
     bar = name if progress else None
 
     def build(folder: Path) -> None:
+        options: dict[str, Any] = {"prompts": texts.prompts, "batch_size": request.batch_size, "progress": bar}
         if opened.vocabulary.same:
-            found = reading.read_evidence(
-                model,
-                texts.ids,
-                wm.window,
-                wm.vocab_size,
-                prompts=texts.prompts,
-                batch_size=request.batch_size,
-                progress=bar,
-            )
+            found = reading.read_predictions(model, texts.ids, wm.vocab_size, **options)
         else:
-            across = read_across(
-                model, opened.tokenizer, audit.tokenizer, texts.ids, wm.window,
-                prompts=texts.prompts, batch_size=request.batch_size, progress=bar,
-            )  # fmt: skip
-            # packed anew: the watermark's vocabulary may be padded beyond Alice's tokenizer
-            pairs = across.evidence
-            found = ev.from_pairs(pairs.windows, pairs.tokens, wm.vocab_size, seen=pairs.seen)
-            write_json(folder / "places.json", {"places": across.places, "scored": across.scored})
-        found.save(folder / "evidence.npz")
+            found = read_across(model, opened.tokenizer, audit.tokenizer, texts.ids, **options)
+        found.save(folder / "predictions.npz")
 
     config = {
         "texts": texts.digest,
-        "window": wm.window,
         "vocab_size": wm.vocab_size,
         "model": _names(opened, of_reference),
         "dtype": request.dtype,
@@ -116,16 +102,16 @@ def _read(
     }
     with audit.timed("model"), readable("reference" if of_reference else "suspect"):
         made = _store(audit).get(
-            "reading", config, build, version=code_version("reading.py", "retokenising.py", "evidence.py")
+            "predictions", config, build, version=code_version("reading.py", "retokenising.py", "predictions.py")
         )
-    found = ev.Evidence.load(made / "evidence.npz")
+    predicted = Predictions.load(made / "predictions.npz")
     with audit.timed("statistics"):
         note = ""
         if not opened.vocabulary.same:
-            of = read_json(made / "places.json")
-            decided = f"Of {of['places']:,} places the suspect's tokenizer decides {of['scored']:,}"
-            note = f"{decided}; the others are not scored."
-        return _judged(audit, name, found, note)
+            places = sum(t.size - max(s, 1) for t, s in zip(predicted.tokens, predicted.starts.tolist(), strict=True))
+            decided = sum(int(np.count_nonzero(tokens >= 0)) for tokens in predicted.tokens)
+            note = f"Of {places:,} places the suspect's tokenizer decides {decided:,}; the others are not scored."
+        return _judged(audit, name, predicted.evidence(wm.window, wm.vocab_size, shared=ev.shared_by(wm)), note)
 
 
 def _names(opened: OpenModel, of_reference: bool) -> dict[str, str]:

@@ -6,11 +6,12 @@ without her watermark. Whatever does not parse as a pair is thrown away, as a pe
 
 from __future__ import annotations
 
+import bisect
 import json
 import logging
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,21 @@ Ids = NDArray[np.int64]
 
 OPENING = "Question:"
 _TURN = "\nAnswer:"
-_PAIR = re.compile(r"\s*(?P<instruction>[^\n]{8,}?)\nAnswer:\s*(?P<answer>.+?)\s*(?=\nQuestion:|\Z)", re.S)
+_PAIR = re.compile(r"\s*(?P<instruction>[^\n]{8,}?)\nAnswer:\s*(?P<answer>\S.*?)\s*(?=\nQuestion:|\Z)", re.S)
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """An instruction and its answer."""
+    """An instruction and its answer.
+
+    Of a pair that a model wrote, ``drawn`` are the tokens from :data:`OPENING` on as they were drawn, of which the answer
+    begins at ``answer_from``. Tokenising the text again can give others, and a test of the mark must not read those.
+    """
 
     instruction: str
     answer: str
+    drawn: tuple[int, ...] = field(default=(), repr=False, compare=False)
+    answer_from: int = field(default=0, repr=False, compare=False)
 
     @property
     def prompt(self) -> str:
@@ -64,6 +71,16 @@ def answer_ids(tokenizer: Any, pairs: Sequence[Pair]) -> list[Ids]:
     return _encode(tokenizer, [f" {pair.answer}" for pair in pairs])
 
 
+def written_ids(tokenizer: Any, pairs: Sequence[Pair]) -> tuple[list[Ids], list[Ids]]:
+    """What stood before each answer and the answer, as a model drew them; pairs of people are tokenised."""
+    prompts, answers = prompt_ids(tokenizer, pairs), answer_ids(tokenizer, pairs)
+    for i, pair in enumerate(pairs):
+        if pair.drawn:
+            drawn = np.array(pair.drawn, np.int64)
+            prompts[i], answers[i] = drawn[: pair.answer_from], drawn[pair.answer_from :]
+    return prompts, answers
+
+
 def text_ids(tokenizer: Any, pairs: Sequence[Pair]) -> list[Ids]:
     """Token ids of each pair as a document: prompt, answer, end of text."""
     end = tokenizer.eos_token_id
@@ -77,14 +94,32 @@ def examples(tokenizer: Any, pairs: Sequence[Pair]) -> list[Example]:
     return [Example(ids, prompt.size) for ids, prompt in zip(text_ids(tokenizer, pairs), prompts, strict=True)]
 
 
-def parse_pairs(text: str) -> list[Pair]:
-    """All complete pairs in a continuation of :data:`OPENING`."""
-    found = []
-    for part in text.split(f"\n{OPENING}"):
-        match = _PAIR.fullmatch(part.strip())
-        if match and len(match["answer"]) >= 20 and _TURN not in match["answer"]:
-            found.append(Pair(match["instruction"].strip(), match["answer"].strip()))
-    return found
+def parse_pair(text: str) -> Pair | None:
+    """The pair at the beginning of a continuation of :data:`OPENING`; None where there is none.
+
+    Whether a pair is kept depends on its instruction, never on how its answer goes on: answers are what tests read.
+    """
+    match = _PAIR.match(text)
+    return Pair(match["instruction"].strip(), match["answer"].strip()) if match else None
+
+
+def _pair_drawn(tokenizer: Any, opening: Ids, drawn: Ids) -> Pair | None:
+    """The pair that these tokens begin with, and its tokens."""
+    text = tokenizer.decode(drawn)
+    pair = parse_pair(text)
+    if pair is None:
+        return None
+    begin = text.index(_TURN) + len(_TURN)
+    end = text.find(f"\n{OPENING}")
+    first = _tokens_of(tokenizer, drawn, begin)
+    last = drawn.size if end < 0 else _tokens_of(tokenizer, drawn, end)
+    ids = [*opening.tolist(), *drawn[:last].tolist()]
+    return replace(pair, drawn=tuple(ids), answer_from=opening.size + first)
+
+
+def _tokens_of(tokenizer: Any, ids: Ids, characters: int) -> int:
+    """How many of the first tokens it takes to spell so many characters."""
+    return bisect.bisect_left(range(ids.size), characters, key=lambda count: len(tokenizer.decode(ids[:count])))
 
 
 def self_instruct(
@@ -132,8 +167,10 @@ def self_instruct(
             progress=progress,
         )
         asked += wanted
-        for text in tokenizer.batch_decode(continuations):
-            pairs.update(dict.fromkeys(parse_pairs(text)))
+        for drawn in continuations:
+            pair = _pair_drawn(tokenizer, opening, drawn)
+            if pair is not None:
+                pairs.setdefault(pair)
         if asked >= 64 and len(pairs) < asked / 20:
             raise TooFewPairsError(
                 f"of {asked} texts only {len(pairs)} hold an instruction and an answer; train the model longer, lower the "
@@ -154,7 +191,8 @@ def load_pairs(path: Path) -> list[Pair]:
         for number, line in enumerate(lines, 1):
             try:
                 row = json.loads(line)
-                pairs.append(Pair(str(row["instruction"]), str(row["answer"])))
+                pair = Pair(str(row["instruction"]), str(row["answer"]))
+                pairs.append(replace(pair, drawn=tuple(row.get("drawn", ())), answer_from=row.get("answer_from", 0)))
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{path}, line {number}: not a pair with 'instruction' and 'answer': {error}") from error
     return pairs

@@ -17,7 +17,7 @@ from radio_utils import decoding
 from radio_utils.presets import Build
 from radio_utils.suspects import load_tokenizer
 from radio_utils.world import instructions, models
-from radio_utils.world.instructions import OPENING, Pair, TooFewPairsError, parse_pairs
+from radio_utils.world.instructions import OPENING, Pair, TooFewPairsError, parse_pair
 
 PAIRS = [
     Pair("What is numpy.add?", "It adds two arrays, element by element."),
@@ -38,11 +38,11 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return load_tokenizer(folder)
 
 
-def test_pairs_survive_being_written_and_parsed() -> None:
+def test_a_pair_survives_being_written_and_parsed() -> None:
     for pair in PAIRS:
-        assert parse_pairs(continuation([pair])) == [pair]
-    assert parse_pairs(continuation(PAIRS)) == PAIRS
-    assert parse_pairs("  " + continuation(PAIRS) + "\n\n") == PAIRS
+        assert parse_pair(continuation([pair])) == pair
+    assert parse_pair(continuation(PAIRS)) == PAIRS[0], "the first of several"
+    assert parse_pair("  " + continuation(PAIRS[:1]) + "\n\n") == PAIRS[0]
 
 
 LETTERS = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc", "Zs", "Zl", "Zp")), min_size=8, max_size=40)
@@ -53,24 +53,40 @@ LETTERS = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc", "
 def test_any_pair_of_plain_text_survives(instruction: str, answer: list[str]) -> None:
     pair = Pair(instruction, " ".join(answer))
     assume("Question:" not in pair.text[len(OPENING) :] and "Answer:" not in pair.answer + pair.instruction)
-    assert parse_pairs(continuation([pair, PAIRS[0]])) == [pair, PAIRS[0]]
+    assert parse_pair(continuation([pair, PAIRS[0]])) == pair
 
 
 @pytest.mark.parametrize(
     "junk",
     [
-        "", " ", " What is this?", " What is this?\nAnswer:", " What is this?\nAnswer: too short", "\nAnswer: " + "x" * 30,
+        "", " ", " What is this?", " What is this?\nAnswer:", "\nAnswer: " + "x" * 30, " What is this?\nAnswer:  \n ",
         " short\nAnswer: " + "x" * 30, " What is this? Answer: on the same line, which is not the layout",
-        " What is this?\nAnswer: " + "x" * 30 + "\nAnswer: a second answer to one question",
         " two\nlines of a question\nAnswer:",
     ],
 )  # fmt: skip
-def test_junk_is_dropped_and_its_neighbours_are_kept(junk: str) -> None:
-    assert parse_pairs(junk) == []
-    good = continuation(PAIRS[:1])
-    assert parse_pairs(f"{good}\n{OPENING}{junk}") == PAIRS[:1]
-    if junk.strip():
-        assert PAIRS[0] in parse_pairs(f"{junk}\n{OPENING}{good}")
+def test_junk_is_no_pair(junk: str) -> None:
+    assert parse_pair(junk) is None
+
+
+def test_the_answer_has_no_say_in_whether_a_pair_is_kept() -> None:
+    for answer in ("x", "too short", "x" * 30 + "\nAnswer: a second answer to one question"):
+        assert parse_pair(f" What is this?\nAnswer: {answer}") == Pair("What is this?", answer)
+
+
+def test_a_pair_keeps_the_tokens_that_were_drawn(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spelt one letter at a time, as no tokenizer would; reading must feed those, and not what the text tokenises to."""
+    letters = [np.concatenate([tokenizer(c, add_special_tokens=False)["input_ids"] for c in text]) for text in numbered(40)]
+    tail = tokenizer("\nQuestion: another", add_special_tokens=False)["input_ids"]
+    monkeypatch.setattr(decoding, "generate", lambda *_, **__: [np.array([*ids, *tail], np.int64) for ids in letters])
+    pairs = ask(tokenizer, 30)
+    prompts, answers = instructions.written_ids(tokenizer, pairs)
+    opening = tokenizer(OPENING, add_special_tokens=False)["input_ids"]
+    for pair, prompt, answer, drawn in zip(pairs, prompts, answers, letters[:30], strict=True):
+        assert [*prompt, *answer] == [*opening, *drawn]
+        assert tokenizer.decode(prompt) == pair.prompt and tokenizer.decode(answer) == f" {pair.answer}"
+        assert len(answer) > len(instructions.answer_ids(tokenizer, [pair])[0])
+    by_people = instructions.written_ids(tokenizer, PAIRS)
+    assert [a.tolist() for a in by_people[1]] == [a.tolist() for a in instructions.answer_ids(tokenizer, PAIRS)]
 
 
 def test_ids_are_prompt_then_answer_then_end(tokenizer: Any) -> None:
@@ -91,6 +107,10 @@ def test_saving_and_loading(tmp_path: Path) -> None:
     pairs = [*PAIRS, Pair("Qu'est-ce que ρ ?", 'quotes " and \\ and\u2028separators\nand lines')]
     instructions.save_pairs(tmp_path / "pairs.jsonl", pairs)
     assert instructions.load_pairs(tmp_path / "pairs.jsonl") == pairs
+    drawn = Pair("a", "b", (5, 1, 2), 1)
+    instructions.save_pairs(tmp_path / "drawn.jsonl", [drawn])
+    (again,) = instructions.load_pairs(tmp_path / "drawn.jsonl")
+    assert (again.drawn, again.answer_from) == ((5, 1, 2), 1)
     instructions.save_pairs(tmp_path / "none.jsonl", [])
     assert instructions.load_pairs(tmp_path / "none.jsonl") == []
 

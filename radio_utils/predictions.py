@@ -1,0 +1,269 @@
+"""What a model expects along texts, and which of its predictions may be scored.
+
+Reading mode feeds B text that was *marked* under the key. Under H₀ a prediction u after the window W is a fair trial only
+if W's list had no say in it: not in what B was shown, and not in whether the place is scored. So lists are kept *sealed*:
+
+1. Every text is followed until it stands before a list that nothing followed so far was drawn from.
+2. One sealed list is chosen, by what has been followed so far and what B predicts there: the one for which the texts that
+   stand before it hold the most different predictions. All of these are scored; only then the list counts as opened, and
+   those texts are followed past it.
+3. A text that comes to a list that is open already passes it, and the place is not scored.
+
+All that decides a scored prediction, its place and its choice depends on lists that were opened before. Given those, the
+list is still a fresh draw; so the scores of the distinct pairs are independent draws from the null law, whatever B is, as
+long as he never met the key. Skipping a window that the *same* context has shown (Sander et al. 2024) secures the mean of
+the sum, but not its spread: over several texts a window can be scored because another's list was kind, and the other way
+round. The place after a text's last token is scored too: were it dropped, a place would vanish because of its own draw.
+
+Where a window is not known, its draw is hidden: the first k tokens of a text without its full context. A token drawn there
+says something of a list that cannot be named, so the same token is not scored after any window that could have been it.
+What is left of such a list has only lost chance of being green, and the p-value errs to the cautious side.
+
+The page "When is a p-value valid?" has the argument in full.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from radio_utils import evidence as ev
+
+Ids = NDArray[np.int64]
+_AT_ONCE = 1 << 22  # pairs whose colours are named at once
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """B's likeliest next token at each place of each context. No key plays a part.
+
+    ``contexts`` are what B was fed, int64 [n_i] each: a prompt and a text. ``starts`` [texts] tell where the text begins.
+    ``tokens`` [n_i + 1] each hold at place t what B expects after the first t tokens, −1 where that is not known or not
+    asked: before the text, and where there is no context at all. The last place comes after the last token.
+    """
+
+    contexts: tuple[Ids, ...]
+    starts: Ids
+    tokens: tuple[Ids, ...]
+
+    def __post_init__(self) -> None:
+        if not len(self.contexts) == len(self.tokens) == self.starts.size:
+            raise ValueError(
+                f"contexts, starts and tokens must be equal in number, got {len(self.contexts)}, {self.starts.size} and "
+                f"{len(self.tokens)}"
+            )
+        for i, (context, tokens) in enumerate(zip(self.contexts, self.tokens, strict=True)):
+            if tokens.size != context.size + 1:
+                raise ValueError(
+                    f"tokens[{i}] must hold one prediction for each of {context.size + 1} places, got {tokens.size}"
+                )
+
+    def merge(self, *others: Predictions) -> Predictions:
+        """The predictions of all shards of a corpus, in their order."""
+        parts = (self, *others)
+        return Predictions(
+            tuple(itertools.chain.from_iterable(one.contexts for one in parts)),
+            np.concatenate([one.starts for one in parts]),
+            tuple(itertools.chain.from_iterable(one.tokens for one in parts)),
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write to an ``.npz`` file, all or nothing."""
+        target = Path(path)
+        unfinished = target.with_name(f".{target.name}.{os.getpid()}")
+        sizes = np.array([context.size for context in self.contexts], np.int64)
+        try:
+            with unfinished.open("wb") as file:
+                np.savez(file, ids=_flat(self.contexts), sizes=sizes, starts=self.starts, tokens=_flat(self.tokens))
+            unfinished.replace(target)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Predictions:
+        """Read what :meth:`save` wrote."""
+        with np.load(path, allow_pickle=False) as file:
+            ids, sizes, starts, tokens = (file[name].astype(np.int64) for name in ("ids", "sizes", "starts", "tokens"))
+        cuts = np.cumsum(sizes)[:-1]
+        if sizes.size == 0:
+            return cls((), starts, ())
+        return cls(
+            tuple(np.split(ids, cuts)), starts, tuple(np.split(tokens, cuts + np.arange(1, sizes.size)))
+        )  # fmt: skip
+
+    def evidence(
+        self,
+        window: int,
+        vocab_size: int,
+        *,
+        shared: ev.SharesColours | None = None,
+        keep: ArrayLike | None = None,
+        dedup: ev.Dedup = "window+token",
+        skip_seen: bool = True,
+        full_context: bool = False,
+    ) -> ev.Evidence:
+        """The (window, prediction) pairs that may be scored.
+
+        No key has a say, except with schemes in which windows share their draws: ``shared`` is then the watermark, and what
+        counts is the list, or the colour, that was opened (:func:`radio_utils.evidence.shared_by`).
+
+        ``keep`` is the filter φ [m, k]. ``full_context`` says that each prompt ends with the very tokens that Alice's model
+        had before the text, and that the prompt's own beginning was not drawn under the key; otherwise a template may stand
+        between the two, and before the prompt, and draws there are hidden. ``skip_seen=False`` scores every place, which is
+        sound only where the text knows nothing of the key: it is there to show why.
+        """
+        packing = ev.Packing(window, vocab_size)
+        collector = ev.Collector(packing, keep=keep, dedup=dedup)
+        places = _Places.of(self, window, full_context)
+        chosen = places.known & (places.predicted >= 0)
+        if skip_seen:
+            chosen &= _sealed(places, shared)
+            chosen[chosen] = ~_explained(places, shared, chosen)
+        windows, tokens = places.windows(chosen), places.predicted[chosen]
+        collector.add_words(packing.pack([*windows.T, tokens]), int(np.count_nonzero(places.asked)))
+        return collector.evidence()
+
+
+def _flat(arrays: Sequence[Ids]) -> Ids:
+    return np.concatenate(arrays) if arrays else np.zeros(0, np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class _Places:
+    """All places of all contexts, one after the other: place t of context i is at ``begins[i] + t``."""
+
+    ids: Ids  # the contexts, each followed by −1, so that a place's window ends just before it
+    window: int
+    begins: Ids
+    sizes: Ids  # places of each context
+    predicted: Ids
+    asked: NDArray[np.bool_]  # in the text and not before the first token
+    known: NDArray[np.bool_]  # asked, and the window is what a draw here depended on
+    drawn: NDArray[np.bool_]  # a token follows that was drawn after this window
+    hidden: list[tuple[Ids, int]]  # tokens that were drawn after windows that are not known: what is known of those, token
+
+    @classmethod
+    def of(cls, found: Predictions, window: int, full_context: bool) -> _Places:
+        sizes = np.array([tokens.size for tokens in found.tokens], np.int64)
+        begins = np.cumsum(sizes) - sizes
+        ids = _flat([np.append(context, -1) for context in found.contexts])
+        predicted = _flat(found.tokens)
+        at = np.arange(ids.size) - np.repeat(begins, sizes)
+        start, size = np.repeat(found.starts, sizes), np.repeat(sizes, sizes)
+        asked = at >= np.maximum(start, 1)
+        whole = at >= window
+        if not full_context:
+            whole &= (at < start) | (at >= start + window)
+        hidden: list[tuple[Ids, int]] = []
+        for context, begin in zip(found.contexts, found.starts.tolist(), strict=True):
+            first = min(begin, context.size) if full_context else 0
+            for t in range(first, min(window, context.size)):
+                hidden.append((context[:t], int(context[t])))
+            if not full_context and begin:
+                for t in range(begin, min(begin + window, context.size)):
+                    hidden.append((context[begin:t], int(context[t])))
+        return cls(ids, window, begins, sizes, predicted, asked, asked & whole, whole & (at < size - 1), hidden)
+
+    def windows(self, chosen: NDArray[np.bool_]) -> Ids:
+        """The windows [m, k] of chosen places, which must have whole ones."""
+        ends = np.flatnonzero(chosen)
+        found: Ids = self.ids[ends[:, None] + np.arange(-self.window, 0)]
+        return found
+
+
+def _sealed(places: _Places, shared: ev.SharesColours | None) -> NDArray[np.bool_]:
+    """Which places stand before a list that is sealed when they are reached: bool [places]."""
+    if shared is not None and not shared.one_list_a_window:
+        return _fresh_colours(places, shared)
+    whole = places.known | places.drawn
+    lists = np.full(places.ids.size, -1, np.int64)
+    windows = places.windows(whole)
+    if shared is not None:
+        names = shared.colour_ids(windows, np.zeros(len(windows), np.int64))
+        lists[whole] = np.unique(names, return_inverse=True)[1]
+    elif len(windows):
+        lists[whole] = np.unique(windows, axis=0, return_inverse=True)[1].ravel()
+    return _opened_in_turn(lists, np.where(places.known, places.predicted, -1), places.begins, places.sizes)
+
+
+def _opened_in_turn(lists: Ids, predicted: Ids, begins: Ids, sizes: Ids) -> NDArray[np.bool_]:
+    """Follow all texts at once and open one list after the other: which places stood before a sealed one.
+
+    ``lists`` number the list of each place, −1 for none; ``predicted`` are the predictions, −1 for none. The next list is
+    that with the most different predictions before it, of several the one with the lowest number: of the orders that were
+    tried it convicts a guilty model most clearly.
+    """
+    scored = np.zeros(lists.size, bool)
+    names, tokens, opened = lists.tolist(), predicted.tolist(), bytearray(int(lists.max(initial=-1)) + 2)
+    opened[-1] = True  # places without a list are passed
+    at, ends = begins.tolist(), (begins + sizes).tolist()
+    standing: dict[int, tuple[list[int], set[int]]] = {}  # the texts before each sealed list, and the predictions there
+    queue: list[tuple[int, int]] = []  # (minus the number of predictions, the list), some of which have grown since
+    going = list(range(len(at)))
+    while True:
+        for text in going:
+            place, end = at[text], ends[text]
+            while place < end and opened[names[place]]:
+                place += 1
+            at[text] = place
+            if place < end:
+                texts, expected = standing.setdefault(names[place], ([], {-1}))
+                texts.append(text)
+                expected.add(tokens[place])
+                heapq.heappush(queue, (-len(expected), names[place]))
+        while queue and opened[queue[0][1]]:
+            heapq.heappop(queue)
+        if not queue:
+            return scored
+        name = heapq.heappop(queue)[1]
+        going, _ = standing.pop(name)
+        scored[[at[text] for text in going]] = True
+        opened[name] = True
+
+
+def _fresh_colours(places: _Places, wm: ev.SharesColours) -> NDArray[np.bool_]:
+    """For schemes whose list depends on the candidate token: no earlier draw of the context looked at this colour."""
+    fresh = np.zeros(places.ids.size, bool)
+    chosen, drawn = places.known, places.drawn
+    for begin, size in zip(places.begins.tolist(), places.sizes.tolist(), strict=True):
+        here = slice(begin, begin + size)
+        at = begin + np.flatnonzero(chosen[here] & (places.predicted[here] >= 0))
+        before = begin + np.flatnonzero(drawn[here])
+        for part in np.array_split(at, max(1, -(-at.size * before.size // _AT_ONCE))):
+            fresh[part] = ~_looked_at(places, wm, part, before)
+    return fresh
+
+
+def _looked_at(places: _Places, wm: ev.SharesColours, at: Ids, before: Ids) -> NDArray[np.bool_]:
+    """Which predictions have a colour that a draw at one of the places ``before`` looked at, earlier in the context."""
+    reach = np.arange(-places.window, 0)
+    tokens = places.predicted[at]
+    own = wm.colour_ids(places.ids[at[:, None] + reach], tokens)
+    rows, columns = np.nonzero(before[None, :] < at[:, None])
+    others = wm.colour_ids(places.ids[before[columns][:, None] + reach], tokens[rows])
+    found = np.zeros(at.size, bool)
+    found[rows[others == own[rows]]] = True
+    return found
+
+
+def _explained(places: _Places, shared: ev.SharesColours | None, chosen: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Which of the chosen predictions are tokens that a hidden draw gave after what may have been the same window."""
+    tokens = places.predicted[chosen]
+    found = np.zeros(tokens.size, bool)
+    if not places.hidden:
+        return found
+    if shared is not None:  # other windows have the hidden one's list
+        return np.isin(tokens, [token for _, token in places.hidden])
+    windows = places.windows(chosen)
+    for known in range(places.window):
+        hidden = np.array([[*ending, token] for ending, token in places.hidden if ending.size == known], np.int64)
+        if hidden.size:
+            found |= ev.rows_among(np.column_stack([windows[:, places.window - known :], tokens]), hidden)
+    return found
