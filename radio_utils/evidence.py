@@ -396,7 +396,7 @@ def collect(
     A window that occurs anywhere in the text's own prompt is not scored: the prompt may be marked, and B may have copied
     what follows. With ``shared``, the watermark, a window is left out as well if its list, or the pair's colour, is one
     that the prompt has drawn from. With ``hidden`` the prompt's first ``window`` tokens may have been drawn after windows
-    that it does not show, so the same token is not scored after any window that could have been one of those. With ``keep``,
+    that it does not show, so the same token is not scored after any window that may have been one of those. With ``keep``,
     an array [m, k], only those windows are scored (the filter φ). Windows lie wholly inside the text.
 
     ``texts`` is read once, a block of about a million tokens at a time, and is never held whole. Memory is 8 bytes for
