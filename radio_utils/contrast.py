@@ -3,22 +3,35 @@
 Text *without* the watermark is read, so that the context knows nothing of the key; and of each text a window counts only
 where it is met for the first time, so that B cannot copy what followed it earlier, should a faint mark be in the text after
 all. For each distinct window w and token v the probabilities of v after w are averaged over these positions of w, once
-under B (m_B) and once under each reference: B₀, his base model, and perhaps a *twin*, B₀ fine-tuned by Alice on her own
-un-watermarked text. On the scale on which counts have equal noise, h = √(m + ε), what the references explain is taken out
-by least squares,
+under B (m_B) and once under each reference. The first reference is B₀, his base model, or A, Alice's own unmarked model:
+any model with B's tokenizer, of whatever architecture. After it may come *twins*: the first reference fine-tuned by Alice
+on her own un-watermarked text. On the scale on which counts have equal noise, h = √(m + ε), what the twins explain is taken
+out by bounded least squares,
 
-    y(w, v) = (h_B − h_B₀) − β (h_twin − h_B₀),
+    y(w, v) = (h_B − h_0) − Σ β_i (h_i − h_0),    0 ≤ β_i ≤ 1,
 
 and the statistic is S = Σ q(w, v) · 1[v is green for w], with whole-number weights q ∝ n_w^a · y(w, v), n_w the number of
-positions of w that count. No weight has seen the key, so under H₀ S is a sum of independent Bernoullis with known weights,
-and its tail is exact (:mod:`radio_utils.weighted`). The weights are argued for in the chapter "Open model".
+positions of w that count. The weights are argued for in the chapter "Open model".
+
+When the p-value is exact
+-------------------------
+The tail of S is that of a sum of independent Bernoullis with known weights (:mod:`radio_utils.weighted`). It is the law
+of S under H₀ on one condition: *the text that is read, its prompts, B, and every reference are independent of the key*.
+Then no weight has seen a colour, and nothing else matters: how B predicts, what he copies, which places are left out, how
+often windows come. No context can whisper what it does not hold, so that the test is valid whatever leaks from marked text
+elsewhere. The condition fails where the text or a reference has met text that was marked under the key, where texts or
+models were chosen after a look at their colours, or where the key was chosen after them. Then the weights know the key, in
+either direction: a reference that *avoids* green leaves an innocent B greener than itself.
+
+The text is tested for the mark before it is read, and so is every twin (:func:`judge_contrast`). Nothing here tests the
+first reference: that it never met the key is Alice's to show. Where it carries a mark, B's is measured above that one.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +53,7 @@ FLOOR = 3e-3  # ε: probabilities far below it carry more noise than mark
 EXPONENT = 0.6  # a: n¹ would do if a window's positions were independent measurements, n⁰ if they were one
 _STEP = 0.3  # a unit of q in root mean squares of the weights: rounding costs less than 1 % of the power
 _WAITING = 4_000_000  # entries that wait before they are added up
+MARKED = -3.0  # log10 p of a text or of a twin, below which it counts as marked and is refused
 
 
 @dataclass(frozen=True)
@@ -47,13 +61,16 @@ class Contrast:
     """The weighted pairs of contrastive reading; they depend on no key, so audits score them again.
 
     ``pairs`` are the (window, token) pairs with a weight other than 0 and ``weights`` [n] their whole-number weights, in
-    the order of the pairs. ``explained`` are the coefficients β of the references after the first. Raises ``ValueError``
-    for weights that are not one whole number a pair, or pairs that were not de-duplicated.
+    the order of the pairs. ``explained`` are the coefficients β of the references after the first, all in [0, 1], and
+    ``twins`` their own contrasts against the first reference on the same places: what shows whether they carry the mark.
+    Raises ``ValueError`` for weights that are not one whole number a pair, pairs that were not de-duplicated, a coefficient
+    outside [0, 1], or one without its twin.
     """
 
     pairs: ev.Evidence
     weights: NDArray[np.int64]
-    explained: tuple[float, ...]
+    explained: tuple[float, ...] = ()
+    twins: tuple[Contrast, ...] = ()
 
     def __post_init__(self) -> None:
         if self.weights.ndim != 1 or self.weights.dtype.kind not in "iu":
@@ -65,18 +82,33 @@ class Contrast:
             raise ValueError(f"weights must be one for each of the {len(self.pairs)} pairs, got {self.weights.size}")
         if self.pairs.dedup is None:
             raise ValueError("pairs repeat with dedup=None and are not independent; collect them with 'window+token'")
+        if len(self.twins) != len(self.explained):
+            raise ValueError(
+                f"twins must be one contrast for each of the {len(self.explained)} references in explained, got "
+                f"{len(self.twins)}; a reference that can't be tested for the mark can't be used"
+            )
+        if not all(0.0 <= beta <= 1.0 for beta in self.explained):
+            raise ValueError(f"explained must hold coefficients in [0, 1], got {self.explained}")
 
     def save(self, folder: Path) -> None:
-        """Write the pairs and their weights to a folder."""
+        """Write the pairs, their weights, and in folders of their own the twins' to a folder."""
         self.pairs.save(folder / "pairs.npz")
         np.savez(folder / "weights.npz", weights=self.weights, explained=np.array(self.explained))
+        for inner, twin in zip(_twins_of(folder, len(self.twins)), self.twins, strict=True):
+            inner.mkdir(exist_ok=True)
+            twin.save(inner)
 
     @classmethod
     def load(cls, folder: Path) -> Contrast:
         """Read what :meth:`save` wrote."""
         with np.load(folder / "weights.npz", allow_pickle=False) as arrays:
             weights, explained = arrays["weights"], tuple(arrays["explained"].tolist())
-        return cls(ev.Evidence.load(folder / "pairs.npz"), weights, explained)
+        twins = tuple(cls.load(inner) for inner in _twins_of(folder, len(explained)))
+        return cls(ev.Evidence.load(folder / "pairs.npz"), weights, explained, twins)
+
+
+def _twins_of(folder: Path, count: int) -> list[Path]:
+    return [folder / f"twin-{i + 1}" for i in range(count)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +117,10 @@ class ContrastiveReading:
 
     ``seen`` positions were read, ``scored`` pairs have a weight, ``total`` is S − E S in units of weight, and ``score`` is
     the mean mark weighted by |q|, as much above that of the null as the total says. ``log10_p`` is exact under the null
-    hypothesis. Two other routes check it: ``log10_saddlepoint`` approximates it and should agree, ``log10_chernoff`` bounds
-    it from above by an argument of three lines and lies one or two decades higher by nature. ``log10_p`` falls back to a
-    bound where the exact tail would take too much work (:meth:`radio_utils.weighted.WeightedSum.log10_exact`).
+    hypothesis that text, suspect and references are independent of the key (see the module). Two other routes check it:
+    ``log10_saddlepoint`` approximates it and should agree, ``log10_chernoff`` bounds it from above by an argument of three
+    lines and lies one or two decades higher by nature. ``log10_p`` falls back to a bound where the exact tail would take
+    too much work (:meth:`radio_utils.weighted.WeightedSum.log10_exact`).
     ``text_log10_p`` is the plain detector's log10 p of all that was read, None where it is not known: text that carries the
     mark is no ground for this test.
     """
@@ -191,47 +224,74 @@ class ContrastCollector:
         """The weights, from all that was added; no pairs where all positions were skipped."""
         keys, sums = self._sums.total()
         window_keys, counts = self._counts.total()
+        twins = max(0, self._sums.columns - 2)
         if keys.shape[0] == 0:
             if not self.seen:
                 raise ValueError("no position was read; give longer sequences")
-            nothing = ev.Evidence(self.packing, (), self.seen)
-            return Contrast(nothing, np.zeros(0, np.int64), (0.0,) * max(0, self._sums.columns - 2))
+            nothing = Contrast(ev.Evidence(self.packing, (), self.seen), np.zeros(0, np.int64))
+            return replace(nothing, explained=(0.0,) * twins, twins=(nothing,) * twins)
         of_window, new = self.packing.windows_of(keys), np.ones(keys.shape[0], bool)
         new[1:] = np.any(of_window[1:] != of_window[:-1], axis=1)
         starts = np.flatnonzero(new)
         assert starts.size == window_keys.shape[0]  # both are sorted, and every window has a token
         count = np.repeat(counts[:, 0], np.diff(starts, append=keys.shape[0]))
         scale = np.sqrt(sums / count[:, None] + floor)
-        residual, explained = _unexplained(scale, count**exponent)
-        weights = residual * count**exponent
-        if not np.isfinite(weights).all():
+        # one row a pair: how far B, and each twin, has moved from the first reference
+        weighted = (scale[:, [0, *range(2, scale.shape[1])]] - scale[:, 1:2]) * count[:, None] ** exponent
+        if not np.isfinite(weighted).all():
             raise ValueError("a weight is not finite; the models' probabilities or the exponent are out of range")
+        explained = _explained(weighted)
+        moved, others = weighted[:, 0], weighted[:, 1:]
+        found = self._rounded(keys, moved - others @ np.array(explained))
+        return replace(found, explained=explained, twins=tuple(self._rounded(keys, other) for other in others.T))
+
+    def _rounded(self, keys: ev.Words, weights: Floats) -> Contrast:
+        """The pairs with whole-number weights."""
         unit = _STEP * math.sqrt(float(np.mean(weights**2)))
         q = np.rint(weights / unit).astype(np.int64) if unit > 0 else np.zeros(weights.size, np.int64)
         chosen = q != 0
-        return Contrast(ev.Evidence(self.packing, (keys[chosen],), self.seen), q[chosen], explained)
+        return Contrast(ev.Evidence(self.packing, (keys[chosen],), self.seen), q[chosen])
 
 
-def _unexplained(scale: Floats, weight: Floats) -> tuple[Floats, tuple[float, ...]]:
-    """What the references do not explain of B: columns are B, B₀, and twins; β by weighted least squares."""
-    moved = scale[:, 0] - scale[:, 1]
-    if scale.shape[1] == 2:
-        return moved, ()
-    others = scale[:, 2:] - scale[:, 1:2]
-    beta = np.linalg.lstsq(others * weight[:, None], moved * weight, rcond=None)[0]
-    return moved - others @ beta, tuple(float(b) for b in beta)
+def _explained(weighted: Floats) -> tuple[float, ...]:
+    """The share β of each twin's move (columns after the first) that explains B's best by least squares, 0 ≤ β ≤ 1.
+
+    A negative β would read a twin's mark as B's own. A β above 1 would take from B more than the twin has moved, and give
+    him more green than a twin lacks.
+    """
+    twins = weighted.shape[1] - 1
+    if twins == 0:
+        return ()
+    from scipy import optimize
+
+    # the triangle of a QR decomposition: the same problem in as many rows as there are columns
+    small = np.linalg.qr(np.roll(weighted, -1, axis=1)).R
+    beta = optimize.lsq_linear(small[:, :twins], small[:, twins], bounds=(0.0, 1.0), method="bvls").x
+    return tuple(float(b) for b in np.clip(beta, 0.0, 1.0))
 
 
 def judge_contrast(found: Contrast, wm: Watermark, *, text_log10_p: float | None = None) -> ContrastiveReading:
     """The verdict on weighted pairs that are already collected.
 
+    Each twin is tested first: its own contrast against the first reference, on the same places, two-sided, since a twin
+    that avoids green makes an innocent B look green beside it. One with a log10 p below :data:`MARKED` is refused, and so
+    is one innocent twin in a thousand; leave it out, or train another. Of what passes, a slight mark only makes B's
+    evidence weaker, as β ≥ 0 takes it away from him; slightly avoiding green may add to it, and the level bounds how much.
+
     ``text_log10_p`` is the plain detector's log10 p of the text that was read, to be shown beside the verdict.
+
+    Raises ``ValueError`` for a twin that carries the mark, and for pairs of another window or vocabulary than ``wm``'s.
     """
     detection.check_evidence(found.pairs, wm)
-    values, chances = wm.mark_distribution
-    null = WeightedSum.of(found.weights, values, chances)
+    for i, twin in enumerate(found.twins):
+        if (own := _log10_p_two_sided(twin, wm)) < MARKED:
+            raise ValueError(
+                f"reference[{i + 1}] carries the mark (two-sided log10 p = {own:.1f}, read against reference[0] on the "
+                "same places), so it is no innocent twin; leave it out, or train it on text written without the key"
+            )
+    null, raw = _null(found, wm)
+    values, chances = null.values, null.chances
     size = float(np.abs(found.weights).sum())
-    raw = round(float(_totals(found, wm, [wm])[0]))  # 0 where nothing has a weight, of which every p is 1
     total = raw - null.mean
     return ContrastiveReading(
         seen=found.pairs.seen,
@@ -251,7 +311,10 @@ def judge_contrast(found: Contrast, wm: Watermark, *, text_log10_p: float | None
 
 
 def audit_contrast(found: Contrast, wm: Watermark, *, keys: int = 1000, seed: int = 0) -> detection.NullAudit:
-    """The same weights under decoy keys that nobody used: the p-values must be uniform."""
+    """The same weights under decoy keys that nobody used: the p-values must be uniform.
+
+    A check of the arithmetic (:class:`radio_utils.detection.NullAudit`): weights that had seen the real key would not show.
+    """
     if keys < 5:
         raise ValueError(f"keys must be at least 5 for a distribution to show, got {keys}")
     if len(found.pairs) == 0:
@@ -261,6 +324,18 @@ def audit_contrast(found: Contrast, wm: Watermark, *, keys: int = 1000, seed: in
     totals = np.rint(_totals(found, wm, decoys)).astype(np.int64)
     null = WeightedSum.of(found.weights, *wm.mark_distribution)
     return detection.audit_of(null.log10_many(totals), null.log10_many(totals + 1), seed=seed)
+
+
+def _null(found: Contrast, wm: Watermark) -> tuple[WeightedSum, int]:
+    """The law of S under H₀, and S: 0 where nothing has a weight, of which every p is 1."""
+    return WeightedSum.of(found.weights, *wm.mark_distribution), round(float(_totals(found, wm, [wm])[0]))
+
+
+def _log10_p_two_sided(found: Contrast, wm: Watermark) -> float:
+    """log10 of twice the smaller tail of S, at most 0."""
+    null, raw = _null(found, wm)
+    tail = null.log10_exact(raw) if raw >= null.mean else null.mirrored().log10_exact(-raw)
+    return min(0.0, tail + math.log10(2.0))
 
 
 def _totals(found: Contrast, wm: Watermark, keys: Sequence[Watermark]) -> Floats:

@@ -1,4 +1,4 @@
-"""Detection: evidence × watermark → a verdict, and the null audit that stands beside it."""
+"""Detection: evidence × watermark → a verdict, and the null audit, a check of its arithmetic, that stands beside it."""
 
 from __future__ import annotations
 
@@ -59,10 +59,16 @@ class Detection:
 
 @dataclass(frozen=True, slots=True)
 class NullAudit:
-    """The same statistic under decoy keys that nobody used: if the test is honest, the p-values are uniform.
+    """The same statistic under decoy keys that nobody used: a check of the arithmetic.
 
-    ``log10_p`` [keys] are the p-values as a verdict would quote them. A discrete statistic has p-values that are only
-    super-uniform, so ``ks`` tests their randomised version.
+    Repeats that are scored, trials that are not independent, or a wrong tail make small p-values too frequent among the
+    decoys. Leakage does not: decoys score pairs that were chosen without them, so that pairs which the *real* key's colours
+    chose look as uniform as any. A sound audit is no evidence that the verdict is valid.
+
+    ``log10_p`` [keys] are the p-values as a verdict would quote them, ``uniform_p`` [keys] their randomised version, as
+    those of a discrete statistic are only super-uniform. ``ks`` tests these one-sidedly, for an excess of *small* p-values
+    (:func:`radio_utils.pvalues.ks_small`): a test may be cautious, as where lists have a fixed number of greens and sums
+    vary less than their law says, and that harms nobody.
     """
 
     log10_p: Floats
@@ -76,7 +82,7 @@ class NullAudit:
 
     @property
     def ks_p(self) -> float:
-        """p-value of the Kolmogorov–Smirnov test against the uniform distribution."""
+        """p-value of the one-sided Kolmogorov–Smirnov test: small where small p-values are too frequent."""
         return self.ks.p_value
 
     @property
@@ -286,7 +292,10 @@ def null_audit(
     prompts: Iterable[ArrayLike] | None = None,
     **options: Any,
 ) -> NullAudit:
-    """Run :func:`detect` on the same texts, with the same options, under ``keys`` decoy keys, in one pass."""
+    """Run :func:`detect` on the same texts, with the same options, under ``keys`` decoy keys, in one pass.
+
+    A check of the arithmetic, which says nothing of leakage (:class:`NullAudit`).
+    """
     unknown = options.keys() - {"keep", "dedup", "sample", "tokenizer", "workers"}
     if unknown:
         raise TypeError(f"null_audit got an unexpected keyword argument {sorted(unknown)[0]!r}; it takes those of detect")
@@ -295,7 +304,7 @@ def null_audit(
 
 
 def audit_evidence(found: ev.Evidence, wm: Watermark, *, keys: int = 1000, seed: int = 0) -> NullAudit:
-    """The null audit of evidence that is already collected."""
+    """The null audit of evidence that is already collected: a check of the arithmetic (:class:`NullAudit`)."""
     totals, counts = under_decoys(found, wm, keys=keys, seed=seed)
     above = np.asarray(wm.log10_p_above(totals, counts), np.float64)
     return audit_of(np.asarray(wm.log10_p(totals, counts), np.float64), above, seed=seed)
@@ -304,7 +313,7 @@ def audit_evidence(found: ev.Evidence, wm: Watermark, *, keys: int = 1000, seed:
 def audit_of(log10_p: Floats, log10_p_above: Floats, *, seed: int) -> NullAudit:
     """The audit of p-values under decoy keys; ``log10_p_above`` is log10 P(S > s), which tells the steps of p."""
     uniform = pvalues.randomised(log10_p, log10_p_above, np.random.default_rng([seed, 1]))
-    return NullAudit(log10_p=log10_p, ks=pvalues.ks_uniform(uniform), uniform_p=uniform)
+    return NullAudit(log10_p=log10_p, ks=pvalues.ks_small(uniform), uniform_p=uniform)
 
 
 def under_decoys(found: ev.Evidence, wm: Watermark, *, keys: int, seed: int) -> tuple[Floats, Counts]:
@@ -331,16 +340,86 @@ def which_key(
     """Which of many keys wrote these texts? One pass over the texts, with the family-wise error controlled.
 
     ``candidates`` are the same scheme with the same parameters under different keys. H₀ of each test is "written without
-    this key". Raises ``ValueError`` for no candidates or differing parameters.
+    this key", so candidates must be different keys: two that colour alike would both be found, and one is innocent.
+
+    Raises ``ValueError`` for no candidates, differing parameters, two candidates that are one key in effect (the same
+    colours everywhere, as where transformers' lefthash keys are equal modulo 2³²), and two with adjusted p of 0.05 or less
+    that share more colours on these texts' windows than unrelated keys do.
     """
     if not candidates:
         raise ValueError("candidates is empty; give one watermark for each key that may have been used")
     first = candidates[0]
     _check_alike(candidates)
+    _check_distinct(candidates)
     found = _collected(texts, first, prompts, {"keep": keep, "dedup": dedup})
     totals, counts = _totals(found, candidates)
     log10_p = np.asarray(first.log10_p(totals, counts), np.float64)
-    return KeySearch(log10_p, pvalues.family_wise(log10_p), totals, counts)
+    log10_family = pvalues.family_wise(log10_p)
+    convincing = [int(i) for i in np.argsort(log10_p)[:_COMPARED] if log10_family[i] <= np.log10(_CONVINCING)]
+    _check_unrelated(found, candidates, convincing)
+    return KeySearch(log10_p, log10_family, totals, counts)
+
+
+_PROBES = 64  # random pairs that tell most keys apart; those that they don't are asked many more
+_CONVINCING = 0.05  # adjusted p of keys that somebody may call found, and that are compared with one another
+_COMPARED = 50  # of them, the strongest
+_SHARED = 1 << 15  # pairs on which they are compared
+_UNRELATED = 6.0  # standard deviations that the correlation of two unrelated keys does not reach: once in 10⁹
+
+
+def _check_distinct(candidates: Sequence[Watermark]) -> None:
+    """Raise ``ValueError`` if two candidates give random pairs, the same for all, the same marks."""
+    first, rng = candidates[0], np.random.default_rng(0)
+    gamma = float(getattr(first, "gamma", 0.5))
+    more = max(16 * _PROBES, int(40 / min(gamma, 1.0 - gamma)))  # two keys differ on a pair with chance 2γ(1 − γ)
+    groups = [list(range(len(candidates)))]
+    for probes in (_PROBES, more):
+        windows = rng.integers(0, first.vocab_size, (probes, first.window))
+        tokens = rng.integers(0, first.vocab_size, probes)
+        weights = rng.integers(1, 1 << 34, probes)  # sums are whole numbers that a float64 holds, and tell marks apart
+        alike = []
+        for group in groups:
+            sums = first.totals(windows, tokens, [candidates[i] for i in group], weights)
+            same: dict[float, list[int]] = {}
+            for i, total in zip(group, sums.tolist(), strict=True):
+                same.setdefault(total, []).append(i)
+            alike += [members for members in same.values() if len(members) > 1]
+        groups = alike
+    if groups:
+        one, other = groups[0][:2]
+        raise ValueError(
+            f"candidates[{one}] and candidates[{other}] are one key in effect: they give every pair the same colour, so "
+            "both would be found where one was used; leave one of them out"
+        )
+
+
+def _check_unrelated(found: ev.Evidence, candidates: Sequence[Watermark], indices: Sequence[int]) -> None:
+    """Raise ``ValueError`` if two of these candidates share colours on the evidence's windows beyond chance.
+
+    The tokens are random: those of the evidence were perhaps chosen by their colours.
+    """
+    if len(indices) < 2:
+        return
+    rng = np.random.default_rng(1)
+    windows, tokens = found.windows, rng.integers(0, found.packing.vocab_size, _SHARED)
+    windows = windows[rng.integers(0, len(found), _SHARED)]
+    distinct = ev.first_rows(np.column_stack([windows, tokens]))
+    windows, tokens = windows[distinct], tokens[distinct]
+    scores = [candidates[i].scores(windows, tokens) for i in indices]
+    for at, (i, own) in enumerate(zip(indices, scores, strict=True)):
+        wm = candidates[i]
+        # pairs that share a colour under this key are one draw of it
+        draws = ev.first_appearances(wm.colour_ids(windows, tokens)) if isinstance(wm, ev.SharesColours) else slice(None)
+        mine = own[draws] - own[draws].mean()
+        for j, other in zip(indices[at + 1 :], scores[at + 1 :], strict=True):
+            theirs = other[draws] - other[draws].mean()
+            spread = np.sqrt((mine @ mine) * (theirs @ theirs))
+            shared = float(mine @ theirs / spread) if spread > 0 else 0.0
+            if shared * np.sqrt(mine.size) > _UNRELATED:
+                raise ValueError(
+                    f"candidates[{min(i, j)}] and candidates[{max(i, j)}] share {shared:.0%} of their colours beyond "
+                    "chance on the windows of these texts, so both may be found where one was used; search for one of them"
+                )
 
 
 _PARAMETERS = ("scheme", "vocab_size", "window", "gamma", "seeding_scheme")  # all that a null distribution depends on

@@ -2,9 +2,9 @@
 
 B is run once over the texts (:func:`token_scores`). From what the pass says of every token each method makes a score of
 the text (:func:`membership_scores`), small for a member. The oldest is B's loss divided by the text's zlib entropy, so
-that intrinsically simple text does not look like a member (Carlini et al. 2021). The scores of candidates are compared
-with those of fresh text that B cannot have seen, by a two-sample Kolmogorov–Smirnov test. Explained in the chapter
-"Membership inference".
+that intrinsically simple text does not look like a member (Carlini et al. 2021). The scores of candidate documents are
+compared with those of fresh documents that B cannot have seen, by a one-sided two-sample Kolmogorov–Smirnov test
+(:func:`membership_test`). Explained in the chapter "Membership inference".
 """
 
 from __future__ import annotations
@@ -41,14 +41,29 @@ def zlib_entropy(text: str) -> int:
 
 
 def pieces(tokenizer: Any, texts: Sequence[str], *, length: int = 256, shortest: int = 8) -> list[str]:
-    """Cut texts into pieces of at most ``length`` tokens; pieces under ``shortest`` tokens are dropped."""
+    """Cut texts into pieces of at most ``length`` tokens; pieces under ``shortest`` tokens are dropped.
+
+    Pieces of one text are no independent trials: :func:`labelled_pieces` says which text each comes from.
+    """
+    return labelled_pieces(tokenizer, texts, length=length, shortest=shortest)[0]
+
+
+def labelled_pieces(
+    tokenizer: Any, texts: Sequence[str], *, length: int = 256, shortest: int = 8
+) -> tuple[list[str], Ids]:
+    """The pieces of :func:`pieces`, and the index among ``texts`` of the text that each was cut from: int array [pieces].
+
+    The second is what :func:`membership_test` takes as ``documents``.
+    """
     if length < 2:
         raise ValueError(f"length must be at least 2 tokens, got {length}")
     found: list[str] = []
-    for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]:
-        cuts = [ids[i : i + length] for i in range(0, len(ids), length)]
-        found.extend(tokenizer.decode(cut) for cut in cuts if len(cut) >= shortest)
-    return found
+    labels: list[int] = []
+    for label, ids in enumerate(tokenizer(list(texts), add_special_tokens=False)["input_ids"]):
+        cuts = [cut for i in range(0, len(ids), length) if len(cut := ids[i : i + length]) >= shortest]
+        found.extend(tokenizer.decode(cut) for cut in cuts)
+        labels.extend([label] * len(cuts))
+    return found, np.array(labels, np.int64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -282,41 +297,112 @@ def _precise(logits: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True, slots=True)
 class MembershipTest:
-    """The two-sample test of candidates against fresh text. ``statistic`` is the KS distance."""
+    """The one-sided test of candidate documents against fresh ones.
+
+    ``statistic`` is D⁺, the largest lead of the candidates' distribution function over that of fresh text: 0 where the
+    candidates are nowhere more member-like. ``candidates`` and ``fresh`` are numbers of *documents*, ``candidate_pieces``
+    and ``fresh_pieces`` how many scores they were made of. ``log10_p`` holds under :attr:`hypothesis`.
+    """
 
     statistic: float
     log10_p: float
     candidates: int
     fresh: int
+    candidate_pieces: int
+    fresh_pieces: int
 
     @property
     def p_value(self) -> float:
         """The p-value as a float; 0 where it underflows."""
         return float(10.0**self.log10_p)
 
+    @property
+    def hypothesis(self) -> str:
+        """What a small p-value speaks against, in words."""
+        return (
+            f"the {self.candidates} candidate documents and the {self.fresh} fresh ones are exchangeable: which of them "
+            "are the candidates was settled by nothing that their scores depend on"
+        )
 
-def membership_test(candidate_scores: ArrayLike, fresh_scores: ArrayLike) -> MembershipTest:
-    """Test H₀ "candidates and fresh text have the same scores" by a two-sided Kolmogorov–Smirnov test.
 
-    Raises ``ValueError`` naming the sample that has fewer than 2 values, NaN or infinite values.
+def membership_test(
+    candidate_scores: ArrayLike,
+    fresh_scores: ArrayLike,
+    *,
+    documents: ArrayLike | None = None,
+    fresh_documents: ArrayLike | None = None,
+) -> MembershipTest:
+    """Test H₀ "candidate and fresh documents are exchangeable" against "candidates score lower, as members do".
+
+    ``candidate_scores`` [n] and ``fresh_scores`` [m] are small for a member (:func:`membership_scores`). Where they are
+    those of *pieces*, ``documents`` [n] and ``fresh_documents`` [m] hold a label for each, of any kind, that says which
+    document it was cut from (:func:`labelled_pieces`): pieces of one document share its author and its topic, and counted
+    as trials of their own they convict innocents. Without labels every score is a document of its own. A document's score
+    is the mean over its pieces, and the test is the one-sided Kolmogorov–Smirnov test of these
+    (:func:`radio_utils.pvalues.ks_lower`): under H₀ all ways to choose the candidates among the documents are equally
+    likely, which makes p exact without ties, and cautious with them. It is a permutation test of documents whose
+    permutations are counted instead of drawn, so that p may be as small as 1 / C(n + m, n).
+
+    Candidates that look *less* like members than fresh text never convict: p is then near 1.
+
+    What a rejection does not prove. Exchangeability fails for an innocent B, too, where candidates and fresh documents
+    differ in anything that a score depends on: time, topic, style, length, number of pieces, or the model that wrote them.
+    The test sees *that* candidates score lower, not why; only fresh documents made in the same way as the candidates,
+    and perhaps drawn by lot from one pool, leave training as the reason. A score, or a way to cut, that is chosen after
+    looking counts as one more test. Documents that are near copies of one another must share a label.
+
+    Raises ``ValueError`` naming the sample that has fewer than 2 documents, NaN or infinite values, labels of only one
+    sample, or labels that are not one for each score.
     """
-    samples = {"candidate_scores": np.asarray(candidate_scores, float), "fresh_scores": np.asarray(fresh_scores, float)}
-    for name, sample in samples.items():
-        if sample.ndim != 1 or sample.size < 2:
-            raise ValueError(f"{name} must be one-dimensional with at least 2 values, got shape {sample.shape}")
-        if not np.all(np.isfinite(sample)):
-            raise ValueError(f"{name} holds NaN or infinite values; drop them before testing")
-    result = pvalues.ks_two_sample(*samples.values())
-    sizes = [sample.size for sample in samples.values()]
-    return MembershipTest(result.statistic, result.log10_p, sizes[0], sizes[1])
+    if (documents is None) != (fresh_documents is None):
+        missing, given = ("fresh_documents", "documents") if fresh_documents is None else ("documents", "fresh_documents")
+        raise ValueError(
+            f"{missing} is missing while {given} is given: the mean of a document's pieces has another distribution than a "
+            "single piece has; label the pieces of both samples, or of neither"
+        )
+    candidates = _of_documents("candidate_scores", candidate_scores, "documents", documents)
+    fresh = _of_documents("fresh_scores", fresh_scores, "fresh_documents", fresh_documents)
+    result = pvalues.ks_lower(candidates, fresh)
+    return MembershipTest(
+        statistic=result.statistic,
+        log10_p=result.log10_p,
+        candidates=candidates.size,
+        fresh=fresh.size,
+        candidate_pieces=np.size(candidate_scores),
+        fresh_pieces=np.size(fresh_scores),
+    )
+
+
+def _of_documents(name: str, scores: ArrayLike, labels_name: str, labels: ArrayLike | None) -> Floats:
+    """One score for each document, the mean of its pieces'."""
+    sample = np.asarray(scores, np.float64)
+    if sample.ndim != 1 or sample.size < 2:
+        raise ValueError(f"{name} must be one-dimensional with at least 2 values, got shape {list(sample.shape)}")
+    if not np.all(np.isfinite(sample)):
+        raise ValueError(f"{name} holds NaN or infinite values; drop them before testing")
+    if labels is None:
+        return sample
+    given = np.asarray(labels)
+    if given.shape != sample.shape:
+        raise ValueError(
+            f"{labels_name} must hold one label for each of the {sample.size} values of {name}, got shape "
+            f"{list(given.shape)}"
+        )
+    found, owner, counts = np.unique(given, return_inverse=True, return_counts=True)
+    if found.size < 2:
+        raise ValueError(f"{labels_name} names {found.size} document; at least 2 documents a sample can be compared")
+    # shifted by one of the values: a document of equal pieces then has their very score, and ties stay ties
+    first = sample[np.unique(owner, return_index=True)[1]]
+    means: Floats = first + np.bincount(owner, sample - first[owner]) / counts
+    return means
 
 
 def candidates_needed(distance: float, d: float, log10_p: float) -> int:
-    """Candidates (and as many fresh texts) for which a share ``d`` of members is expected to reach ``log10_p``.
+    """Candidate documents (and as many fresh ones) for which a share ``d`` of members is expected to reach ``log10_p``.
 
-    ``distance`` is the KS distance of members alone (d = 1). With a share d the distance is d·distance, and Smirnov's
-    limit gives p ≈ 2 exp(−n·(d·distance)²) for n candidates and n fresh texts.
+    ``distance`` is D⁺ of members alone (d = 1). With a share d it is d·distance, and Smirnov's limit gives
+    p ≈ exp(−n·(d·distance)²) for n candidates and n fresh documents.
     """
     if not (0 < distance <= 1 and 0 < d <= 1 and log10_p < 0):
         raise ValueError(f"distance and d must lie in (0, 1] and log10_p below 0, got {distance}, {d}, {log10_p}")
-    return math.ceil((math.log(2) - log10_p * math.log(10)) / (d * distance) ** 2)
+    return math.ceil(-log10_p * math.log(10) / (d * distance) ** 2)

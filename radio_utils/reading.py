@@ -55,14 +55,15 @@ def read_open_model(
 
     With ``reference`` the reading is *contrastive* (:mod:`radio_utils.contrast`): the sequences must then be free of the
     watermark, and what counts is how B's whole distribution differs from the reference's. ``reference`` is B₀ or Alice's
-    own unmarked model, or a list that starts with one of them and goes on with innocent twins of B: models that Alice
-    fine-tuned on un-watermarked text. Of each position the ``top`` likeliest tokens are kept; pairs are always distinct,
-    whatever ``dedup``. Text whose own log10 p is below −3 is refused, so one in a thousand innocent texts is too; the
-    verdict shows that p as ``text_log10_p``.
+    own unmarked model A, or a list that starts with either and goes on with innocent twins of B: that model, fine-tuned by
+    Alice on un-watermarked text. All models must have B's tokenizer; their architectures may differ. Of each position the
+    ``top`` likeliest tokens are kept; pairs are always distinct, whatever ``dedup``. Text whose own log10 p is below −3 is
+    refused, so one in a thousand innocent texts is too; the verdict shows that p as ``text_log10_p``. So is a twin that
+    carries the mark (:func:`radio_utils.contrast.judge_contrast`).
 
     Raises ``ValueError`` for ids outside the vocabulary, too short texts, unequal numbers of prompts and sequences, a
-    model with fewer logits than the watermark has tokens, NaN or infinity among its logits, or, with a reference, text that
-    carries the watermark or a scheme without marks; ``TypeError`` for a reference that is no model.
+    model with fewer logits than the watermark has tokens, NaN or infinity among its logits, or, with a reference, text or a
+    twin that carries the watermark or a scheme without marks; ``TypeError`` for a reference that is no model.
     """
     if reference is None:
         found = read_evidence(
@@ -88,14 +89,14 @@ def read_open_model(
     return contrast.judge_contrast(weighted, wm, text_log10_p=of_text.log10_p)
 
 
-MARKED = -3.0  # log10 p of the text that is read, below which contrastive reading refuses it
+MARKED = contrast.MARKED  # log10 p of the text that is read, below which contrastive reading refuses it
 
 
 def _models(model: Any, reference: Any) -> list[Any]:
     """B and his references, or an error that says what is no model."""
     references = list(reference) if isinstance(reference, list | tuple) else [reference]
     if not references:
-        raise ValueError("reference is empty; give B's base model, or leave it out for plain reading")
+        raise ValueError("reference is empty; give B's base model or Alice's own, or leave it out for plain reading")
     for i, one in enumerate([model, *references]):
         if not callable(one) or not hasattr(one, "parameters"):
             name = "model" if i == 0 else f"reference[{i - 1}]" if isinstance(reference, list | tuple) else "reference"
@@ -174,6 +175,8 @@ def read_contrast(
     A window already met earlier in the same context is not used: B could copy what followed it there, and with it a mark
     of the text too faint to be refused. ``skip_seen=False`` uses it too; it is there to show why. ``seen`` of the pairs
     counts all positions, also those that ``keep`` or ``skip_seen`` leave out.
+
+    ``reference`` is that of :func:`read_open_model`; for each twin the contrast holds what tests it for the mark.
 
     The models are run side by side, one batch at a time; what is kept are sums for each distinct window and each of its
     likeliest tokens, never a matrix of vocabulary by vocabulary.

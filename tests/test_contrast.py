@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import radio_utils as ru
@@ -71,7 +72,9 @@ def test_weights_equal_the_definition(window: int, twin: bool, skip_seen: bool) 
     if twin:
         a = np.concatenate([(h[2] - h[1]) * counts[w] ** contrast.EXPONENT for w, h in rows.items()])
         b = np.concatenate([y[w] * counts[w] ** contrast.EXPONENT for w in rows])
-        beta = float(a @ b / (a @ a))
+        beta = min(max(float(a @ b / (a @ a)), 0.0), 1.0)
+        assert len(got.twins) == 1
+        assert got.twins[0].pairs.seen == got.pairs.seen
         assert got.explained == pytest.approx((beta,), rel=1e-4)
         y = {w: y[w] - beta * (h[2] - h[1]) for w, h in rows.items()}
     weights = {(w, v): float(y[w][v]) * counts[w] ** contrast.EXPONENT for w in rows for v in range(V)}
@@ -206,6 +209,141 @@ def test_the_gate_and_what_the_text_itself_says(monkeypatch: pytest.MonkeyPatch)
             assert ru.read_open_model(llama(1), texts(), wm, reference=llama(2)).text_log10_p == -2.9  # type: ignore[union-attr]
 
 
+# --- twins -------------------------------------------------------------------------------------------------------------
+
+
+def collected(wm: ru.GreenList, seed: int, *twins: tuple[float, float]) -> contrast.Contrast:
+    """Of tables: B, his base and twins. A twin is (how much of B's move it makes too, how much it leans towards green)."""
+    rng, size = np.random.default_rng(seed), wm.vocab_size
+    windows = rng.integers(0, size, (25 * size, 1))
+    green = wm.green_rows(np.arange(size)[:, None]).astype(float)
+    base, move, *own = rng.normal(size=(3 + len(twins), size, size))
+    moved = [
+        base + 0.5 * follows * move + 0.2 * noise + lean * green
+        for noise, (follows, lean) in zip(own, ((1.0, 0.0), *twins), strict=True)
+    ]
+    tables = [torch.from_numpy(one)[windows[:, 0]].softmax(-1) for one in (moved[0], base, *moved[1:])]
+    collector = contrast.ContrastCollector(1, size, len(tables), top=size)
+    collector.add(windows, tables)
+    return collector.contrast()
+
+
+def untested(found: contrast.Contrast, wm: ru.GreenList) -> contrast.ContrastiveReading:
+    """The verdict on the same weights without a look at the twins."""
+    return contrast.judge_contrast(contrast.Contrast(found.pairs, found.weights), wm)
+
+
+@pytest.mark.parametrize("lean", [3.0, 1.0, 0.3, -0.3, -1.0, -3.0])
+@pytest.mark.parametrize("follows", [-1.0, -0.5, 0.5, 1.0])
+def test_a_marked_twin_never_convicts(lean: float, follows: float) -> None:
+    """With β free, a twin that moves where B does not lent him its mark: 12 of 12 innocents convicted, down to −867."""
+    for seed in range(3):
+        wm = ru.GreenList(f"k{seed}", V, 1)
+        with pytest.raises(ValueError, match=r"reference\[1\] carries the mark \(two-sided log10 p = -\d"):
+            contrast.judge_contrast(collected(wm, seed, (follows, lean)), wm)
+        # whichever twin it is, it is named
+        with pytest.raises(ValueError, match=r"reference\[2\] carries the mark"):
+            contrast.judge_contrast(collected(wm, seed, (0.5, 0.0), (follows, lean)), wm)
+        # under another key it is as innocent as any
+        assert contrast.judge_contrast(collected(wm, seed, (follows, lean)), wm.with_key("other")).log10_p > -4
+
+
+def test_what_a_negative_coefficient_did() -> None:
+    wm = ru.GreenList("k", V, 1)
+    found = collected(wm, 1, (-1.0, 3.0))
+    assert found.explained == (0.0,)  # least squares without bounds would be below it
+    assert untested(found, wm).log10_p > -3  # so that even unseen the marked twin lends nothing
+    above = collected(wm, 1, (1.0, 3.0))
+    assert 0.0 < above.explained[0] < 1.0 and untested(above, wm).log10_p > -0.01  # it takes from B instead
+    against = collected(wm, 1, (1.0, -3.0))
+    assert untested(against, wm).log10_p < -30  # this is what no bound on β can catch, and the two-sided test does
+
+
+@pytest.mark.parametrize("twins", [[(0.5, 0.0)], [(0.4, 0.0), (-0.7, 0.0)], [(3.0, 0.0), (0.9, 0.0), (0.0, 0.0)]])
+def test_coefficients_are_the_bounded_least_squares(twins: list[tuple[float, float]], monkeypatch: Any) -> None:
+    matrices = []
+    explained = contrast._explained
+    monkeypatch.setattr(contrast, "_explained", lambda weighted: matrices.append(weighted) or explained(weighted))
+    found = collected(ru.GreenList("k", V, 1), 4, *twins)
+    (weighted,) = matrices
+
+    def loss(beta: np.ndarray) -> float:
+        return float(np.sum((weighted[:, 0] - weighted[:, 1:] @ beta) ** 2))
+
+    best = loss(np.array(found.explained))
+    assert all(0.0 <= beta <= 1.0 for beta in found.explained)
+    rng = np.random.default_rng(0)
+    for beta in (*rng.random((300, len(twins))), *np.clip(found.explained + rng.normal(0, 0.01, (300, len(twins))), 0, 1)):
+        assert loss(beta) >= best * (1 - 1e-12)
+
+
+def test_a_twin_that_is_the_base_or_another_twin_changes_nothing() -> None:
+    texts_read = texts(8, 20)
+    alone = reading.read_contrast(llama(1), llama(2), texts_read, 1, V)
+    same = reading.read_contrast(llama(1), [llama(2), llama(2)], texts_read, 1, V)
+    assert np.array_equal(same.weights, alone.weights) and len(same.twins[0].pairs) == 0
+    assert contrast.judge_contrast(same, ru.GreenList("alice", V, 1)).log10_p == pytest.approx(
+        contrast.judge_contrast(alone, ru.GreenList("alice", V, 1)).log10_p
+    )
+    one = reading.read_contrast(llama(1), [llama(2), llama(3)], texts_read, 1, V)
+    twice = reading.read_contrast(llama(1), [llama(2), llama(3), llama(3)], texts_read, 1, V)
+    assert sum(twice.explained) == pytest.approx(one.explained[0], rel=1e-6)
+
+
+def alarms_within(p: np.ndarray, alpha: float) -> bool:
+    low, high = stats.binom.interval(0.99, p.size, alpha)
+    return bool(low <= np.sum(p <= alpha) <= high)
+
+
+def test_alarms_with_twins_that_pass() -> None:
+    """Innocent twins leave the rate what α says, and a thousandth of them is refused; slightly marked ones lower it."""
+    innocent, slight, refused = [], [], 0
+    for key in range(205):
+        wm = ru.GreenList(f"key {key}", 30, 1)
+        follows = (-0.8, 0.0, 0.8)[key % 3]
+        try:
+            innocent.append(contrast.judge_contrast(collected(wm, key, (follows, 0.0)), wm).p_value)
+        except ValueError:
+            refused += 1
+        try:
+            slight.append(contrast.judge_contrast(collected(wm, key + 1000, (follows, 0.06)), wm).p_value)
+        except ValueError as error:
+            assert "carries the mark" in str(error)
+    assert refused <= 4
+    assert 140 < len(slight) < 205  # slight marks do pass, and not all of them
+    for alpha in (0.05, 0.01, 0.001):
+        assert alarms_within(np.array(innocent), alpha), alpha
+        assert np.sum(np.array(slight) <= alpha) <= stats.binom.ppf(0.995, len(slight), alpha), alpha
+
+
+def test_the_whole_route_refuses_a_marked_twin_and_convicts_with_an_innocent_one() -> None:
+    wm = ru.GreenList("alice", V, 1)
+    base, guilty = Marked(wm, None), Marked(wm, 0.4)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"reference\[1\] carries the mark"):
+        ru.read_open_model(guilty, texts(), wm, reference=[base, Marked(wm, 0.4)])
+    found = ru.read_open_model(guilty, texts(), wm, reference=[base, Marked(wm, 0.0)])
+    assert found.log10_p < -10
+
+
+def test_alices_own_model_may_be_the_reference() -> None:
+    """Another architecture, another number of padding logits and another type than B's."""
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    wm = ru.GreenList("alice", V, 1)
+    torch.manual_seed(9)
+    own = GPTNeoXForCausalLM(
+        GPTNeoXConfig(
+            vocab_size=V + 4, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+            max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=None,
+        )
+    ).eval()  # fmt: skip
+    prompts = [[1, 2, 3]] * 40
+    assert ru.read_open_model(Marked(wm, 1.5), texts(), wm, reference=own, prompts=prompts).log10_p < -20
+    assert ru.read_open_model(Marked(wm, 0.0), texts(), wm, reference=own.bfloat16(), prompts=prompts).log10_p > -4
+    twins = [own.float(), llama(6)]
+    assert ru.read_open_model(Marked(wm, 1.5), texts(), wm, reference=twins, prompts=prompts).log10_p < -20
+
+
 def test_sums_do_not_depend_on_how_they_came(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     keys, values = rng.integers(0, 300, (5000, 1)).astype(np.uint64), rng.random((5000, 2))
@@ -220,12 +358,15 @@ def test_sums_do_not_depend_on_how_they_came(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_contrast_survives_the_disk(tmp_path: Any) -> None:
-    found = reading.read_contrast(llama(1), [llama(2), llama(3)], texts(4, 10), 1, V)
+    found = reading.read_contrast(llama(1), [llama(2), llama(3), llama(4)], texts(4, 10), 1, V)
+    assert len(found.twins) == 2
     found.save(tmp_path)
     again = contrast.Contrast.load(tmp_path)
     assert again.explained == found.explained
-    assert np.array_equal(again.weights, found.weights)
-    assert np.array_equal(again.pairs.windows, found.pairs.windows)
+    for one, other in ((again, found), *zip(again.twins, found.twins, strict=True)):
+        assert np.array_equal(one.weights, other.weights)
+        assert np.array_equal(one.pairs.windows, other.pairs.windows)
+        assert np.array_equal(one.pairs.tokens, other.pairs.tokens)
 
 
 @pytest.mark.parametrize("kind", ["reference", "twins"])
@@ -237,7 +378,7 @@ def test_a_filter_that_leaves_nothing_is_no_evidence(kind: str) -> None:
         ru.read_open_model(llama(1), texts(3) % 50, wm, reference=reference, keep=[[55]]),
     ):
         assert (found.seen, found.scored, found.log10_p, found.total) == (3 * 39, 0, 0.0, 0.0)
-        assert len(found.contrast.explained) == int(kind == "twins")  # type: ignore[union-attr]
+        assert len(found.contrast.explained) == len(found.contrast.twins) == int(kind == "twins")  # type: ignore[union-attr]
 
 
 def test_the_score_of_weights_that_cancel() -> None:
@@ -261,6 +402,16 @@ def test_a_contrast_that_does_not_fit_is_named() -> None:
     ):
         with pytest.raises(ValueError, match=words):
             contrast.Contrast(pairs, weights, ())
+    own = contrast.Contrast(pairs, np.array([1, 2]))
+    for explained, twins, words in (
+        ((0.3,), (), "twins must be one contrast for each of the 1 references in explained, got 0"),
+        ((), (own,), "twins must be one contrast for each of the 0 references in explained, got 1"),
+        ((-0.1,), (own,), r"explained must hold coefficients in \[0, 1\]"),
+        ((0.2, 1.1), (own, own), r"explained must hold coefficients in \[0, 1\]"),
+        ((math.nan,), (own,), r"explained must hold coefficients in \[0, 1\]"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            contrast.Contrast(pairs, np.array([1, 2]), explained, twins)
     with pytest.raises(ValueError, match="pairs repeat with dedup=None"):
         contrast.Contrast(ru.detection.ev.from_pairs([[1]], [1], V, dedup=None), np.array([1]), ())
     found = contrast.Contrast(pairs, np.array([1, 2]), ())

@@ -94,6 +94,68 @@ def test_bad_candidates_are_named() -> None:
         which_key(texts, [GreenList("a", V)]).found(0)
 
 
+def lefthash(key: int, vocab_size: int = V) -> compat.TransformersGreenList:
+    return compat.TransformersGreenList({"hashing_key": key}, vocab_size)
+
+
+def selfhash(key: int) -> compat.TransformersGreenList:
+    return compat.TransformersGreenList({"hashing_key": key, "seeding_scheme": "selfhash", "context_width": 4}, 300)
+
+
+@pytest.mark.parametrize(
+    ("candidates", "pair"),
+    [
+        ([GreenList(k, V) for k in ("a", "b", "a")], (0, 2)),
+        ([GumbelMax(k, V) for k in ("b", "a", "c", "b")], (0, 3)),
+        ([GreenList(k, V, 1, 0.01) for k in (*range(300), 7)], (7, 300)),
+        ([lefthash(k) for k in (5, 15485863, 15485863 + 2**32)], (1, 2)),
+        ([lefthash(k) for k in (15485863, 3, 15485863 + 77 * 2**32)], (0, 2)),
+        ([lefthash(k) for k in (0, 2**32, 7)], (0, 1)),
+        ([selfhash(k) for k in (5, 9, 5)], (0, 2)),
+        ([compat.ReleasedGreenList(k, V) for k in (3, 4, 3)], (0, 2)),
+        ([compat.ReleasedGreenList(k, V) for k in (3, 4, 2**64 + 3)], (1, 2)),
+        ([compat.ReleasedGumbelMax(k, V) for k in (8, 3, 3)], (1, 2)),
+        ([compat.ReleasedGumbelMax(k, V) for k in (3, 3 + 2**32)], (0, 1)),
+    ],
+    ids=str,
+)
+def test_two_candidates_that_are_one_key_are_refused(candidates: list[Watermark], pair: tuple[int, int]) -> None:
+    """Both would be found, whichever of them wrote the texts, and each of them has another owner."""
+    texts = np.random.default_rng(0).integers(0, candidates[0].vocab_size, (3, 20))
+    with pytest.raises(ValueError, match=rf"candidates\[{pair[0]}\] and candidates\[{pair[1]}\] are one key in effect"):
+        which_key(texts, candidates)
+    different = [one for i, one in enumerate(candidates) if i != pair[1]]
+    assert which_key(texts, different).log10_p.size == len(different)
+
+
+def test_two_keys_that_share_many_colours_are_not_both_found() -> None:
+    """Beyond 2⁶⁴ lefthash's products wrap: keys that agree on small ids and not on large ones; selfhash's least product."""
+    rng = np.random.default_rng(1)
+    for one, other, largest in ((lefthash(15485863, 20_000), lefthash(15485863 + 2**52, 20_000), 8000),
+                                (selfhash(15485863), selfhash(15485863 + 2**32), 300)):  # fmt: skip
+        texts = rng.integers(0, largest, (40, 50))
+        for t in range(one.window, 50):
+            options = rng.integers(0, largest, (40, 6))
+            scores = one.scores(np.repeat(texts[:, t - one.window : t], 6, axis=0), options.ravel()).reshape(40, 6)
+            texts[:, t] = options[np.arange(40), scores.argmax(1)]
+        with pytest.raises(ValueError, match=r"candidates\[0\] and candidates\[1\] share \d+% of their colours"):
+            which_key(texts, [other, one])
+        unrelated = type(one)({**one.config, "hashing_key": 12345677}, one.vocab_size)
+        assert which_key(texts, [unrelated, one]).found() == [1]
+        assert which_key(texts, [unrelated, other]).log10_p.size == 2
+
+
+def test_unrelated_keys_are_never_refused() -> None:
+    """Ten thousand keys, rare colours, small vocabularies, and texts that leave nothing to compare."""
+    texts = np.random.default_rng(0).integers(0, 30, (3, 20))
+    assert which_key(texts, [GreenList(i, V) for i in range(10_000)]).log10_p.size == 10_000
+    for gamma in (0.04, 0.25, 0.96):
+        assert which_key(texts, [GreenList(i, 30, 1, gamma) for i in range(1000)]).log10_p.size == 1000
+    assert which_key([[1, 2, 3]], [GreenList(i, V) for i in range(50)], prompts=[[1, 2, 3]]).found() == []
+    marked_by = GreenList(3, V)
+    assert which_key(marked(marked_by, 3), [GreenList(i, V) for i in range(100)]).found() == [3]
+
+
 HEADERS = ["### Instruction:", "What is the name of", "### Response:", "The function returns", "Parameters", "See also"]
 SENTENCES = {
     "repetitive": ["the same words again and again, the same words again"] * 60,

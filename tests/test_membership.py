@@ -18,7 +18,7 @@ from hypothesis.extra import numpy as hnp
 from torch.nn import functional
 
 import radio_utils as ru
-from radio_utils import evidence, membership, reading
+from radio_utils import evidence, membership, pvalues, reading
 
 VOCABULARY = 40
 
@@ -130,34 +130,115 @@ def test_pieces_cut_texts_and_drop_scraps() -> None:
         membership.pieces(Characters(), texts, length=1)
 
 
+def test_labelled_pieces_say_where_each_comes_from() -> None:
+    texts = ["abcdefghij" * 2 + "klm", "xyz", "", "0123456789"]
+    for shortest in (1, 3, 4, 11):
+        found, labels = membership.labelled_pieces(Characters(), texts, length=10, shortest=shortest)
+        assert found == membership.pieces(Characters(), texts, length=10, shortest=shortest)
+        assert labels.dtype == np.int64 and labels.shape == (len(found),)
+        assert all(piece in texts[label] for piece, label in zip(found, labels, strict=True))
+    assert membership.labelled_pieces(Characters(), texts, length=10, shortest=3)[1].tolist() == [0, 0, 0, 1, 3]
+
+
 @pytest.mark.parametrize(("n", "m", "shift"), [(50, 50, 0.0), (200, 200, 0.5), (300, 120, 0.3), (1500, 1500, 0.4)])
-def test_membership_test_is_scipys(n: int, m: int, shift: float) -> None:
+def test_membership_test_is_scipys_one_sided(n: int, m: int, shift: float) -> None:
     rng = np.random.default_rng(n + m)
     candidates, fresh = rng.normal(-shift, 1, n), rng.normal(0, 1, m)
-    expected = scipy.stats.ks_2samp(candidates, fresh)
+    expected = scipy.stats.ks_2samp(candidates, fresh, alternative="greater", method="exact")  # of distribution functions
     found = ru.membership_test(candidates, fresh)
     assert found.statistic == pytest.approx(expected.statistic, rel=1e-12)
     assert found.log10_p == pytest.approx(math.log10(expected.pvalue), abs=1e-9)
     assert found.p_value == pytest.approx(expected.pvalue, rel=1e-8)
-    assert (found.candidates, found.fresh) == (n, m)
+    assert (found.candidates, found.fresh, found.candidate_pieces, found.fresh_pieces) == (n, m, n, m)
+    assert f"{n} candidate documents and the {m} fresh ones are exchangeable" in found.hypothesis
 
 
-def test_membership_test_is_two_sided() -> None:
+def test_only_candidates_that_look_like_members_convict() -> None:
+    """Two-sided, texts that B knows *less* than fresh ones convicted him as well."""
     rng = np.random.default_rng(0)
     low, high = rng.normal(0, 1, 300), rng.normal(1, 1, 300)
-    assert ru.membership_test(low, high).log10_p == pytest.approx(ru.membership_test(high, low).log10_p)
     assert ru.membership_test(low, high).log10_p < -10
+    assert ru.membership_test(high, low).log10_p > -0.01
+    assert ru.membership_test(high + 9, low).log10_p == 0.0 == ru.membership_test(high + 9, low).statistic
+    assert ru.membership_test(low, low).log10_p == 0.0
 
 
 @pytest.mark.parametrize(("n", "m"), [(2000, 2000), (2000, 3000)])
 def test_membership_test_stays_finite_beyond_underflow(n: int, m: int) -> None:
     found = ru.membership_test(np.arange(n), np.arange(m) + 1e6)
     assert found.statistic == 1.0
-    exact = (math.lgamma(n + 1) + math.lgamma(m + 1) - math.lgamma(n + m + 1) + math.log(2)) / math.log(10)
-    assert math.isfinite(found.log10_p) and found.log10_p < -300
-    assert found.p_value == 0.0
-    if n == m:  # two samples wholly apart: 2 of the C(2n, n) orders
-        assert found.log10_p == pytest.approx(exact, rel=1e-9)
+    exact = (math.lgamma(n + 1) + math.lgamma(m + 1) - math.lgamma(n + m + 1)) / math.log(10)
+    assert found.log10_p == pytest.approx(exact, rel=1e-9)  # two samples wholly apart: one of the C(n + m, n) orders
+    assert found.log10_p < -300 and found.p_value == 0.0
+
+
+def cut_documents(rng: np.random.Generator, count: int, lift: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of the pieces of ``count`` documents, and labels: pieces of one document are much alike."""
+    labels = np.repeat(np.arange(count), rng.integers(3, 12, count))
+    return rng.normal(0, 1, count)[labels] + rng.normal(0, 0.5, labels.size) - lift, labels
+
+
+def test_the_unit_is_the_document() -> None:
+    rng = np.random.default_rng(3)
+    (candidates, own), (fresh, other) = cut_documents(rng, 20, 0.5), cut_documents(rng, 30)
+    found = ru.membership_test(candidates, fresh, documents=own, fresh_documents=other)
+    means = [np.array([s[d == one].mean() for one in np.unique(d)]) for s, d in ((candidates, own), (fresh, other))]
+    expected = ru.membership_test(*means)
+    assert (found.statistic, found.log10_p) == (expected.statistic, pytest.approx(expected.log10_p))
+    sizes = (found.candidates, found.fresh, found.candidate_pieces, found.fresh_pieces)
+    assert sizes == (20, 30, candidates.size, fresh.size)
+    # neither the order of the pieces nor the kind of the labels matters
+    order = rng.permutation(own.size)
+    named = np.array([f"document {label % 7} of {label // 7}" for label in own[order]])
+    assert ru.membership_test(candidates[order], fresh, documents=named, fresh_documents=other.tolist()) == found
+    # documents of one piece each, and every piece repeated in its own document
+    plain = ru.membership_test(candidates, fresh)
+    singly = {"documents": np.arange(candidates.size), "fresh_documents": np.arange(fresh.size)}
+    assert ru.membership_test(candidates, fresh, **singly) == plain
+    thrice = {name: np.repeat(labels, 3) for name, labels in singly.items()}
+    repeated = ru.membership_test(np.repeat(candidates, 3), np.repeat(fresh, 3), **thrice)
+    assert (repeated.statistic, repeated.log10_p) == (plain.statistic, plain.log10_p)
+
+
+def attainable(n: int, alpha: float) -> float:
+    """The largest p-value of two samples of n without ties that is at most α: what the test rejects with at α."""
+    return max(p for s in range(n + 1) if (p := math.comb(2 * n, n - s) / math.comb(2 * n, n)) <= alpha)
+
+
+def test_nobody_trained_and_documents_of_many_pieces() -> None:
+    """Fifteen documents a side: counted by piece innocents are convicted, by document as often as α says."""
+    rng, runs = np.random.default_rng(5), 4000
+    by_piece, by_document = [], []
+    for _ in range(runs):
+        (candidates, own), (fresh, other) = cut_documents(rng, 15), cut_documents(rng, 15)
+        by_document.append(ru.membership_test(candidates, fresh, documents=own, fresh_documents=other).p_value)
+        if len(by_piece) < 300:
+            by_piece.append(ru.membership_test(candidates, fresh).p_value)
+    assert np.mean(np.array(by_piece) <= 1e-3) > 0.1
+    for alpha in (0.05, 0.01, 0.001):
+        low, high = scipy.stats.binom.interval(0.99, runs, attainable(15, alpha))
+        assert low <= np.sum(np.array(by_document) <= alpha) <= high, alpha
+
+
+def test_members_are_found_by_document() -> None:
+    rng = np.random.default_rng(6)
+    found = []
+    for _ in range(50):
+        (candidates, own), (fresh, other) = cut_documents(rng, 60, 1.0), cut_documents(rng, 60)
+        found.append(ru.membership_test(candidates, fresh, documents=own, fresh_documents=other).log10_p)
+    assert np.median(found) < -4
+
+
+def test_labels_that_do_not_fit_are_named() -> None:
+    def fails(match: str, **labels: Any) -> None:
+        with pytest.raises(ValueError, match=match):
+            ru.membership_test([0.1, 0.2, 0.3], [0.1, 0.2], **labels)
+
+    fails("fresh_documents is missing while documents is given", documents=[0, 0, 1])
+    fails("documents is missing while fresh_documents is given", fresh_documents=[0, 1])
+    fails(r"documents must hold one label for each of the 3 values", documents=[0, 1], fresh_documents=[0, 1])
+    fails(r"documents must hold one label.*shape \[3, 1\]", documents=[[0], [1], [2]], fresh_documents=[0, 1])
+    fails("fresh_documents names 1 document; at least 2", documents=[0, 1, 1], fresh_documents=[7, 7])
 
 
 @pytest.mark.parametrize("bad", [[], [1.0], [1.0, math.nan], [1.0, math.inf], [[1.0, 2.0], [3.0, 4.0]]])
@@ -173,14 +254,18 @@ def test_membership_test_names_the_bad_sample(bad: Any) -> None:
 def test_candidates_needed_inverts_smirnovs_limit(distance: float, d: float, target: float) -> None:
     n = membership.candidates_needed(distance, d, target)
 
-    def log10_p(count: int) -> float:  # Kolmogorov's distribution, by scipy
-        return float(math.log10(scipy.stats.kstwobign.sf(d * distance * math.sqrt(count / 2))))
+    def log10_p(count: int) -> float:  # the same limit of one sample, of which two of n count as n / 2
+        return float(-2 * (count / 2) * (d * distance) ** 2 / math.log(10))
 
-    assert log10_p(n) <= target + 1e-6 < log10_p(n - 2)
+    assert log10_p(n) <= target + 1e-9 < log10_p(n - 1)
+    # and of the exact law: so many steps ahead have about that p-value
+    steps = d * distance * n
+    exact = pvalues.ks_lower(np.arange(n, dtype=float), np.arange(n) + round(steps) - 0.5).log10_p
+    assert exact == pytest.approx(target, rel=0.12)
 
 
 def test_candidates_needed_agrees_with_simulation() -> None:
-    """Half of the candidates uniform on [0, 0.6], so that D = 0.4 for members alone: the median test reaches the target."""
+    """Half of the candidates uniform on [0, 0.6], so that D⁺ = 0.4 for members alone: the median reaches the target."""
     n = membership.candidates_needed(0.4, 0.5, -4.0)
     rng = np.random.default_rng(1)
     reached = []

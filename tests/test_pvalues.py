@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 import mpmath  # type: ignore[import-untyped]
@@ -173,6 +174,10 @@ def test_edges() -> None:
         (lambda: pvalues.ks_two_sample([1.0, 2.0], [[1.0, 2.0]]), "second must be one-dimensional"),
         (lambda: pvalues.ks_two_sample([1.0, math.nan], [1.0, 2.0]), "first holds NaN"),
         (lambda: pvalues.ks_two_sample([1.0, 2.0], [math.inf, 2.0]), "second holds NaN or infinite"),
+        (lambda: pvalues.ks_lower([1.0], [1.0, 2.0]), "first must be one-dimensional with at least 2 values"),
+        (lambda: pvalues.ks_lower([1.0, 2.0], [1.0, math.nan]), "second holds NaN or infinite"),
+        (lambda: pvalues.ks_small([0.1, 0.2]), "at least 5 numbers"),
+        (lambda: pvalues.ks_small([0.1, 0.2, 0.3, 0.4, math.nan]), r"numbers in \[0, 1\]"),
         (lambda: pvalues.ks_uniform([0.1, 0.2]), "at least 5 numbers"),
         (lambda: pvalues.ks_uniform([0.1, 0.2, 0.3, 0.4, 1.5]), r"numbers in \[0, 1\]"),
         (lambda: pvalues.ks_uniform([0.1, 0.2, 0.3, 0.4, math.nan]), r"numbers in \[0, 1\]"),
@@ -223,6 +228,112 @@ def test_series_for_equal_sizes_equals_scipy_where_scipy_can_say_it(n: int, step
     expected = stats.ks_2samp(x, y, method="exact")
     assert expected.statistic == pytest.approx(steps / n)
     assert 10 ** pvalues._log10_ks_equal(n, steps) == pytest.approx(expected.pvalue, rel=1e-9)
+
+
+def leads(x: Sequence[float], y: Sequence[float]) -> Fraction:
+    """D⁺ by its definition."""
+    at = [Fraction(sum(v <= t for v in x), len(x)) - Fraction(sum(v <= t for v in y), len(y)) for t in (*x, *y)]
+    return max(Fraction(0), *at)
+
+
+def permutation_p(x: Sequence[float], y: Sequence[float]) -> Fraction:
+    """Share of all ways to choose the first sample among the values that lead by as much."""
+    pooled, n = (*x, *y), len(x)
+    observed, as_far, ways = leads(x, y), 0, 0
+    for chosen in itertools.combinations(range(len(pooled)), n):
+        rest = [v for i, v in enumerate(pooled) if i not in chosen]
+        as_far += leads([pooled[i] for i in chosen], rest) >= observed
+        ways += 1
+    return Fraction(as_far, ways)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 5), st.integers(2, 5), st.integers(0, 2**32 - 1))
+def test_ks_lower_is_the_permutation_test(n: int, m: int, seed: int) -> None:
+    values = np.random.default_rng(seed).permutation(n + m).astype(float)
+    x, y = values[:n].tolist(), values[n:].tolist()
+    found = pvalues.ks_lower(x, y)
+    assert found.statistic == pytest.approx(float(leads(x, y)), abs=1e-12)
+    assert found.p_value == pytest.approx(float(permutation_p(x, y)), rel=1e-10)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=2, max_size=5), st.lists(st.integers(0, 3), min_size=2, max_size=5))
+def test_ks_lower_with_ties_is_cautious(x: list[int], y: list[int]) -> None:
+    found = pvalues.ks_lower(x, y)
+    assert found.statistic == pytest.approx(float(leads(x, y)), abs=1e-12)
+    assert found.p_value >= float(permutation_p(x, y)) * (1 - 1e-10)
+
+
+@pytest.mark.parametrize(
+    ("n", "m", "shift"), [(50, 60, 0.0), (500, 500, 0.3), (300, 120, 1.0), (120, 300, -0.5), (2, 900, 0)]
+)
+def test_ks_lower_equals_scipy(n: int, m: int, shift: float) -> None:
+    rng = np.random.default_rng(n + m)
+    x, y = rng.normal(size=n), rng.normal(shift, size=m)
+    expected = stats.ks_2samp(x, y, alternative="greater", method="exact")
+    found = pvalues.ks_lower(x, y)
+    assert found.statistic == pytest.approx(expected.statistic, abs=1e-15)
+    assert found.p_value == pytest.approx(expected.pvalue, rel=1e-9)
+
+
+@pytest.mark.parametrize(("n", "m", "gap"), [(60, 90, 55), (200, 130, 40), (250, 300, 280), (70, 70, 60), (7, 400, 200)])
+def test_ks_lower_counts_paths_exactly_in_the_far_tail(n: int, m: int, gap: int) -> None:
+    x, y = np.arange(n, dtype=float), np.arange(m) + gap - 0.5
+    lead = leads(x.tolist(), y.tolist()) * n * m
+    ahead = [[0] * (m + 2) for _ in range(n + 2)]  # paths from (i, j) to the end that are ahead somewhere on their way
+    for i in range(n, -1, -1):
+        for j in range(m, -1, -1):
+            if i * m - j * n >= lead:
+                ahead[i][j] = math.comb(n - i + m - j, n - i)
+            else:
+                ahead[i][j] = ahead[i + 1][j] + ahead[i][j + 1]
+    expected = float(mpmath.log10(mpmath.mpf(ahead[0][0]) / mpmath.mpf(math.comb(n + m, n))))
+    assert pvalues.ks_lower(x, y).log10_p == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize(("n", "m"), [(500, 500), (500, 700), (5000, 5000), (997, 1009), (4000, 6000)])
+def test_ks_lower_is_finite_and_monotone(n: int, m: int) -> None:
+    gaps = np.linspace(-0.5, 1.0, 4 if n == 4000 else 16)
+    values = [pvalues.ks_lower(np.arange(n) / n, np.arange(m) / m + gap).log10_p for gap in gaps]
+    assert np.all(np.isfinite(values)) and np.all(np.diff(values) <= 1e-9)
+    assert values[0] == 0.0 and values[-1] < -250
+
+
+def test_smirnovs_limit_of_very_large_samples_is_cautious(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(4)
+    for shift in (0.05, 0.3, 1.0):
+        x, y = rng.normal(-shift, 1, 800), rng.normal(size=1000)
+        exact = pvalues.ks_lower(x, y)
+        with monkeypatch.context() as patch:
+            patch.setattr(pvalues, "_MOST_CELLS", 1000)
+            limit = pvalues.ks_lower(x, y)
+        assert limit.statistic == exact.statistic
+        assert exact.log10_p < limit.log10_p < 0.85 * exact.log10_p + 0.3
+
+
+def test_ks_small_looks_at_small_p_values_only() -> None:
+    rng = np.random.default_rng(3)
+    p = rng.random(400)
+    half = np.sort(p)[np.sort(p) <= 0.5]
+    found = pvalues.ks_small(p)
+    assert found.statistic == pytest.approx(max(np.max(np.arange(1, half.size + 1) / 400 - half), 0))
+    assert found.p_value == pytest.approx(stats.ksone.sf(found.statistic, 400), rel=1e-9)
+    assert pvalues.ks_small(p**1.5).log10_p < -5  # too many small ones
+    assert pvalues.ks_small(np.sqrt(p)).log10_p > -0.1  # too few
+    cautious = stats.beta(3, 3).ppf(p)  # they crowd around a half: uneven, and of small ones there are too few
+    assert pvalues.ks_uniform(cautious).log10_p < -6 and pvalues.ks_small(cautious).log10_p > -1
+    assert pvalues.ks_small(np.full(50, 0.9)).log10_p == 0.0
+    far = pvalues.ks_small(np.zeros(5000))
+    assert math.isfinite(far.log10_p) and far.log10_p < -4000
+
+
+def test_ks_small_alarms_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(8)
+    found = np.array([pvalues.ks_small(rng.random(60)).p_value for _ in range(4000)])
+    for alpha in (0.05, 0.01, 0.001):
+        low, high = stats.binom.interval(0.99, 4000, alpha)
+        assert low / 2.5 - 1 <= np.sum(found <= alpha) <= high  # half of what it may: it looks at one half only
 
 
 def test_ks_uniform_equals_scipy_and_stays_finite() -> None:
