@@ -187,26 +187,37 @@ class ContrastCollector:
         """Count ``positions`` as seen that were looked at and may not be used."""
         self.seen += positions
 
-    def contrast(self, *, floor: float = FLOOR, exponent: float = EXPONENT) -> Contrast:
-        """The weights, from all that was added; no pairs where all positions were skipped."""
+    def sums(self) -> tuple[ev.Words, Floats, Floats]:
+        """All that was added: distinct pairs, sorted, [n, words]; the models' sums [n, models]; places of the window [n].
+
+        Raises ``ValueError`` where nothing was added or skipped.
+        """
         keys, sums = self._sums.total()
         window_keys, counts = self._counts.total()
         if keys.shape[0] == 0:
             if not self.seen:
                 raise ValueError("no position was read; give longer sequences")
-            nothing = ev.Evidence(self.packing, (), self.seen)
-            return Contrast(nothing, np.zeros(0, np.int64), (0.0,) * max(0, self._sums.columns - 2))
+            return np.zeros((0, self.packing.words), np.uint64), sums, np.zeros(0)
         of_window, new = self.packing.windows_of(keys), np.ones(keys.shape[0], bool)
         new[1:] = np.any(of_window[1:] != of_window[:-1], axis=1)
         starts = np.flatnonzero(new)
         assert starts.size == window_keys.shape[0]  # both are sorted, and every window has a token
-        count = np.repeat(counts[:, 0], np.diff(starts, append=keys.shape[0]))
+        return keys, sums, np.repeat(counts[:, 0], np.diff(starts, append=keys.shape[0]))
+
+    def contrast(self, *, floor: float = FLOOR, exponent: float = EXPONENT) -> Contrast:
+        """The weights, from all that was added; no pairs where all positions were skipped."""
+        keys, sums, count = self.sums()
+        if keys.shape[0] == 0:
+            return self.weighted(keys, np.zeros(0), (0.0,) * max(0, self._sums.columns - 2))
         scale = np.sqrt(sums / count[:, None] + floor)
         residual, explained = _unexplained(scale, count**exponent)
-        weights = residual * count**exponent
+        return self.weighted(keys, residual * count**exponent, explained)
+
+    def weighted(self, keys: ev.Words, weights: Floats, explained: tuple[float, ...] = ()) -> Contrast:
+        """The contrast of pairs with these weights, rounded to whole numbers; pairs whose weight rounds to 0 fall out."""
         if not np.isfinite(weights).all():
             raise ValueError("a weight is not finite; the models' probabilities or the exponent are out of range")
-        unit = _STEP * math.sqrt(float(np.mean(weights**2)))
+        unit = _STEP * math.sqrt(float(np.mean(weights**2))) if weights.size else 0.0
         q = np.rint(weights / unit).astype(np.int64) if unit > 0 else np.zeros(weights.size, np.int64)
         chosen = q != 0
         return Contrast(ev.Evidence(self.packing, (keys[chosen],), self.seen), q[chosen], explained)
