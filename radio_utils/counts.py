@@ -5,17 +5,18 @@ Of B's answers only the text is seen. Over all answers, c(W, v) counts how often
     E(W, v) = Σ p_A(v | context)  over the places of W in the answers
 
 is how often a reference would have said it there: Alice's own model without her mark, or B₀, which reads the answers once.
-B differs from the reference for many reasons that know no key, and for one that does. Let B say v after W
-E·exp(η + θ(m − μ)) times on average, where m is the mark of (W, v), μ its mean, η the other reasons (mean 0, variance τ²) and
-θ what B learned of the key. Then c has mean E + θE(m − μ) and variance E + τ²E² for small η and θ, and the sum of the marks
-that tells θ > 0 best weighs each by its shift over its variance times its surprise c − E,
+B differs from the reference for many reasons that know no key, and for one that does. Let B say v after W E·exp(η + θ(m −
+μ)) times on average, where m is the mark of (W, v), μ its mean, η the other reasons (mean 0, variance τ²) and θ what B
+learned of the key. Then c has mean E + θE(m − μ) and variance E + τ²E² for small η and θ, and the sum of the marks that
+tells θ > 0 best weighs each by its shift over its variance times its surprise c − E,
 
     y(W, v) = (c − E) / (1 + τ²E).
 
 Tokens that were never said count too: with E > 0 their weight is negative. Where E is small the weight is the surplus of
-counts, which is Poisson noise; where E is large it is (c/E − 1)/τ², on the scale by which two models differ anyway, so that a
-window of which much was seen does not drown the others. The weight of contrastive reading (:mod:`radio_utils.contrast`) has
-the same purpose and another noise: there B's probabilities are known and no place is a draw.
+counts, which is Poisson noise; where E is large it is (c/E − 1)/τ², on the scale by which two models differ anyway, so
+that a window of which much was seen does not drown the others. The weight of contrastive reading
+(:mod:`radio_utils.contrast`) has the same purpose and another noise: there B's probabilities are known and no place is a
+draw.
 
 Weights that saw answers, prompts and reference have seen no key, if these have not. So S = Σ q(W, v)·mark(W, v), q whole
 numbers in proportion to y, is a sum of independent marks with known weights under H₀ "B never met the key", however B

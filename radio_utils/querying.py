@@ -162,8 +162,9 @@ def count_answers(
     ``prompts_marked`` is true of prompts that were written under the key. The test stays valid, by leaving out what the
     prompts show of the key (:mod:`radio_utils.shown`): after windows that the prompts hold, pairs count only in B's
     disfavour and only if no prompt holds them. Where what stood *before* a prompt is not known, that is so of every
-    window. Better is to give, as ``drawn``, the whole contexts in which the prompts were written, as ids and from the first token
-    that Alice's model read; every draw under the key that the prompts depend on must be in them. Plain prompts are best.
+    window. Better is to give, as ``drawn``, the whole contexts in which the prompts were written, as ids and from the
+    first token that Alice's model read; every draw under the key that the prompts depend on must be in them. Plain
+    prompts are best.
 
     ``tau`` is how much models differ anyway (:func:`radio_utils.counts.weights`), to be chosen before the answers are
     seen. Of each place the ``top`` likeliest tokens and the one that was said are kept.
