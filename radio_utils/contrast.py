@@ -220,34 +220,44 @@ class ContrastCollector:
         """Count ``positions`` as seen that were looked at and may not be used."""
         self.seen += positions
 
-    def contrast(self, *, floor: float = FLOOR, exponent: float = EXPONENT) -> Contrast:
-        """The weights, from all that was added; no pairs where all positions were skipped."""
+    def sums(self) -> tuple[ev.Words, Floats, Floats]:
+        """All that was added: distinct pairs, sorted, [n, words]; the models' sums [n, models]; places of the window [n].
+
+        Raises ``ValueError`` where nothing was added or skipped.
+        """
         keys, sums = self._sums.total()
         window_keys, counts = self._counts.total()
-        twins = max(0, self._sums.columns - 2)
         if keys.shape[0] == 0:
             if not self.seen:
                 raise ValueError("no position was read; give longer sequences")
-            nothing = Contrast(ev.Evidence(self.packing, (), self.seen), np.zeros(0, np.int64))
-            return replace(nothing, explained=(0.0,) * twins, twins=(nothing,) * twins)
+            return np.zeros((0, self.packing.words), np.uint64), sums, np.zeros(0)
         of_window, new = self.packing.windows_of(keys), np.ones(keys.shape[0], bool)
         new[1:] = np.any(of_window[1:] != of_window[:-1], axis=1)
         starts = np.flatnonzero(new)
         assert starts.size == window_keys.shape[0]  # both are sorted, and every window has a token
-        count = np.repeat(counts[:, 0], np.diff(starts, append=keys.shape[0]))
+        return keys, sums, np.repeat(counts[:, 0], np.diff(starts, append=keys.shape[0]))
+
+    def contrast(self, *, floor: float = FLOOR, exponent: float = EXPONENT) -> Contrast:
+        """The weights, from all that was added; no pairs where all positions were skipped."""
+        keys, sums, count = self.sums()
+        if keys.shape[0] == 0:
+            nothing, twins = self.weighted(keys, np.zeros(0)), max(0, self._sums.columns - 2)
+            return replace(nothing, explained=(0.0,) * twins, twins=(nothing,) * twins)
         scale = np.sqrt(sums / count[:, None] + floor)
         # one row a pair: how far B, and each twin, has moved from the first reference
-        weighted = (scale[:, [0, *range(2, scale.shape[1])]] - scale[:, 1:2]) * count[:, None] ** exponent
-        if not np.isfinite(weighted).all():
+        moves = (scale[:, [0, *range(2, scale.shape[1])]] - scale[:, 1:2]) * count[:, None] ** exponent
+        if not np.isfinite(moves).all():
             raise ValueError("a weight is not finite; the models' probabilities or the exponent are out of range")
-        explained = _explained(weighted)
-        moved, others = weighted[:, 0], weighted[:, 1:]
-        found = self._rounded(keys, moved - others @ np.array(explained))
-        return replace(found, explained=explained, twins=tuple(self._rounded(keys, other) for other in others.T))
+        explained = _explained(moves)
+        moved, others = moves[:, 0], moves[:, 1:]
+        found = self.weighted(keys, moved - others @ np.array(explained))
+        return replace(found, explained=explained, twins=tuple(self.weighted(keys, other) for other in others.T))
 
-    def _rounded(self, keys: ev.Words, weights: Floats) -> Contrast:
-        """The pairs with whole-number weights."""
-        unit = _STEP * math.sqrt(float(np.mean(weights**2)))
+    def weighted(self, keys: ev.Words, weights: Floats) -> Contrast:
+        """The contrast of pairs with these weights, rounded to whole numbers; pairs whose weight rounds to 0 fall out."""
+        if not np.isfinite(weights).all():
+            raise ValueError("a weight is not finite; the models' probabilities or the exponent are out of range")
+        unit = _STEP * math.sqrt(float(np.mean(weights**2))) if weights.size else 0.0
         q = np.rint(weights / unit).astype(np.int64) if unit > 0 else np.zeros(weights.size, np.int64)
         chosen = q != 0
         return Contrast(ev.Evidence(self.packing, (keys[chosen],), self.seen), q[chosen])

@@ -215,6 +215,14 @@ class Evidence:
             return Evidence(self.packing, (mine[~_is_member(told, known_windows)],), self.seen, self.dedup)
         return Evidence(self.packing, (mine[~_is_member(mine, theirs)],), self.seen, self.dedup)
 
+    def holds(self, words: Words) -> NDArray[np.bool_]:
+        """Whether each packed pair [n, words] is in the evidence, which must have been de-duplicated."""
+        return _is_member(words, _joined(self.parts, self.packing))
+
+    def holds_window(self, words: Words) -> NDArray[np.bool_]:
+        """Whether the window of each packed pair [n, words] is in the evidence, which must have been de-duplicated."""
+        return _is_member(self.packing.windows_of(words), self.packing.windows_of(_joined(self.parts, self.packing)))
+
     def save(self, path: str | Path) -> None:
         """Write the evidence to an ``.npz`` file, all or nothing: another machine's shard, to be merged later."""
         target = Path(path)

@@ -4,19 +4,20 @@ Only B's text is seen. What an answer's own prompt may have shown of a list is n
 (:func:`radio_utils.evidence.collect`), and the filter φ keeps the windows that were likely in B's training data (Sander et
 al. 2024, section 4; chapter "Closed model"). With plain prompts no answer of an innocent knows anything of the key.
 :func:`query_closed_model` asks a number of prompts that is fixed in advance, :func:`query_until` as many as the evidence
-needs.
+needs. With a reference model the answers are *counted* instead (:func:`count_answers`), and many answers to one prompt
+become worth their price.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from radio_utils import detection
+from radio_utils import contrast, counts, decoding, detection, reading, shown
 from radio_utils import evidence as ev
 from radio_utils.eprocess import EProcess
 from radio_utils.suspects import Ids, LocalSuspect, Suspect
@@ -33,30 +34,161 @@ class QueryError(ValueError):
         self.answers = list(answers)
 
 
+@overload
 def query_closed_model(
     suspect: Suspect | Any,
     prompts: Sequence[ArrayLike],
     wm: Watermark,
     *,
+    reference: None = None,
     keep: ArrayLike | None = None,
     budget: int | None = None,
     dedup: ev.Dedup = "window+token",
-) -> detection.Detection:
+) -> detection.Detection: ...
+
+
+@overload
+def query_closed_model(
+    suspect: Suspect | Any,
+    prompts: Sequence[ArrayLike],
+    wm: Watermark,
+    *,
+    reference: Any,
+    prompts_marked: bool = True,
+    drawn: Sequence[ArrayLike] | None = None,
+    keep: ArrayLike | None = None,
+    budget: int | None = None,
+    sampling: decoding.Sampling | None = None,
+    batch_size: int = 64,
+    top: int = 128,
+    progress: str | None = None,
+) -> contrast.ContrastiveReading: ...
+
+
+def query_closed_model(
+    suspect: Suspect | Any,
+    prompts: Sequence[ArrayLike],
+    wm: Watermark,
+    *,
+    reference: Any = None,
+    prompts_marked: bool = True,
+    drawn: Sequence[ArrayLike] | None = None,
+    keep: ArrayLike | None = None,
+    budget: int | None = None,
+    dedup: ev.Dedup = "window+token",
+    sampling: decoding.Sampling | None = None,
+    batch_size: int = 64,
+    top: int = 128,
+    progress: str | None = None,
+) -> detection.Detection | contrast.ContrastiveReading:
     """Test H₀ "B never learned from text watermarked with this key" on B's answers to the prompts.
 
     ``suspect`` answers prompts (:class:`radio_utils.suspects.Suspect`); a bare transformers model is taken as a local
     one. At most ``budget`` prompts are sent. Answers too short to hold a window and a token are dropped.
 
-    Raises ``ValueError``, before anything is asked, for no prompts, a budget below 1, ids outside the vocabulary, or a
-    wrong ``keep`` or ``dedup``; :class:`QueryError`, which holds the answers, for answers that cannot be scored.
+    With ``reference``, a model that never met the key, B's answers are counted against what the reference expects
+    (:func:`count_answers`, which explains the options; they have no effect without it). Prompts may then be given many
+    times. ``prompts_marked=False`` says that the prompts were written without the key; prompts whose own log10 p is below
+    −3 are refused then, and the verdict shows it as ``text_log10_p``.
+
+    Raises ``ValueError``, before anything is asked, for no prompts, a budget below 1, ids outside the vocabulary, a
+    wrong ``keep`` or ``dedup``, and with a reference for a scheme without marks or plain prompts that carry the mark;
+    ``TypeError`` for a reference that is no model; :class:`QueryError`, which holds the answers, for answers that cannot be
+    scored.
     """
     asked, client = _checked_prompts(prompts, wm, budget), as_suspect(suspect)
     _check_options(wm, keep, dedup)
+    own = None if reference is None else _checked_for_counts(asked, wm, reference, prompts_marked, drawn)
     answers = client.answer(asked)
     try:
-        return score_answers(asked, answers, wm, keep=keep, dedup=dedup)
+        if reference is None:
+            return score_answers(asked, answers, wm, keep=keep, dedup=dedup)
+        found = count_answers(
+            asked, answers, reference, wm.window, wm.vocab_size, keep=keep, prompts_marked=prompts_marked, drawn=drawn,
+            sampling=sampling, batch_size=batch_size, top=top, progress=progress,
+        )  # fmt: skip
+        return contrast.judge_contrast(found, wm, text_log10_p=own)
     except ValueError as error:
         raise QueryError(str(error), answers) from error
+
+
+def _checked_for_counts(
+    asked: Sequence[Ids], wm: Watermark, reference: Any, marked: bool, drawn: Sequence[ArrayLike] | None
+) -> float | None:
+    """log10 p of prompts that are said to be plain, None where that is not said or they are too short for it."""
+    _ = wm.mark_distribution  # a scheme without marks is refused here
+    _check_reference(reference)
+    shown.shown_by(asked, drawn, marked, wm.window, wm.vocab_size)
+    long = [prompt for prompt in asked if prompt.size > wm.window]
+    if marked or not long:
+        return None
+    own = detection.detect(long, wm).log10_p
+    if own < reading.MARKED:
+        raise ValueError(
+            f"prompts carry the watermark (log10 p = {own:.1f}), so B could repeat it from them; ask prompts that were "
+            "written without the key, or say prompts_marked=True"
+        )
+    return own
+
+
+def _check_reference(reference: Any) -> None:
+    if not callable(reference) or not hasattr(reference, "parameters"):
+        raise TypeError(
+            f"reference must be a causal model, got {type(reference).__name__}; load it first, as with "
+            "radio_utils.suspects.load_model(folder)"
+        )
+
+
+def count_answers(
+    prompts: Sequence[ArrayLike],
+    answers: Sequence[Ids],
+    reference: Any,
+    window: int,
+    vocab_size: int,
+    *,
+    keep: ArrayLike | None = None,
+    prompts_marked: bool = True,
+    drawn: Sequence[ArrayLike] | None = None,
+    sampling: decoding.Sampling | None = None,
+    tau: float = counts.TAU,
+    batch_size: int = 64,
+    top: int = 128,
+    progress: str | None = None,
+) -> contrast.Contrast:
+    """The weighted pairs of the answers' counts: what B said more, or less, often than ``reference`` expects.
+
+    They depend on no key: :func:`radio_utils.contrast.judge_contrast` gives the verdict and ``audit_contrast`` its audit.
+    ``reference`` must never have met the key: Alice's own model without her mark, or B₀. It reads each prompt with its
+    answer once, with B's ``sampling`` if that is known. ``keep`` is the filter φ, chosen without the key.
+
+    ``prompts_marked`` is true of prompts that were written under the key. The test stays valid, by leaving out what the
+    prompts show of the key (:mod:`radio_utils.shown`): after windows that the prompts hold, pairs count only in B's
+    disfavour and only if no prompt holds them. Where what stood *before* a prompt is not known, that is so of every
+    window. Better is to give, as ``drawn``, the whole contexts in which the prompts were written, as ids and from the
+    first token that Alice's model read; every draw under the key that the prompts depend on must be in them. Plain
+    prompts are best.
+
+    ``tau`` is how much models differ anyway (:func:`radio_utils.counts.weights`), to be chosen before the answers are
+    seen. Of each place the ``top`` likeliest tokens and the one that was said are kept.
+
+    Raises ``ValueError`` for unequal numbers of prompts and answers, ids outside the vocabulary, answers that are all too
+    short, a reference with too few logits, NaN or infinity among them, or a negative ``tau``.
+    """
+    if not (np.isfinite(tau) and tau >= 0):
+        raise ValueError(f"tau must be finite and not negative, got {tau}")
+    _check_reference(reference)
+    told = shown.shown_by(prompts, drawn, prompts_marked, window, vocab_size)
+    allowed = None if keep is None else ev.checked_filter(keep, window, vocab_size)
+    usable = _usable(prompts, answers, window, vocab_size)
+    if not usable:
+        raise ValueError(f"no answer is longer than the watermark's window={window}; let the suspect write more")
+    asked = ev.checked_texts("prompts", [prompt for prompt, _ in usable], vocab_size, shortest=0)
+    both = list(zip(asked, (answer for _, answer in usable), strict=True))
+    summed = counts.collect(
+        both, reference, window, vocab_size, keep=allowed, sampling=sampling, batch_size=batch_size, top=top,
+        progress=progress,
+    )  # fmt: skip
+    return counts.weigh(summed, told, tau)
 
 
 def _check_options(wm: Watermark, keep: ArrayLike | None, dedup: ev.Dedup) -> None:
@@ -83,7 +215,7 @@ def score_answers(
     dedup: ev.Dedup = "window+token",
 ) -> detection.Detection:
     """The verdict on answers that were already gathered."""
-    usable = _usable(prompts, answers, wm)
+    usable = _usable(prompts, answers, wm.window, wm.vocab_size)
     if not usable:
         raise ValueError(f"no answer is longer than the watermark's window={wm.window}; let the suspect write more")
     return detection.judge(_collected(usable, wm, keep, dedup), wm)
@@ -98,12 +230,12 @@ def _collected(usable: list[tuple[ArrayLike, Ids]], wm: Watermark, keep: ArrayLi
 
 
 def _usable(
-    prompts: Sequence[ArrayLike], answers: Sequence[Ids], wm: Watermark, first: int = 0
+    prompts: Sequence[ArrayLike], answers: Sequence[Ids], window: int, vocab_size: int, first: int = 0
 ) -> list[tuple[ArrayLike, Ids]]:
     """Prompts and answers that are long enough to be scored. ``first`` numbers the answers in errors."""
     _check_as_many(prompts, answers)
-    checked = ev.checked_texts("answers", answers, wm.vocab_size, shortest=0, first=first)
-    return [(prompt, answer) for prompt, answer in zip(prompts, checked, strict=True) if answer.size > wm.window]
+    checked = ev.checked_texts("answers", answers, vocab_size, shortest=0, first=first)
+    return [(prompt, answer) for prompt, answer in zip(prompts, checked, strict=True) if answer.size > window]
 
 
 def _check_as_many(prompts: Sequence[ArrayLike], answers: Sequence[Ids]) -> None:
@@ -240,7 +372,7 @@ class _Fresh:
         return self._known.seen
 
     def of(self, prompts: Sequence[ArrayLike], answers: Sequence[Ids], first: int) -> ev.Evidence:
-        usable = _usable(prompts, answers, self._wm, first)
+        usable = _usable(prompts, answers, self._wm.window, self._wm.vocab_size, first)
         if not usable:
             return ev.Evidence(self._known.packing, (), 0, self._known.dedup)
         found = _collected(usable, self._wm, self._keep, self._known.dedup)
