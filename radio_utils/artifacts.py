@@ -7,9 +7,11 @@ is read back. What keeps a reader from ever seeing half of one:
 * files are written in a private folder of the store, flushed to the disk, listed in ``manifest.json`` with their sizes
   and hashes, and appear under their name by a single rename;
 * whoever builds holds a lock of the operating system, which a killed process gives back; a second process waits and reads;
-* what a killed process left is removed by the next one that holds the same lock.
+* what a killed process left is removed by the next one that holds the same lock, but for what the build has put into its
+  scratch folder to go on from.
 
-Layout of the root: ``kind-key/`` (artifacts), ``.tmp/`` (being built), ``.locks/``, ``.damaged/`` (set aside).
+Layout of the root: ``kind-key/`` (artifacts), ``.tmp/`` (being built), ``.scratch/kind-key/``, ``.locks/``, ``.damaged/``
+(set aside).
 """
 
 from __future__ import annotations
@@ -148,6 +150,17 @@ class Store:
             raise
         return artifact
 
+    def scratch(self, folder: Path) -> Path:
+        """Where the build that writes into ``folder`` may keep how far it has come; it is not created here.
+
+        Unlike ``folder`` it outlives a build that is killed or fails, and the next build of the same artifact finds it. It
+        goes when the artifact is there. Raises ``ValueError`` for a folder that no build of this store was given.
+        """
+        name = folder.name.rpartition(".")[0]
+        if folder.parent != self.root / ".tmp" or not _ARTIFACT_NAME.fullmatch(name):
+            raise ValueError(f"folder must be the one that build was called with by {self!r}, got {folder}")
+        return self.root / ".scratch" / name
+
     def verify(self, *, repair: bool = False) -> dict[str, str]:
         """Read every file of every artifact and compare its hash: what is wrong, by the name of the artifact's folder.
 
@@ -168,13 +181,17 @@ class Store:
         return found
 
     def clean(self) -> list[Path]:
-        """Remove what killed builds left and the damaged artifacts that were set aside; the paths removed.
+        """Remove what killed builds left, also to go on from, and the damaged artifacts set aside; the paths removed.
 
         A folder in which a living process builds is kept.
         """
         removed: list[Path] = []
         for folder in self._left_overs():
             with suppress(Timeout), self._locked(folder.name.rpartition(".")[0], wait=False):
+                _remove(folder)
+                removed.append(folder)
+        for folder in sorted((self.root / ".scratch").glob("*")):
+            with suppress(Timeout), self._locked(folder.name, wait=False):
                 _remove(folder)
                 removed.append(folder)
         for folder in sorted((self.root / ".damaged").glob("*")):
@@ -223,6 +240,9 @@ class Store:
                     raise
                 _remove(folder)
             _sync(self.root)
+            for scratch in (self.root / ".scratch").glob("*"):  # also of one that was killed just here
+                if (self.root / scratch.name / MANIFEST).exists():
+                    _remove(scratch)
         except BaseException:  # KeyboardInterrupt too: an interrupted chapter leaves nothing behind
             _remove(folder)
             raise

@@ -27,6 +27,7 @@ from radio_utils.suspects import load_model
 from radio_utils.watermarks import Watermark
 from radio_utils.world import instructions, openings, training
 from radio_utils.world.instructions import Pair
+from radio_utils.world.savepoints import Savepoint
 from radio_utils.world.world import PairSet, World
 
 Ids = NDArray[np.int64]
@@ -225,6 +226,7 @@ def _polyglot(world: World) -> Artifact:
                 recipe,
                 generator=np.random.default_rng(world.number("polyglot")),
                 progress="Alice learns languages" if world.progress else None,
+                savepoint=Savepoint(world.store.scratch(folder)),
             )
         model.save_pretrained(str(folder), safe_serialization=True)
 

@@ -963,3 +963,76 @@ def test_the_library_prints_nothing(
         store.get("model", CONFIG, build_two)
     assert [record.getMessage().split()[0] for record in caplog.records] == ["building", "built"]
     assert capfd.readouterr().out == ""
+
+
+# --- what a build goes on from ------------------------------------------------------------------------------------------
+
+
+def test_scratch_outlives_a_failed_build_and_goes_with_the_artifact(store: Store) -> None:
+    found: list[list[str]] = []
+
+    def build(folder: Path) -> None:
+        scratch = store.scratch(folder)
+        found.append(sorted(path.name for path in scratch.glob("*")))
+        scratch.mkdir(parents=True, exist_ok=True)
+        (scratch / f"part-{len(found)}").touch()
+        if len(found) < 3:
+            raise RuntimeError("again")
+        build_two(folder)
+
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="again"):
+            store.get("model", CONFIG, build)
+        with pytest.raises(ZeroDivisionError):
+            store.get("other", CONFIG, lambda folder: found.append([store.scratch(folder).name]) or 1 / 0)  # type: ignore[arg-type, func-returns-value]
+        assert found.pop()[0].startswith("other-"), "one for each artifact"
+    assert_whole(store.get("model", CONFIG, build))
+    assert found == [[], ["part-1"], ["part-1", "part-2"]]
+    assert list((store.root / ".scratch").iterdir()) == [] and len(visible(store)) == 1
+
+
+@pytest.mark.parametrize("place", ["elsewhere", ".tmp", ".tmp/other", ".tmp/other.1", "model-0123456789abcdef0123.1"])
+def test_scratch_is_for_the_folder_of_a_build(store: Store, place: str) -> None:
+    with pytest.raises(ValueError, match="folder must be the one that build was called with"):
+        store.scratch(store.root / place)
+
+
+@posix_only
+def test_scratch_of_a_killed_build_is_there_for_the_next_and_for_clean(store: Store) -> None:
+    body = """
+        def build(folder):
+            scratch = Store(root).scratch(folder)
+            scratch.mkdir(parents=True)
+            (scratch / "half").touch()
+            print("half", flush=True)
+            time.sleep(600)
+
+        Store(root).get("model", {"vocabulary": 512, "rho": 0.05, "name": "bob"}, build)
+    """
+
+    def killed() -> None:
+        child = start(store, body)
+        go(store)
+        assert child.stdout is not None and child.stdout.readline() == "half\n"
+        assert store.clean() == [], "nothing of a living build is removed"
+        child.kill()
+        child.communicate()
+
+    def build(folder: Path) -> None:
+        assert [path.name for path in store.scratch(folder).iterdir()] == ["half"]
+        build_two(folder)
+
+    killed()
+    assert len(store.clean()) == 2 and list((store.root / ".scratch").iterdir()) == []
+    killed()
+    assert_whole(store.get("model", CONFIG, build))
+    assert list((store.root / ".scratch").iterdir()) == []
+
+
+def test_scratch_that_a_kill_left_beside_its_artifact_goes_with_the_next_build(store: Store) -> None:
+    artifact = store.get("model", CONFIG, build_two)
+    left, living = (store.root / ".scratch" / name for name in (artifact.path.name, "model-0123456789abcdef0123"))
+    for path in (left, living):
+        path.mkdir(parents=True)
+    store.get("other", CONFIG, build_two)
+    assert not left.exists() and living.exists()

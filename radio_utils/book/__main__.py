@@ -4,23 +4,88 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+import signal
 import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from radio_utils.book.project import BookError, Project
+from radio_utils.book.project import SILENCE, BookError, Project
+
+_KEPT = "Every artifact that was there is kept in the store, and how far a training had come, up to its last minute."
+PARENT = "RADIO_UTILS_PARENT"  # the process with which this one ends: the Makefile names itself
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked this process to end."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; the exit status is 0 when it did what it says, else 1."""
+    """Run one command; the exit status is 0 when it did what it says, else 1, and 128 + N when signal N ended it."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     logging.getLogger("papermill").setLevel(logging.ERROR)
     try:
-        return int(options.command(Project.find(options.root), options) or 0)
+        with _ended_by_signals(), _lines_beside_bars():
+            return int(options.command(Project.find(options.root), options) or 0)
     except BookError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt as error:
+        number = error.args[0] if isinstance(error, Stopped) else signal.SIGINT
+        print(f"stopped by {signal.Signals(number).name}. {getattr(options, 'kept', '')}", file=sys.stderr)
+        return 128 + int(number)
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let a signal end what runs here in order, so that it ends its children; also when ``make`` ends however it ends."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, _: object) -> None:
+        for one in before:
+            signal.signal(one, signal.SIG_IGN)  # one is enough: the way out is short
+        raise Stopped(number)
+
+    numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    # nohup and a shell's & have signals ignored, and mean it
+    before = {one: signal.getsignal(one) for one in numbers if signal.getsignal(one) is not signal.SIG_IGN}
+    for one in before:
+        signal.signal(one, stop)
+    if (parent := os.environ.get(PARENT, "")).isdigit() and os.name == "posix":
+        threading.Thread(target=_end_after, args=(int(parent),), daemon=True).start()
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+def _end_after(parent: int) -> None:
+    while True:
+        try:
+            os.kill(parent, 0)
+        except ProcessLookupError:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        except OSError:
+            return
+        time.sleep(1.0)
+
+
+def _lines_beside_bars() -> Any:
+    """On a terminal, lines of the log above the bars instead of through them."""
+    if not sys.stderr.isatty():
+        return nullcontext()
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    return logging_redirect_tqdm()
 
 
 def _run(project: Project, options: argparse.Namespace) -> None:
@@ -30,13 +95,19 @@ def _run(project: Project, options: argparse.Namespace) -> None:
     parameters.update(dict(options.raw))
     if options.preset is not None:
         parameters["preset"] = options.preset
-    run(project, options.name, parameters, output=options.output, results=options.results, timeout=options.timeout)
+    run(
+        project, options.name, parameters, output=options.output, results=options.results,
+        silence=options.silence or None, timeout=options.timeout,
+    )  # fmt: skip
 
 
 def _execute(project: Project, options: argparse.Namespace) -> None:
     from radio_utils.book.execute import execute
 
-    execute(project, options.preset, options.name or None, timeout=options.timeout, force=options.force)
+    execute(
+        project, options.preset, options.name or None,
+        silence=options.silence or None, timeout=options.timeout, force=options.force,
+    )  # fmt: skip
 
 
 def _render(project: Project, options: argparse.Namespace) -> None:
@@ -102,15 +173,17 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--preset", help="the same as -p preset NAME")
     command.add_argument("--output", type=Path, help="the executed notebook (default: book/_build/runs/NAME.ipynb)")
     command.add_argument("--results", type=Path, help="the folder of the record (default: book/_build/runs/results)")
-    command.add_argument("--timeout", type=_seconds, help="seconds that the whole chapter may take")
-    command.set_defaults(command=_run)
+    _add_limits(command)
+    command.set_defaults(command=_run, kept=f"{_KEPT} The same command goes on from there.")
 
     command = commands.add_parser("execute", help="run the book's chapters, those whose inputs changed")
     command.add_argument("name", nargs="*", help="chapters (default: all)")
     command.add_argument("--preset", default="laptop")
-    command.add_argument("--timeout", type=_seconds, help="seconds that each chapter may take")
+    _add_limits(command)
     command.add_argument("--force", action="store_true", help="run them even if nothing changed")
-    command.set_defaults(command=_execute)
+    command.set_defaults(
+        command=_execute, kept=f"Chapters that had ended are kept. {_KEPT} `make book` goes on from there."
+    )
 
     command = commands.add_parser("render", help="build the pages from the executed chapters")
     command.add_argument("--preset", default="laptop")
@@ -135,11 +208,23 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_limits(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--silence", type=_seconds_or_none, default=SILENCE, metavar="SECONDS",
+        help="end a chapter that says and does nothing for so long (default: an hour; 0: never)")  # fmt: skip
+    command.add_argument(
+        "--timeout", type=_seconds, metavar="SECONDS", help="end a chapter that takes longer (default: none)"
+    )
+
+
 def _seconds(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text}: a time limit is a positive number of seconds")
     return value
+
+
+def _seconds_or_none(text: str) -> float:
+    return 0.0 if float(text) == 0 else _seconds(text)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Run chapters through papermill: parameters checked, a time limit, whole outputs only, nothing stale.
+"""Run chapters through papermill: parameters checked, ended for silence only, whole outputs only, nothing stale.
 
 An executed chapter carries in its metadata the digest of everything that it was made from. It is used again only while
 that digest is what the sources, the package, the preset and the installed versions give today, and its record is unchanged.
@@ -25,7 +25,10 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from radio_utils.book.check import parameter_problems
+from radio_utils.book.kernels import ENGINE, Watch
+from radio_utils.book.progress import Progress
 from radio_utils.book.project import (
+    SILENCE,
     BookError,
     NotebookNode,
     Project,
@@ -40,8 +43,7 @@ from radio_utils.book.project import (
 logger = logging.getLogger(__name__)
 
 _FORMAT = "1"  # raise it when an executed chapter of an older version of this module mustn't be used again
-_LIMITS = {"smoke": 300.0, "laptop": 1800.0}  # seconds for one chapter; other tiers train for hours
-_LONG = 24 * 3600.0
+_THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}  # a thread that waits leaves its core to others
 _COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
@@ -59,11 +61,6 @@ def literal(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
-
-
-def time_limit(preset: str) -> float:
-    """The default limit of one chapter in seconds."""
-    return _LIMITS.get(preset, _LONG)
 
 
 def defaults(path: Path) -> dict[str, Any]:
@@ -90,6 +87,7 @@ def run(
     *,
     output: Path | None = None,
     results: Path | None = None,
+    silence: float | None = SILENCE,
     timeout: float | None = None,
 ) -> Path:
     """Run one chapter with the reader's own parameters; returns the executed notebook's path.
@@ -100,7 +98,8 @@ def run(
 
     Raises:
         BookError: unknown chapter or parameter, no ``parameters`` cell, an output inside the book's executed tree.
-        ChapterFailed: a cell failed, or the chapter took longer than ``timeout`` seconds.
+        ChapterFailed: a cell failed, the kernel died or gave no sign of life for ``silence`` seconds, or the chapter took
+            longer than ``timeout`` seconds, where that is given.
     """
     source = project.chapter(name)
     known = defaults(source)
@@ -114,18 +113,27 @@ def run(
     records = results or Path(os.environ.get("RADIO_UTILS_RESULTS") or project.build / "runs" / "results")
     preset = str(parameters.get("preset", known.get("preset", "laptop")))
     with environment(RADIO_UTILS_RESULTS=_from_root(project, records)):
-        notebook, seconds = _papermill(project, name, dict(parameters), target, timeout or time_limit(preset))
+        notebook, seconds = _papermill(
+            project, name, dict(parameters), target, silence, timeout, Progress(project, preset, [name])
+        )
     write_whole(target, notebook_text(notebook))
     logger.info("%-24s %7.1f s  → %s", name, seconds, target)
     return target
 
 
 def execute(
-    project: Project, preset: str, names: list[str] | None = None, *, timeout: float | None = None, force: bool = False
+    project: Project,
+    preset: str,
+    names: list[str] | None = None,
+    *,
+    silence: float | None = SILENCE,
+    timeout: float | None = None,
+    force: bool = False,
 ) -> dict[str, float]:
     """Run the chapters ``names`` (default: all) in order on ``preset``; those whose inputs didn't change are kept.
 
-    Logs the seconds of each chapter and the total. Returns the seconds of each chapter that ran.
+    Logs the seconds of each chapter and the total, and once a minute what is done and how much is left. Returns the seconds
+    of each chapter that ran.
 
     Raises:
         BookError, ChapterFailed: see ``run``.
@@ -138,11 +146,14 @@ def execute(
     folder.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(folder.parent / ".lock"):
         start = time.monotonic()
+        progress = Progress(project, preset, ordered)
         for name in ordered:
             if not force and (seconds := fresh(project, preset, name)) is not None:
                 logger.info("%-24s unchanged (it took %.1f s)", name, seconds)
+                progress.took(name, seconds)
                 continue
-            ran[name] = _execute_one(project, preset, name, timeout or time_limit(preset))
+            ran[name] = _execute_one(project, preset, name, silence, timeout, progress)
+            progress.took(name, ran[name])
             logger.info("%-24s %7.1f s", name, ran[name])
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
         told = f"{len(ran)} of {len(ordered)} chapters ran on {preset}" + (
@@ -210,7 +221,9 @@ def _record(project: Project, preset: str, name: str) -> str:
     return digest(path.read_bytes()) if path.is_file() else ""
 
 
-def _execute_one(project: Project, preset: str, name: str, timeout: float) -> float:
+def _execute_one(
+    project: Project, preset: str, name: str, silence: float | None, timeout: float | None, progress: Progress
+) -> float:
     known = defaults(project.chapter(name))
     if "preset" not in known:
         raise BookError(f"chapter {name} has no parameter 'preset'; the book can't run it on {preset}")
@@ -220,7 +233,7 @@ def _execute_one(project: Project, preset: str, name: str, timeout: float) -> fl
     # a notebook whose default it is shows no injected cell
     parameters = {} if known["preset"] == preset else {"preset": preset}
     with environment(RADIO_UTILS_RESULTS=_from_root(project, project.results(preset).parent)):
-        notebook, seconds = _papermill(project, name, parameters, target, timeout)
+        notebook, seconds = _papermill(project, name, parameters, target, silence, timeout, progress)
     record = _record(project, preset, name)
     if not record:
         path = project.results(preset) / f"{name}.json"
@@ -231,7 +244,13 @@ def _execute_one(project: Project, preset: str, name: str, timeout: float) -> fl
 
 
 def _papermill(
-    project: Project, name: str, parameters: dict[str, Any], target: Path, timeout: float
+    project: Project,
+    name: str,
+    parameters: dict[str, Any],
+    target: Path,
+    silence: float | None,
+    timeout: float | None,
+    progress: Progress,
 ) -> tuple[NotebookNode, float]:
     """Run chapter ``name``; the executed notebook and the seconds it took. A failed one is left beside ``target``."""
     source = project.chapter(name)
@@ -241,36 +260,48 @@ def _papermill(
     failed.unlink(missing_ok=True)
     start = time.monotonic()
     running: list[str] = [""]
+    watches: list[Watch] = []
+    variables = {"PYTHONHASHSEED": "0", **{one: os.environ.get(one, value) for one, value in _THREADS.items()}}
 
-    def left(cell: NotebookNode) -> float:
+    def left(cell: NotebookNode) -> float | None:
         # nbclient limits each cell; what is left of the whole is a limit for the chapter
         running[0] = cell.source
-        return max(0.5, timeout - (time.monotonic() - start))
+        return None if timeout is None else max(0.5, timeout - (time.monotonic() - start))
+
+    def failure(what: str, trace: str = "") -> ChapterFailed:
+        return _failure(source, what, running[0], trace, start, _keep(partial, failed))
 
     try:
-        with environment(PYTHONHASHSEED="0"):
+        with environment(**variables), progress.of(name, lambda: watches[-1].doing if watches else ""):
             notebook = papermill.execute_notebook(
                 str(source),
                 str(partial),
                 parameters=parameters,
+                engine_name=ENGINE,
                 kernel_name="python3",
                 language="python",
                 progress_bar=sys.stderr.isatty(),
                 cwd=str(project.root),
+                silence=silence,
                 timeout_func=left,
+                watching=watches.append,
                 extra_arguments=["--IPKernelApp.log_level=ERROR"],  # the kernel talks on loopback, and warns of it
             )
         return notebook, time.monotonic() - start
     except PapermillExecutionError as error:
         running[0] = error.source
         trace = "\n".join(error.traceback) if error.traceback else f"{error.ename}: {error.evalue}"
-        raise _failure(source, "failed", running[0], trace, start, _keep(partial, failed)) from None
+        raise failure("failed", trace) from None
     except CellTimeoutError:
-        what = f"took longer than the chapter's time limit of {timeout:g} s (--timeout changes it)"
-        raise _failure(source, what, running[0], "", start, _keep(partial, failed)) from None
-    except DeadKernelError as error:
-        what = "lost its kernel; it was killed, perhaps for want of memory"
-        raise _failure(source, what, running[0], str(error), start, _keep(partial, failed)) from None
+        raise failure(f"took longer than the chapter's time limit of {timeout:g} s (--timeout changes it)") from None
+    except (DeadKernelError, RuntimeError) as error:
+        if watches and watches[-1].silent:
+            raise failure(
+                f"gave no sign of life for {silence:g} s (--silence): no output, and no work of its processes"
+            ) from None
+        if not isinstance(error, DeadKernelError) and "kernel" not in str(error).lower():
+            raise
+        raise failure("lost its kernel; it was killed, perhaps for want of memory", str(error)) from None
     finally:
         partial.unlink(missing_ok=True)
 

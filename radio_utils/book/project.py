@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import nbformat
 import yaml
 
+SILENCE = 3600.0  # seconds without a sign of life after which a chapter is ended; how long it takes doesn't matter
 NotebookNode = Any  # nbformat carries no types
 
 _CHAPTER = re.compile(r"\d\d_[a-z0-9_]+")

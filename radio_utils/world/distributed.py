@@ -38,6 +38,8 @@ class SharedSteps(Steps):
     of the *whole* batch, so that the gradients' mean over the processes is the gradient that one process would have.
     """
 
+    resumable = False  # the state is spread over the processes
+
     def __init__(self, accelerator: Any) -> None:
         """``accelerator`` decides on devices, precision and sharding (DDP, FSDP, …)."""
         super().__init__()

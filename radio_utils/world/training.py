@@ -6,10 +6,12 @@ context. Examples of similar length share a batch, so that little is computed on
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from radio_utils.evidence import padded
+from radio_utils.world.savepoints import Savepoint
 
 logger = logging.getLogger(__name__)
 Ids = NDArray[np.int64]
@@ -74,6 +77,8 @@ def pack(documents: Sequence[Ids], length: int) -> list[Example]:
 class Steps:
     """The optimiser's steps on one device. :mod:`radio_utils.world.distributed` has those that several take together."""
 
+    resumable = True  # whether ``state`` holds all that the next step depends on
+
     def __init__(self, *, compiled: bool = False) -> None:
         """``compiled`` translates the model's layers with ``torch.compile`` first: worth its minute on long trainings."""
         self._compiled = compiled
@@ -109,6 +114,39 @@ class Steps:
         self._schedule.step()
         self._optimiser.zero_grad(set_to_none=True)
 
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """What the next step depends on, but for its batch: tensors, and facts that JSON holds exactly."""
+        moments, facts = self._optimiser.state_dict(), {"schedule": self._schedule.state_dict()}
+        tensors = {f"weight/{i}": parameter.detach() for i, parameter in enumerate(self._trained())}
+        tensors |= {f"buffer/{name}": buffer.clone() for name, buffer in self.model.named_buffers()}
+        tensors |= {f"moment/{i}/{name}": tensor for i, one in moments["state"].items() for name, tensor in one.items()}
+        tensors["chance"] = torch.get_rng_state()  # a model may drop units at random
+        if self._on_gpu:
+            tensors["chance/gpu"] = torch.cuda.get_rng_state(self.device)
+        return tensors, facts | {"groups": moments["param_groups"], "scaler": self._scaler.state_dict()}
+
+    def restore(self, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
+        """Be where ``state`` was taken. Call it after ``start`` with the same model, recipe and total."""
+        moments: dict[int, dict[str, torch.Tensor]] = {}
+        for name, tensor in tensors.items():
+            if name.startswith("moment/"):
+                _, number, moment = name.split("/")
+                moments.setdefault(int(number), {})[moment] = tensor
+        with torch.no_grad():
+            for i, parameter in enumerate(self._trained()):
+                parameter.copy_(tensors[f"weight/{i}"])
+            for name, buffer in self.model.named_buffers():
+                buffer.copy_(tensors[f"buffer/{name}"])
+        self._optimiser.load_state_dict({"state": moments, "param_groups": facts["groups"]})
+        self._schedule.load_state_dict(facts["schedule"])
+        self._scaler.load_state_dict(facts["scaler"])
+        torch.set_rng_state(tensors["chance"])
+        if self._on_gpu:
+            torch.cuda.set_rng_state(tensors["chance/gpu"], self.device)
+
+    def _trained(self) -> list[torch.Tensor]:
+        return [parameter for group in self._optimiser.param_groups for parameter in group["params"]]
+
     def weights(self) -> dict[str, Any] | None:
         """The trained weights, gathered, where they are spread over devices; None where the model itself holds them."""
         return None
@@ -132,11 +170,13 @@ def train(
     progress: str | None = None,
     after_epoch: Callable[[int], None] | None = None,
     steps: Steps | None = None,
+    savepoint: Savepoint | None = None,
 ) -> list[float]:
     """Train in place; return the mean over batches of the loss (nats a token) of each epoch, the last one maybe partial.
 
     ``after_epoch`` is called with the number (from 1) of each epoch that ends. ``steps`` says on what it runs: by default
-    the device that the model is on.
+    the device that the model is on. ``savepoint`` keeps how far it has come: a training that was killed goes on there and
+    ends with the same bits; ``after_epoch`` is then not called again for epochs that ended before.
 
     Examples whose loss starts beyond ``max_length`` teach nothing: they are left out, with a warning. Raises
     ``DivergedError`` when the loss is not finite (before that step changes the model) and ``ValueError`` without examples.
@@ -159,25 +199,54 @@ def train(
     batches = list(_epochs(examples, recipe, generator))
     steps.start(model, recipe, len(batches))
     model.train()
-    sums: dict[int, list[float]] = {}
-    with tqdm(total=len(batches), desc=progress, disable=progress is None, unit="step", mininterval=5.0) as bar:
-        for number, (epoch, batch) in enumerate(batches, 1):
+    plan = _named(model, recipe, batches)
+    values = _resumed(savepoint, plan, steps)
+    with tqdm(
+        total=len(batches), initial=len(values), desc=progress, disable=progress is None, unit="step", mininterval=5.0
+    ) as bar:
+        for number, (epoch, batch) in enumerate(batches[len(values) :], len(values) + 1):
             loss = steps.loss(*collate([examples[i] for i in batch], recipe.max_length))
             value = steps.value(loss)
             if not math.isfinite(value):
+                if savepoint is not None:
+                    savepoint.remove()
                 raise DivergedError(
                     f"the loss is {value} at learning_rate={recipe.learning_rate}; lower the learning rate and train again"
                 )
             steps.descend(loss)
-            sums.setdefault(epoch, []).append(value)
+            values.append(value)
             bar.update()
             bar.set_postfix(loss=f"{value:.2f}", refresh=False)
             if after_epoch is not None and (number == len(batches) or batches[number][0] != epoch):
                 model.eval()
                 after_epoch(epoch + 1)
                 model.train()
+            if savepoint is not None and steps.resumable and savepoint.due:
+                tensors, facts = steps.state()
+                savepoint.save(plan, tensors, facts | {"losses": values})
     model.eval()
-    return [sum(values) / len(values) for values in sums.values()]
+    sums: dict[int, list[float]] = {}
+    for (epoch, _), value in zip(batches, values, strict=True):
+        sums.setdefault(epoch, []).append(value)
+    return [sum(losses) / len(losses) for losses in sums.values()]
+
+
+def _named(model: Any, recipe: Recipe, batches: list[tuple[int, list[int]]]) -> str:
+    """A hash of what is trained, on what and in which order: a savepoint of anything else is of no use."""
+    weights = [[list(p.shape), str(p.dtype), p.device.type, p.requires_grad] for p in model.parameters()]
+    text = json.dumps([asdict(recipe), batches, weights, torch.__version__], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _resumed(savepoint: Savepoint | None, plan: str, steps: Steps) -> list[float]:
+    """Go to where the savepoint was taken; the losses of the steps until there."""
+    found = savepoint.load(plan) if savepoint is not None and steps.resumable else None
+    if found is None:
+        return []
+    tensors, facts = found
+    steps.restore(tensors, facts)
+    logger.info("the training goes on after step %d", len(facts["losses"]))
+    return list(facts["losses"])
 
 
 def mean_loss(model: Any, ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,8 @@
 A small model's step is too short to share between cores: on two of them, two fine-tunings or two sets of pairs side by side
 are there about 1.5 times sooner than one after the other on both. Two pre-trainings, whose batches are larger, gain only a
 sixth: too little where one takes much longer than the other. Each worker is a process of its own that asks the store, as
-the chapters do, so nothing is made twice and a worker that dies costs the artifact under way.
+the chapters do, so nothing is made twice and a worker that dies costs the artifact under way. A worker ends with the
+process that started it: its standard input ends then, and on Linux the system kills it.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ import queue
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
+
+from radio_utils.processes import end_with_parent
 
 if TYPE_CHECKING:
     from radio_utils.world.world import World
@@ -93,17 +97,36 @@ def _work(waiting: queue.SimpleQueue[str], bar: Any) -> None:
             raise WorkerError(f"a worker process ended with status {child.returncode}: {said.read()[-2000:].strip()}")
 
 
+def _lines(at_work: threading.Event) -> Iterator[str]:
+    """The lines of standard input, read as they come. When it ends while ``at_work``, so does this process."""
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def read() -> None:
+        for line in sys.stdin:
+            at_work.set()
+            lines.put(line)
+        if at_work.is_set():  # nobody waits for the answer
+            os._exit(1)
+        lines.put("")
+
+    threading.Thread(target=read, daemon=True).start()
+    return iter(lines.get, "")
+
+
 def _main() -> None:
+    end_with_parent()
     from radio_utils.artifacts import Store
     from radio_utils.presets import Preset
     from radio_utils.world.world import World
 
-    for line in sys.stdin:
+    at_work = threading.Event()
+    for line in _lines(at_work):
         asked = json.loads(line)
         key = bytes.fromhex(asked["key"]["hex"]) if isinstance(asked["key"], dict) else asked["key"]
         store = Store(asked["store"])
         world = World(Preset(**asked["preset"]), seed=asked["seed"], run=asked["run"], key=key, store=store, progress=False)
         world.made(asked["which"])
+        at_work.clear()
         sys.stdout.write("done\n")
         sys.stdout.flush()
 

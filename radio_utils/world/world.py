@@ -10,6 +10,7 @@ import functools
 import json
 import logging
 import math
+import shutil
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -28,6 +29,7 @@ from radio_utils.suspects import LocalSuspect, check_same_tokenizer, load_model,
 from radio_utils.watermarks import Watermark
 from radio_utils.world import adapters, corpus, installed, instructions, mixtures, models, redrawing, training
 from radio_utils.world.instructions import Pair
+from radio_utils.world.savepoints import Savepoint
 from radio_utils.world.workers import make_all
 
 logger = logging.getLogger(__name__)
@@ -199,6 +201,7 @@ class World:
                     generator=generator,
                     progress=self._bar(f"pre-training {name}"),
                     steps=training.Steps(compiled=self.preset.compile),
+                    savepoint=Savepoint(self.store.scratch(folder)),
                 )
             self._save(network, folder)
             write_json(folder / "losses.json", losses)
@@ -278,11 +281,17 @@ class World:
 
     def _tune(self, made: _Tuned, steps: training.Steps, folder: Path | None) -> None:
         recipe = self.preset.fine_tuning.model_copy(update=made.recipe)
+        savepoint = Savepoint(self.store.scratch(folder)) if folder is not None and steps.resumable else None
 
-        def keep(name: str) -> None:
+        def keep(place: Path | None) -> None:
             weights = steps.weights()  # of several processes all must ask, and one saves
-            if folder is not None:
-                self._save(tuned.whole(weights), folder / name, None if recipe.adapter is not None else weights)
+            if place is not None:
+                self._save(tuned.whole(weights), place, None if recipe.adapter is not None else weights)
+
+        def after_epoch(epoch: int) -> None:
+            # a training that goes on from its savepoint needs the epochs before it there too
+            beside = folder if savepoint is None else savepoint.folder
+            keep(None if beside is None else beside / f"epoch-{epoch}")
 
         with needs_memory("fine_tuning.batch_size", "fine_tuning.max_length"):
             tuned = adapters.Tunable(made.start(), recipe.adapter, device=self.device, seed=self.number("adapter"))
@@ -292,11 +301,15 @@ class World:
                 training.Recipe(**recipe.model_dump(exclude={"adapter", "checkpoints"})),
                 generator=self._generator(made.stream, run=True),
                 progress=self._bar(made.label),
-                after_epoch=(lambda epoch: keep(f"epoch-{epoch}")) if recipe.checkpoints else None,
+                after_epoch=after_epoch if recipe.checkpoints else None,
                 steps=steps,
+                savepoint=savepoint,
             )
-        keep("")
+        keep(folder)
         if folder is not None:
+            if savepoint is not None:
+                for epoch in savepoint.folder.glob("epoch-*"):
+                    shutil.copytree(epoch, folder / epoch.name)
             write_json(folder / "losses.json", losses)
 
     def _tuned(self, which: float | str) -> _Tuned:

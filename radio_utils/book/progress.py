@@ -1,0 +1,79 @@
+"""How far a run of the book has come: a line at each chapter's start, and once a minute while one runs.
+
+What is left is estimated from the seconds of the committed records, scaled by how much longer the chapters so far took on
+this machine. It is no promise: what the store holds already takes no time.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from radio_utils.artifacts import read_json
+from radio_utils.book.project import Project
+
+logger = logging.getLogger(__name__)
+
+
+class Progress:
+    """Of a run of these chapters, in this order."""
+
+    def __init__(self, project: Project, preset: str, names: Sequence[str], *, every: float = 60.0) -> None:
+        self._names, self._every = list(names), every
+        self._expected = {name: _recorded(project, preset, name) for name in names}
+        self._took: dict[str, float] = {}
+
+    def took(self, name: str, seconds: float) -> None:
+        """A chapter is done; ``seconds`` is what it took, now or when it ran."""
+        self._took[name] = seconds
+
+    @contextmanager
+    def of(self, name: str, doing: Callable[[], str]) -> Iterator[None]:
+        """While chapter ``name`` runs. ``doing`` says what it does, if that is known."""
+        over, start = threading.Event(), time.monotonic()
+        number = f"chapter {self._names.index(name) + 1} of {len(self._names)}"
+        logger.info("%-24s %s%s", name, number, self._told(name, 0.0))
+
+        def tell() -> None:
+            while not over.wait(self._every):
+                elapsed = time.monotonic() - start
+                work = f", {doing()}" if doing() else ""
+                logger.info("%-24s %s, %s so far%s%s", name, number, _time(elapsed), work, self._told(name, elapsed))
+
+        thread = threading.Thread(target=tell, daemon=True, name="progress of the book")
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def left(self, name: str, elapsed: float) -> float | None:
+        """About how many seconds the run still takes, ``elapsed`` seconds into chapter ``name``; None if nothing tells."""
+        first, *rest = (self._expected[one] for one in self._names[self._names.index(name) :])
+        if first is None or None in rest:
+            return None
+        known = {one: seconds for one in self._took if (seconds := self._expected[one])}
+        rate = sum(self._took[one] for one in known) / sum(known.values()) if known else 1.0
+        if first and elapsed > rate * first:  # this one alone shows that the machine is slower than it seemed
+            rate = elapsed / first
+        return rate * sum(seconds or 0.0 for seconds in rest) + max(0.0, rate * first - elapsed)
+
+    def _told(self, name: str, elapsed: float) -> str:
+        left = self.left(name, elapsed)
+        return "" if left is None else f"; about {_time(left)} left"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
+def _recorded(project: Project, preset: str, name: str) -> float | None:
+    path = project.root / "results" / "seed-0" / preset / f"{name}.json"
+    try:
+        return float(read_json(path)["seconds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
