@@ -130,7 +130,10 @@ class Verdict:
 
     ``outcome`` is "convicted" (a sound test's corrected p is at most α), "not convicted" (no evidence, which is no proof of
     innocence), or "void" (the tests cannot be believed here: decoy keys or the reference model show the trace too).
-    ``counted`` tests share α: those that applied, and those that would have with another key.
+    ``counted`` tests share α: those that applied, and those that would have with another key. Decoy keys came from
+    ``decoy_entropy``. ``commitment`` is the file, hash and date of the commitment that the key opened; None: when the key
+    was fixed is not proved. ``earlier`` lists the audits of the same suspect in folders beside this one's, and
+    ``short_key`` says whether the key could be found by trying.
     """
 
     outcome: Outcome
@@ -146,6 +149,15 @@ class Verdict:
     fingerprint: str
     seconds: dict[str, float]
     folder: str
+    decoy_entropy: str = ""
+    commitment: dict[str, str] | None = None
+    earlier: tuple[dict[str, Any], ...] = ()
+    short_key: str = ""
+
+    @property
+    def rehearsal(self) -> bool:
+        """Whether a key was allowed that others know, so that the verdict accuses nobody."""
+        return bool(self.settings.get("rehearsal"))
 
     @property
     def convicted(self) -> bool:
