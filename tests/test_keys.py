@@ -48,6 +48,7 @@ from radio_utils.prf import Key
         ("k", "single sign"),
         (b"\n", "empty"),
         ("aaaaaaaa", "run of signs"),
+        ("!?!?!?", "run of signs"),
         ("abcdef", "run of signs"),
         ("asdfgh", "run of signs"),
         ("secret", "word that anyone would try"),
@@ -58,7 +59,7 @@ from radio_utils.prf import Key
         (b"password", "word that anyone would try"),
         ("demonstration key 0", "demonstration key of this book"),
         ("Demonstration Key 17", "demonstration key of this book"),
-        ("demonstration key 0".encode(), "demonstration key of this book"),
+        (b"demonstration key 0", "demonstration key of this book"),
         (bytes(16), "run of bytes"),
         (b"\xff" * 32, "run of bytes"),
         (bytes(range(16)), "run of bytes"),
@@ -66,7 +67,7 @@ from radio_utils.prf import Key
 )
 def test_a_key_that_others_know_is_refused(key: Key, words: str) -> None:
     assert words in known_key(key)
-    with pytest.raises(ValueError, match="mark with a key that nobody can guess .16 random bytes, as hex:…"):
+    with pytest.raises(ValueError, match=r"mark with a key that nobody can guess .16 random bytes, as hex:…"):
         check_secret(key)
 
 
@@ -95,6 +96,8 @@ def test_random_keys_pass(_: bytes, __: int) -> None:
 def test_what_people_have_marked_with_passes() -> None:
     for key in (
         "carol's key",
+        "key 17",
+        "$#9!%^(*&)",
         "alice's key 4711 of the tests",
         "hunter2",
         b"\x00\xff\x10\xde\xad\xbe\xef\x5a",

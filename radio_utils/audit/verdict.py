@@ -33,7 +33,8 @@ class TestResult:
     ``ks_p`` compares the p-values of ``decoys`` keys that nobody used with a uniform distribution, ``lowest_decoy`` is the
     smallest of their log10 p; a watched test has ``alarms``, the share of decoys that ever looked convincing at 5 %. A
     test whose decoys misbehave is not ``sound`` and convicts nobody. ``smallest_effect`` is what so many pairs would find
-    nine times in ten, ``needed_pairs`` how many pairs the effect that was seen would need for that.
+    nine times in ten, ``needed_pairs`` how many pairs the effect that was seen would need for that. Results are equal where
+    they found the same in the same evidence, whichever decoys were drawn.
     """
 
     __test__ = False  # pytest: no test class
@@ -48,9 +49,9 @@ class TestResult:
     log10_p: float | None = None
     log10_corrected: float | None = None
     decoys: int | None = None
-    ks_p: float | None = None
-    lowest_decoy: float | None = None
-    alarms: float | None = None
+    ks_p: float | None = field(default=None, compare=False)
+    lowest_decoy: float | None = field(default=None, compare=False)
+    alarms: float | None = field(default=None, compare=False)
     sound: bool = True
     smallest_effect: float | None = None
     needed_pairs: int | None = None
