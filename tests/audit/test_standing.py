@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from trials import GAMMA, KEY, WORDS, World, audited, request, watermark, write_file, write_ids
 
 from radio_utils import audit as audits
@@ -170,6 +171,25 @@ def test_decoys_are_drawn_when_all_evidence_is_fixed(
     drawn = order.index("draw")
     assert order.count("draw") == 1 and order.count("_judged") >= 2 and "_judged" not in order[:drawn]
     assert not {"_read", "_scored_answers"} & set(order[drawn:])
+
+
+class Spoiler:
+    """Alice's mark, and with it whatever the decoy keys of a seed that anybody knows favour together."""
+
+    def logits_processor(self) -> Any:
+        windows, tokens = np.divmod(np.arange(WORDS * WORDS), WORDS)
+        scores = [watermark().with_decoy(0, i).scores(windows[:, None], tokens) for i in range(99)]
+        liked = np.mean(scores, axis=0) - GAMMA
+        own = watermark().scores(windows[:, None], tokens)
+        bias = torch.from_numpy((2 * own + 60 * liked).reshape(WORDS, WORDS))
+        return lambda ids, logits: logits + bias[ids[:, -1]]
+
+
+def test_a_guilty_suspect_cannot_spoil_his_audit(world: World, tmp_path: Path) -> None:
+    answers = write_file(tmp_path / "answers.jsonl", write_ids(60, Spoiler(), seed=61))
+    prepared_for = audited(world, tmp_path / "a", answers, tokenizer=world.base, decoy_entropy="0" * 32)
+    assert prepared_for.outcome == "void"  # were the decoys known beforehand, so it would have gone
+    assert audited(world, tmp_path / "b", answers, tokenizer=world.base).outcome == "convicted"
 
 
 @pytest.mark.parametrize("entropy", ["0", "42", "g" * 32, "A" * 32, "0x" + "a" * 32, "a" * 31])
