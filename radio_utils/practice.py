@@ -7,7 +7,8 @@
   ``plain.jsonl``: what she wrote without the mark; ``other.jsonl``: texts under another key, which no Bob met;
 * ``answers.jsonl``: answers of the guilty Bob; ``key.txt`` and ``other.txt``: the keys.
 
-Models that the store lacks are trained first.
+The demonstration key of the book's world would be refused by an audit, as everybody knows it. So a case has a random key of
+its own, under which Alice writes and her Bobs are trained anew; run again, the command takes the key that its folder holds.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import secrets
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
@@ -23,14 +25,14 @@ from pathlib import Path
 
 from radio_utils import experiments
 from radio_utils.artifacts import Store, atomic_write, default_root
+from radio_utils.keys import known_key, read_key
 from radio_utils.presets import PresetError, load_preset
-from radio_utils.prf import Key
+from radio_utils.prf import Key, derive_bytes
 from radio_utils.world.instructions import Pair
 from radio_utils.world.world import World
 
 logger = logging.getLogger(__name__)
 
-_OTHER_KEY = "a key that no Bob ever met"
 _SCHEMES = {"greenlist": "green list", "gumbelmax": "gumbel max"}
 _MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 
@@ -50,13 +52,20 @@ class Case:
         return str(self.folder / name)
 
 
-def make_case(world: World, rho: float, folder: Path, *, fresh: int = 800) -> Case:
-    """Write a practice case: Bob at share ``rho`` is guilty, and at most ``fresh`` texts of each other kind are given."""
+def make_case(world: World, rho: float, folder: Path, *, fresh: int = 800, rehearsal: bool = False) -> Case:
+    """Write a practice case: Bob at share ``rho`` is guilty, and at most ``fresh`` texts of each other kind are given.
+
+    A world whose key is a demonstration gets the folder's key or a random one in its place; in a ``rehearsal`` it keeps its
+    own, and audits must be told so.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    if known_key(world.key) and not rehearsal:
+        before = read_key(key_file=str(folder / "key.txt")) if (folder / "key.txt").exists() else ""
+        world = world.changed(key=secrets.token_hex(16) if known_key(before) else before)
     world.make("pairs/watermarked", "pairs/plain", "pairs/fresh", "pairs/kept")
     world.make(rho, 0.0)
     kept = world.kept_by_alice(rho)
-    other = experiments.variant(world).changed(key=_OTHER_KEY)
+    other = experiments.variant(world).changed(key=derive_bytes(world.key, "another's key", 16).hex())
     _write_pairs(folder / "marked.jsonl", kept)
     _write_pairs(folder / "fresh.jsonl", world.pairs("fresh")[:fresh])
     _write_pairs(folder / "plain.jsonl", world.pairs("kept")[:fresh])

@@ -87,5 +87,6 @@ def practice_case(tmp_path_factory: pytest.TempPathFactory) -> Any:
     recipe = {"fine_tuning__epochs": 8.0, "fine_tuning__learning_rate": 5e-3}
     store = Store(tmp_path_factory.mktemp("practice store"))
     with _one_thread():
-        world = World(load_preset("smoke", **sizes, **recipe), store=store, progress=False)
+        key = "a secret of these tests: 7a1f03"  # a case without one would draw another each time
+        world = World(load_preset("smoke", **sizes, **recipe), key=key, store=store, progress=False)
         return make_case(world, 0.5, tmp_path_factory.mktemp("practice"), fresh=40)

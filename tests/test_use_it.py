@@ -82,6 +82,18 @@ def test_every_example_of_the_page_is_run_here() -> None:
     )  # fmt: skip
 
 
+def test_the_commitment_opens(place: Path, environment: dict[str, str]) -> None:
+    (command,) = re.findall(r"^`(python -m radio_utils\.commit [^`]+)`$", PAGE, re.M)
+    folder = place / "practice"
+    for _ in range(2):  # the second time it exists, and is left alone
+        done = subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and "never written over" in done.stderr
+    audit = example("weights")[1].replace("audit-weights", "audit-committed --commitment commitment.json")
+    subprocess.run(["bash", "-e", "-c", audit], cwd=folder, env=environment, capture_output=True, check=True)
+    committed = json.loads((folder / "commitment.json").read_text())
+    assert verdict(folder / "audit-committed")["commitment"]["date"] == committed["date"]
+
+
 def test_weights(place: Path, environment: dict[str, str]) -> None:
     said = run("weights", place / "practice", environment)
     assert said.startswith("convicted: log10 p = -")

@@ -21,11 +21,15 @@ def main(arguments: list[str] | None = None) -> int:
     for one in dataclasses.fields(Request):
         if one.name == "key":  # never on a command line, where other users see it
             continue
+        name = f"--{one.name.replace('_', '-')}"
+        if one.type == "bool":
+            parser.add_argument(name, action="store_true")
+            continue
         kind = {"int": int, "float": float}.get(str(one.type), str)
         required = one.default is dataclasses.MISSING
         default = None if required else one.default
         shown = "" if default in (None, "", 0) else f"default {default}"
-        parser.add_argument(f"--{one.name.replace('_', '-')}", type=kind, required=required, default=default, help=shown)
+        parser.add_argument(name, type=kind, required=required, default=default, help=shown)
     options = parser.parse_args(arguments)
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("radio_utils").setLevel(logging.INFO)  # not the root: clients log addresses, credentials and all

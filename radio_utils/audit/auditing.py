@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import logging
 import math
+import re
+import secrets
 from collections.abc import Sequence
 from typing import Any
 
+from radio_utils import keys
 from radio_utils.artifacts import sha256_of, write_json
 from radio_utils.audit import preflight, report
-from radio_utils.audit.case import Case, OpenModel, check_same_inputs, open_endpoint, open_model, prepared
+from radio_utils.audit.case import Case, OpenModel, check_same_inputs, open_endpoint, open_model, prepared, verdict_before
+from radio_utils.audit.earlier import earlier_audits
 from radio_utils.audit.errors import AuditError
 from radio_utils.audit.plan import estimated, plan, spoken
 from radio_utils.audit.request import Request
@@ -66,7 +70,11 @@ def run(request: Request, *, progress: bool = False) -> Verdict:
     )
     for line in spoken(planned, estimate):
         logger.info(line)
-    results, control = carried_out(audit, opened, planned, needs, shared, progress)
+    results, control, entropy = carried_out(
+        audit, opened, planned, needs, shared, progress, draw=lambda: _entropy(audit, inputs)
+    )
+    inputs |= _gathered(audit)
+    earlier = earlier_audits(request.folder, inputs)
     verdict = Verdict(
         outcome=outcome_of(results, control, math.log10(request.alpha)),
         alpha=request.alpha,
@@ -76,11 +84,15 @@ def run(request: Request, *, progress: bool = False) -> Verdict:
         texts_log10_p=audit.of_texts.log10_p,
         vocabulary=None if vocabulary is None else vocabulary.words,
         estimate=estimate,
-        inputs=inputs | _gathered(audit),
+        inputs=inputs,
         settings=request.public(),
         fingerprint=audit.wm.fingerprint,
         seconds={name: round(value, 2) for name, value in audit.clock.items()},
         folder=str(request.folder),
+        decoy_entropy=entropy,
+        commitment=audit.commitment,
+        earlier=earlier,
+        short_key=keys.short_key(request.secret(), request.scheme),
     )
     report.write(verdict, request.folder)
     return verdict
@@ -104,6 +116,8 @@ def outcome_of(tests: Sequence[TestResult], control: TestResult | None, log10_al
 
 def _inputs(audit: Case, opened: Any) -> dict[str, Any]:
     found: dict[str, Any] = {"watermarked_texts": audit.texts.described()}
+    if audit.commitment is not None:
+        found["commitment"] = audit.commitment
     if audit.fresh is not None:
         found["fresh_texts"] = audit.fresh.described()
     if isinstance(opened, OpenModel):
@@ -117,6 +131,20 @@ def _inputs(audit: Case, opened: Any) -> dict[str, Any]:
     if audit.request.tokenizer:
         found["tokenizer"] = {"name": audit.request.tokenizer, "sha256": tokenizer_digest(audit.tokenizer)}
     return found
+
+
+def _entropy(audit: Case, inputs: dict[str, Any]) -> str:
+    """What decoy keys are made from, drawn when all evidence is fixed: a suspect that knew them could spoil its audit.
+
+    A verdict that the folder holds about this very evidence keeps its decoys, so that nobody draws until he likes them.
+    """
+    if audit.request.decoy_entropy:
+        return audit.request.decoy_entropy
+    before = verdict_before(audit.request) or {}
+    drawn = before.get("decoy_entropy")
+    if isinstance(drawn, str) and re.fullmatch(r"[0-9a-f]{32,}", drawn) and before["inputs"] == inputs | _gathered(audit):
+        return drawn
+    return secrets.token_hex(16)
 
 
 def _gathered(audit: Case) -> dict[str, Any]:

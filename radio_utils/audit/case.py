@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from radio_utils import detection, suspects
-from radio_utils.artifacts import read_json
+from radio_utils import detection, keys, suspects
+from radio_utils.artifacts import read_json, sha256_of
 from radio_utils.audit import preflight
 from radio_utils.audit.errors import AuditError
 from radio_utils.audit.request import Request
 from radio_utils.audit.texts import Texts, read_texts, sha256_of_folder
+from radio_utils.commit import Commitment
 from radio_utils.watermarks import Watermark
 
 Ids = NDArray[np.int64]
@@ -29,6 +30,7 @@ OPENING = 16  # tokens of a text that serve as its prompt where it has none
 class Case:
     """What one audit knows before its tests: parameters, watermark, texts, and how the mark shows in them.
 
+    ``commitment`` says what opened with the key: file, its hash and its date; None where the key was not committed to.
     ``clock`` adds up the seconds that models and statistics take.
     """
 
@@ -40,6 +42,7 @@ class Case:
     answers: Texts | None
     of_texts: detection.Detection
     of_fresh: detection.Detection | None
+    commitment: dict[str, str] | None = None
     clock: dict[str, float] = field(default_factory=lambda: {"model": 0.0, "statistics": 0.0})
 
     @contextmanager
@@ -84,12 +87,18 @@ def prepared(request: Request) -> Case:
 
 
 def _prepared(request: Request) -> Case:
-    request.secret()
+    secret = request.secret()
+    if not request.rehearsal:
+        try:
+            keys.check_secret(secret, request.scheme)
+        except ValueError as error:
+            raise AuditError(str(error)) from error
     tokenizer = _tokenizer("tokenizer" if request.tokenizer else "suspect", request.tokenizer or request.suspect)
     size = max(tokenizer.get_vocab().values()) + 1
     wm = request.watermark(size)
     if wm.vocab_size < size:
         raise AuditError(f"vocab_size={wm.vocab_size} is smaller than the tokenizer's {size} tokens; leave it 0")
+    commitment = _opened_commitment(request, wm)
     texts = read_texts("watermarked_texts", request.watermarked_texts, tokenizer, wm.vocab_size, wm.window)
     fresh = None
     if request.fresh_texts:
@@ -109,7 +118,23 @@ def _prepared(request: Request) -> Case:
     of_texts = preflight.detected("watermarked_texts", texts, wm)
     preflight.check_marked(texts, of_texts, wm, request)
     of_fresh = None if fresh is None else preflight.detected("fresh_texts", fresh, wm)
-    return Case(request, tokenizer, wm, texts, fresh, answers, of_texts, of_fresh)
+    return Case(request, tokenizer, wm, texts, fresh, answers, of_texts, of_fresh, commitment)
+
+
+def _opened_commitment(request: Request, wm: Watermark) -> dict[str, str] | None:
+    """What the commitment says beside the key, or None without one. Raises :class:`AuditError` where it does not open."""
+    if not request.commitment:
+        return None
+    try:
+        found = Commitment.read(request.commitment)
+    except ValueError as error:
+        raise AuditError(f"commitment: {error}") from error
+    if other := found.mismatch(request.secret(), wm):
+        raise AuditError(
+            f"commitment={request.commitment!r} is to {other}; give the commitment to this very watermark, or none"
+        )
+    path = Path(request.commitment).expanduser()
+    return {"file": request.commitment, "sha256": sha256_of(path), "date": found.date, "package": found.package}
 
 
 def _long(texts: Texts) -> list[bytes]:
@@ -133,13 +158,14 @@ def _check_not_alices(answers: Texts, given: Texts) -> None:
 
 def check_same_inputs(request: Request, inputs: dict[str, Any]) -> None:
     """Raise :class:`AuditError` where the folder's verdict is about other contents of the files that are named alike."""
-    before = (_verdict_before(request) or {}).get("inputs", {})
+    before = (verdict_before(request) or {}).get("inputs", {})
     other = sorted(name for name in inputs.keys() & before.keys() if inputs[name] != before[name])
     if other:
         raise _another_audit(request, f"in which {', '.join(other)} had another content")
 
 
-def _verdict_before(request: Request) -> dict[str, Any] | None:
+def verdict_before(request: Request) -> dict[str, Any] | None:
+    """The verdict that the folder holds, or None. Raises :class:`AuditError` for one that cannot be read."""
     path = request.folder / "verdict.json"
     if not path.exists():
         return None
@@ -160,7 +186,7 @@ def _another_audit(request: Request, words: str) -> AuditError:
 
 def _check_folder(request: Request, wm: Watermark) -> None:
     """Raise :class:`AuditError` where the folder holds the verdict of another audit, which must not be lost or mixed up."""
-    before = _verdict_before(request)
+    before = verdict_before(request)
     if before is None:
         return
     settings, now = before["settings"], request.public()

@@ -15,8 +15,9 @@ import numpy as np
 
 from radio_utils import detection, planning
 from radio_utils.audit.errors import AuditError
-from radio_utils.audit.request import Request, make_watermark
+from radio_utils.audit.request import Request
 from radio_utils.audit.texts import Texts
+from radio_utils.keys import make_watermark
 from radio_utils.watermarks import Watermark
 
 MARKED = -4.0  # log10 p at which texts count as marked; of unmarked texts one in ten thousand does

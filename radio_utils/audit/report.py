@@ -41,7 +41,7 @@ def write(verdict: Verdict, folder: Path) -> None:
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "versions": versions(),
         "hardware": hardware(),
-        "command": command(verdict.settings),
+        "command": command(verdict.settings | {"decoy_entropy": verdict.decoy_entropy}),
     }
     write_json(folder / "verdict.json", verdict.record() | about)
     atomic_write(folder / "report.html", page(verdict, about))
@@ -51,7 +51,7 @@ def command(settings: dict[str, Any]) -> str:
     """The command line that repeats an audit, in another folder. A key that Python was given is left to be filled in."""
     usual = {one.name: one.default for one in dataclasses.fields(Request)}
     words = [
-        f"--{name.replace('_', '-')} {shlex.quote(str(value))}"
+        f"--{name.replace('_', '-')}" + ("" if value is True else f" {shlex.quote(str(value))}")
         for name, value in settings.items()
         if name != "output_dir" and value != usual[name]
     ]
@@ -70,8 +70,8 @@ def page(verdict: Verdict, about: dict[str, Any]) -> str:
     template = environment.from_string(resources.files("radio_utils.audit").joinpath("report.html").read_text("utf-8"))
     return template.render(
         v=verdict, about=about, descriptions=TESTS, picture=_picture(verdict), remarks=remarks(verdict), flat=_flat,
-        trace=TRACE, unsound=UNSOUND,
-    )
+        trace=TRACE, unsound=UNSOUND, alphas=verdict.alpha + sum(one["alpha"] for one in verdict.earlier),
+    )  # fmt: skip
 
 
 def one_digit(value: float) -> str:
@@ -108,7 +108,10 @@ def remarks(verdict: Verdict) -> list[str]:
     if verdict.outcome == "convicted":
         if verdict.of_answers:
             found.append(_ANSWERS)
-        found += [_KNOWN_KEY, _CHOSEN, _LICENCE, _REPEAT]
+        decisive = verdict.decisive
+        if decisive is not None and decisive.name.startswith("answers"):
+            found.append(_NOT_LEARNED)
+        found += [f"{_KNOWN_KEY} {verdict.short_key}".strip(), _THIRD_MODEL, _CHOSEN, _LICENCE, _REPEAT]
     return found
 
 
@@ -130,9 +133,19 @@ _ANSWERS = (
     "as given: keep a record of how the answers were obtained. A mean score close to that of the watermarked texts "
     "themselves is what the marked model writes, rather than what a model that learned from it does."
 )
+_NOT_LEARNED = (
+    "Proof that the suspect had marked text before it when it answered. The tests of answers reject that its words know "
+    "nothing of the key, not that it learned them in training: text that was retrieved for the prompt (a search engine, a "
+    "store of documents), a system prompt or an earlier turn with marked text, answers kept from Alice's model, or a proxy "
+    "that passes prompts on to her own API leave the same trace, and the last a far stronger one."
+)
 _KNOWN_KEY = (
     "Proof that the key was known to the suspect's owner, or to whoever wrote the suspect's other data: text written with "
     "the key by anyone leaves the same trace."
+)
+_THIRD_MODEL = (
+    "Proof that the trace came by way of a third model: one that learned from Alice's text hands a weaker trace on to "
+    "whoever learns from what it writes, or is made from it, and they need never have met her text."
 )
 _LICENCE = (
     "Proof that the watermarked texts, or answers of the marked model, reached the suspect by a way that their licence "

@@ -11,20 +11,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from radio_utils import compat
+from radio_utils import keys
 from radio_utils.audit.errors import AuditError
+from radio_utils.keys import SCHEMES, make_watermark
 from radio_utils.prf import Key
-from radio_utils.watermarks import GreenList, GumbelMax, Watermark
+from radio_utils.watermarks import Watermark
 
-SCHEMES = (
-    "green list",
-    "gumbel max",
-    "released green list",
-    "released gumbel max",
-    "transformers lefthash",
-    "transformers selfhash",
-)
-_INTEGER_KEYS = SCHEMES[2:]
 ACCESS = ("open", "closed", "both")
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -47,12 +39,15 @@ class Request:
         ``tokenizer``: folder or hub name of Alice's tokenizer; empty, the suspect's own.
         ``scheme``, ``window`` (k), ``gamma`` (γ), ``vocab_size`` (0: the tokenizer's) and the key: the environment variable
         ``key_env`` or the file ``key_file`` holds it, as text, or as ``hex:…`` for bytes, or ``int:…`` for a number.
+        ``commitment``: the file of :mod:`radio_utils.commit` that fixed key and parameters, published before there was a
+        suspect. ``rehearsal`` lets a key pass that others know, such as this book's; the verdict then accuses nobody.
 
     How hard
         ``alpha`` is the level of the whole verdict. A closed suspect is asked at most ``max_queries`` prompts, of
         ``max_tokens`` tokens each, at ``temperature``; with repeats after failures at most ``max_requests`` are sent (0:
-        four times ``max_queries``). ``decoys`` keys audit each test. Weights are read on ``device`` (empty: a GPU if there
-        is one) as ``dtype``, ``batch_size`` texts at a time.
+        four times ``max_queries``). ``decoys`` keys check the arithmetic of each test. They come from ``decoy_entropy``:
+        empty for keys that nobody knew before, or the 32 hexadecimal digits of the audit to repeat. Weights are read on
+        ``device`` (empty: a GPU if there is one) as ``dtype``, ``batch_size`` texts at a time.
 
     The endpoint
         ``api`` is "completions" or "chat"; ``api_key_env`` names the environment variable with the credentials;
@@ -74,6 +69,8 @@ class Request:
     window: int = 2
     gamma: float = 0.25
     vocab_size: int = 0
+    commitment: str = ""
+    rehearsal: bool = False
     alpha: float = 1e-3
     max_queries: int = 500
     max_tokens: int = 128
@@ -85,6 +82,7 @@ class Request:
     price_in: float = 0.0
     price_out: float = 0.0
     decoys: int = 1000
+    decoy_entropy: str = ""
     batch_size: int = 64
     device: str = ""
     dtype: str = "float32"
@@ -108,6 +106,13 @@ class Request:
         _whole("decoys", self.decoys, least=99)
         for name in ("vocab_size", "seed", "max_requests"):
             _whole(name, getattr(self, name), least=0)
+        if not isinstance(self.rehearsal, bool):
+            raise AuditError(f"rehearsal must be True or False, got {self.rehearsal!r}")
+        if self.decoy_entropy and not re.fullmatch(r"[0-9a-f]{32,128}", self.decoy_entropy):
+            raise AuditError(
+                f"decoy_entropy must be 32 to 128 digits of 0-9 and a-f, got {self.decoy_entropy!r}; leave it empty for "
+                "fresh decoy keys"
+            )
         _between("gamma", self.gamma, 0.0, 1.0)
         _between("alpha", self.alpha, 0.0, 0.5)
         for name in ("temperature", "price_in", "price_out"):
@@ -198,7 +203,6 @@ class Request:
         return shown | {"suspect": self.shown_suspect}
 
 
-_LONGEST_KEY = 1 << 16
 _FILES = (".txt", ".json", ".csv", ".tsv", ".gz", ".zip")
 _WANTED = {
     "suspect": "give a folder, a hub name, an http(s) address or a file of answers",
@@ -212,60 +216,10 @@ def read_key(key_env: str = "", key_file: str = "", scheme: str = "green list") 
 
     Raises :class:`AuditError`, which does not quote it.
     """
-    if key_env:
-        text, where = os.environ.get(key_env, ""), f"the environment variable key_env={key_env!r}"
-        if not text:
-            raise AuditError(f"{where} is not set; export it, or give key_file")
-    else:
-        where = f"key_file={str(key_file)!r}"
-        try:
-            with Path(key_file).expanduser().open("rb") as file:
-                raw = file.read(_LONGEST_KEY + 1)
-            text = raw.decode("utf-8")
-        except OSError as error:
-            raise AuditError(f"{where} cannot be read ({error.strerror}); give a readable file") from error
-        except UnicodeDecodeError as error:
-            raise AuditError(f"{where} is not UTF-8 text; write the key's bytes as hex:…") from error
-        if len(raw) > _LONGEST_KEY:
-            raise AuditError(f"{where} is longer than {_LONGEST_KEY} bytes, so it is no key; give the file of the key")
-    return _parsed_key(text.removeprefix("\ufeff").strip("\r\n"), where, scheme)
-
-
-def make_watermark(scheme: str, key: Key, vocab_size: int, window: int, gamma: float) -> Watermark:
-    """A watermark by the name of its scheme. The bias δ plays no part in detection."""
-    if scheme == "green list":
-        return GreenList(key, vocab_size, window, gamma)
-    if scheme == "gumbel max":
-        return GumbelMax(key, vocab_size, window)
-    if not isinstance(key, int):
-        raise ValueError(f"scheme={scheme!r} has whole numbers as keys; give the key as int:…")
-    if scheme == "released green list":
-        return compat.ReleasedGreenList(key, vocab_size, window, gamma)
-    if scheme == "released gumbel max":
-        return compat.ReleasedGumbelMax(key, vocab_size, window)
-    seeding = scheme.removeprefix("transformers ")
-    config = {"seeding_scheme": seeding, "hashing_key": key, "greenlist_ratio": gamma}
-    # transformers counts the candidate token as part of selfhash's context
-    return compat.TransformersGreenList(config | {"context_width": window + (seeding == "selfhash")}, vocab_size)
-
-
-def _parsed_key(text: str, where: str, scheme: str) -> Key:
-    prefix, colon, rest = text.partition(":")
-    if colon and prefix == "hex":
-        try:
-            return bytes.fromhex(rest)
-        except ValueError:
-            raise AuditError(
-                f"{where} begins with hex: and goes on with other signs than 0-9 and a-f; write whole bytes"
-            ) from None
-    if (colon and prefix == "int") or scheme in _INTEGER_KEYS:
-        number = rest if colon and prefix == "int" else text
-        if not re.fullmatch(r"\s*-?\d{1,30}\s*", number):
-            raise AuditError(f"{where} must hold a whole number for scheme={scheme!r}, as int:…")
-        return int(number)
-    if not text:
-        raise AuditError(f"{where} is empty; put the key there")
-    return text
+    try:
+        return keys.read_key(key_env, key_file, scheme)
+    except ValueError as error:
+        raise AuditError(str(error)) from error
 
 
 def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:

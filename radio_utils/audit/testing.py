@@ -1,6 +1,7 @@
-"""The tests of a plan, carried out: evidence from the suspect, the verdict on it, and its null audit.
+"""The tests of a plan, carried out: evidence from the suspect, the verdict on it, and its decoy audit.
 
-Evidence of reading depends on no key. It is kept in the audit's folder, so that an audit that was cut goes on there.
+First all evidence is gathered, then the decoy keys are drawn, then it is judged. Evidence of reading depends on no key. It
+is kept in the audit's folder, so that an audit that was cut goes on there.
 """
 
 from __future__ import annotations
@@ -36,19 +37,37 @@ _NO_PROMPTS = (
 )
 
 
+Judge = Callable[[int], TestResult]  # of evidence that is fixed: the seed of the decoy keys → the result
+
+
 def carried_out(
-    audit: Case, opened: Any, planned: Sequence[Planned], needs: dict[str, preflight.Need], count: int, progress: bool
-) -> tuple[list[TestResult], TestResult | None]:
-    """The result of each planned test, and that of the control; α is shared among ``count`` tests."""
-    makers: dict[str, Callable[[], TestResult]] = {
+    audit: Case,
+    opened: Any,
+    planned: Sequence[Planned],
+    needs: dict[str, preflight.Need],
+    count: int,
+    progress: bool,
+    draw: Callable[[], str],
+) -> tuple[list[TestResult], TestResult | None, str]:
+    """The result of each planned test, that of the control, and what the decoy keys came from.
+
+    α is shared among ``count`` tests. ``draw`` gives the hexadecimal digits that decoy keys come from, and is asked once,
+    when all evidence is fixed.
+    """
+    makers: dict[str, Callable[[], Judge]] = {
         "reading, supervised": lambda: _read(audit, opened, "reading, supervised", audit.texts, progress),
         "reading, unsupervised": lambda: _read(audit, opened, "reading, unsupervised", audit.fresh, progress),
         "contrastive reading": lambda: _read_contrast(audit, opened, progress),
     }
     applied = {one.name for one in planned if one.applies}
-    found = {name: make() for name, make in makers.items() if name in applied}
+    judges = {name: make() for name, make in makers.items() if name in applied}
     if "answers, all" in applied:
-        found |= _ask(audit, opened, math.log10(audit.request.alpha / count), "answers, watched" in applied, progress)
+        judges |= _ask(audit, opened, math.log10(audit.request.alpha / count), "answers, watched" in applied, progress)
+    control = _control(audit, opened, applied, progress)
+    entropy = draw()
+    with audit.timed("statistics"):
+        found = {name: judge(int(entropy, 16)) for name, judge in judges.items()}
+        of_control = None if control is None else control(int(entropy, 16))
     results = []
     for one in planned:
         result = found.get(one.name) or TestResult(name=one.name, applied=False, why=one.why)
@@ -57,10 +76,10 @@ def carried_out(
             level = math.log10(audit.request.alpha / count)
             result = result.corrected(count).planned(audit.wm, one.why, level, smallest)
         results.append(result)
-    return results, _control(audit, opened, applied, progress)
+    return results, of_control, entropy
 
 
-def _control(audit: Case, opened: Any, applied: set[str], progress: bool) -> TestResult | None:
+def _control(audit: Case, opened: Any, applied: set[str], progress: bool) -> Judge | None:
     """The first test, on the model that the suspect was made from."""
     if not isinstance(opened, OpenModel) or opened.reference is None:
         return None
@@ -78,7 +97,7 @@ def _store(audit: Case) -> Store:
 
 def _read(
     audit: Case, opened: OpenModel, name: str, texts: Texts | None, progress: bool, *, of_reference: bool = False
-) -> TestResult:
+) -> Judge:
     """Reading mode along the texts. Its evidence depends on no key and is kept."""
     assert texts is not None
     wm, request = audit.wm, audit.request
@@ -105,13 +124,14 @@ def _read(
             "predictions", config, build, version=code_version("reading.py", "retokenising.py", "predictions.py")
         )
     predicted = Predictions.load(made / "predictions.npz")
+    note = ""
+    if not opened.vocabulary.same:
+        places = sum(t.size - max(s, 1) for t, s in zip(predicted.tokens, predicted.starts.tolist(), strict=True))
+        decided = sum(int(np.count_nonzero(tokens >= 0)) for tokens in predicted.tokens)
+        note = f"Of {places:,} places the suspect's tokenizer decides {decided:,}; the others are not scored."
     with audit.timed("statistics"):
-        note = ""
-        if not opened.vocabulary.same:
-            places = sum(t.size - max(s, 1) for t, s in zip(predicted.tokens, predicted.starts.tolist(), strict=True))
-            decided = sum(int(np.count_nonzero(tokens >= 0)) for tokens in predicted.tokens)
-            note = f"Of {places:,} places the suspect's tokenizer decides {decided:,}; the others are not scored."
-        return _judged(audit, name, predicted.evidence(wm.window, wm.vocab_size, shared=ev.shared_by(wm)), note)
+        found = predicted.evidence(wm.window, wm.vocab_size, shared=ev.shared_by(wm))
+    return lambda seed: _judged(audit, name, found, seed, note)
 
 
 def _names(opened: OpenModel, of_reference: bool) -> dict[str, str]:
@@ -119,18 +139,18 @@ def _names(opened: OpenModel, of_reference: bool) -> dict[str, str]:
     return dict(digest or {})
 
 
-def _judged(audit: Case, name: str, found: ev.Evidence, note: str = "") -> TestResult:
-    """The verdict on evidence and its null audit."""
+def _judged(audit: Case, name: str, found: ev.Evidence, seed: int, note: str) -> TestResult:
+    """The verdict on evidence and its decoy audit."""
     verdict = detection.judge(found, audit.wm)
     if len(found) == 0:
         return TestResult.of(name, verdict, audit.wm, None, f"{note} No place could be scored, so p = 1.".strip())
-    decoys = detection.audit_evidence(found, audit.wm, keys=audit.request.decoys, seed=audit.request.seed)
+    decoys = detection.audit_evidence(found, audit.wm, keys=audit.request.decoys, seed=seed)
     return TestResult.of(name, verdict, audit.wm, decoys, note)
 
 
-def _read_contrast(audit: Case, opened: OpenModel, progress: bool) -> TestResult:
-    wm, request, texts = audit.wm, audit.request, audit.fresh
-    assert texts is not None and audit.of_fresh is not None
+def _read_contrast(audit: Case, opened: OpenModel, progress: bool) -> Judge:
+    wm, request, texts, of_fresh = audit.wm, audit.request, audit.fresh, audit.of_fresh
+    assert texts is not None and of_fresh is not None
 
     def build(folder: Path) -> None:
         reading.read_contrast(
@@ -144,15 +164,18 @@ def _read_contrast(audit: Case, opened: OpenModel, progress: bool) -> TestResult
         version = code_version("reading.py", "contrast.py", "evidence.py")
         made = _store(audit).get("contrast", config, build, version=version)
     found = contrast.Contrast.load(made.path)
-    with audit.timed("statistics"):
-        verdict = contrast.judge_contrast(found, wm, text_log10_p=audit.of_fresh.log10_p)
+
+    def judge(seed: int) -> TestResult:
+        verdict = contrast.judge_contrast(found, wm, text_log10_p=of_fresh.log10_p)
         decoys = None
         if len(found.pairs):
-            decoys = contrast.audit_contrast(found, wm, keys=request.decoys, seed=request.seed)
+            decoys = contrast.audit_contrast(found, wm, keys=request.decoys, seed=seed)
         return TestResult.of("contrastive reading", verdict, wm, decoys)
 
+    return judge
 
-def _ask(audit: Case, opened: Any, level: float, watched: bool, progress: bool) -> dict[str, TestResult]:
+
+def _ask(audit: Case, opened: Any, level: float, watched: bool, progress: bool) -> dict[str, Judge]:
     """The closed tests. A watched one stops asking when its wealth reaches 10^−level."""
     keep = _filter(audit)
     if audit.answers is not None:
@@ -181,27 +204,22 @@ def _ask(audit: Case, opened: Any, level: float, watched: bool, progress: bool) 
             f"none of the {len(answers)} answers is longer than window={audit.wm.window} tokens; raise max_tokens, or use "
             "prompts that the suspect answers"
         )
-    with audit.timed("statistics"):
-        seen = watch.verdict(10**level, len(answers))
+    seen = watch.verdict(10**level, len(answers))
+
+    def judge(seed: int) -> TestResult:
         highest = querying.audit_watch(
-            asked,
-            answers,
-            audit.wm,
-            keep=keep,
-            batch=_BATCH,
-            keys=audit.request.decoys,
-            seed=audit.request.seed,
-            dedup=dedup,
+            asked, answers, audit.wm, keep=keep, batch=_BATCH, keys=audit.request.decoys, seed=seed, dedup=dedup
         )
-    alarms = float(np.mean(highest >= -math.log10(_WATCH_LEVEL)))
-    allowed = _WATCH_LEVEL + 4 * math.sqrt(_WATCH_LEVEL * (1 - _WATCH_LEVEL) / highest.size)
-    found = {"answers, watched": TestResult.of_watched(seen, audit.wm, highest, alarms, sound=alarms <= allowed)}
+        alarms = float(np.mean(highest >= -math.log10(_WATCH_LEVEL)))
+        allowed = _WATCH_LEVEL + 4 * math.sqrt(_WATCH_LEVEL * (1 - _WATCH_LEVEL) / highest.size)
+        return TestResult.of_watched(seen, audit.wm, highest, alarms, sound=alarms <= allowed)
+
     if seen.convicted:
         why = f"not needed: the watched test was decided after {seen.asked} of {len(prompts)} prompts"
-        found["answers, all"] = TestResult(name="answers, all", applied=False, why=why)
+        fixed: Judge = lambda seed: TestResult(name="answers, all", applied=False, why=why)  # noqa: E731
     else:
-        found["answers, all"] = _scored_answers(audit, asked, answers, keep)
-    return found
+        fixed = _scored_answers(audit, asked, answers, keep)
+    return {"answers, watched": judge, "answers, all": fixed}
 
 
 def _filter(audit: Case) -> Ids:
@@ -216,13 +234,13 @@ def _scored_answers(
     keep: Ids,
     note: str = "",
     name: str = "answers, all",
-) -> TestResult:
+) -> Judge:
     with audit.timed("statistics"):
         try:
             found = querying.score_answers(prompts, answers, audit.wm, keep=keep)
         except ValueError as error:
             raise AuditError(f"the suspect's answers cannot be scored: {error}") from error
-        return _judged(audit, name, found.evidence, note)
+    return lambda seed: _judged(audit, name, found.evidence, seed, note)
 
 
 def _local(audit: Case, opened: OpenModel, progress: bool) -> Suspect:

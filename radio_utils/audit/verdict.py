@@ -33,7 +33,8 @@ class TestResult:
     ``ks_p`` compares the p-values of ``decoys`` keys that nobody used with a uniform distribution, ``lowest_decoy`` is the
     smallest of their log10 p; a watched test has ``alarms``, the share of decoys that ever looked convincing at 5 %. A
     test whose decoys misbehave is not ``sound`` and convicts nobody. ``smallest_effect`` is what so many pairs would find
-    nine times in ten, ``needed_pairs`` how many pairs the effect that was seen would need for that.
+    nine times in ten, ``needed_pairs`` how many pairs the effect that was seen would need for that. Results are equal where
+    they found the same in the same evidence, whichever decoys were drawn.
     """
 
     __test__ = False  # pytest: no test class
@@ -48,9 +49,9 @@ class TestResult:
     log10_p: float | None = None
     log10_corrected: float | None = None
     decoys: int | None = None
-    ks_p: float | None = None
-    lowest_decoy: float | None = None
-    alarms: float | None = None
+    ks_p: float | None = field(default=None, compare=False)
+    lowest_decoy: float | None = field(default=None, compare=False)
+    alarms: float | None = field(default=None, compare=False)
     sound: bool = True
     smallest_effect: float | None = None
     needed_pairs: int | None = None
@@ -130,7 +131,10 @@ class Verdict:
 
     ``outcome`` is "convicted" (a sound test's corrected p is at most α), "not convicted" (no evidence, which is no proof of
     innocence), or "void" (the tests cannot be believed here: decoy keys or the reference model show the trace too).
-    ``counted`` tests share α: those that applied, and those that would have with another key.
+    ``counted`` tests share α: those that applied, and those that would have with another key. Decoy keys came from
+    ``decoy_entropy``. ``commitment`` is the file, hash and date of the commitment that the key opened; None: when the key
+    was fixed is not proved. ``earlier`` lists the audits of the same suspect in folders beside this one's, and
+    ``short_key`` says whether the key could be found by trying.
     """
 
     outcome: Outcome
@@ -146,6 +150,15 @@ class Verdict:
     fingerprint: str
     seconds: dict[str, float]
     folder: str
+    decoy_entropy: str = ""
+    commitment: dict[str, str] | None = None
+    earlier: tuple[dict[str, Any], ...] = ()
+    short_key: str = ""
+
+    @property
+    def rehearsal(self) -> bool:
+        """Whether a key was allowed that others know, so that the verdict accuses nobody."""
+        return bool(self.settings.get("rehearsal"))
 
     @property
     def convicted(self) -> bool:

@@ -540,6 +540,7 @@ def test_prompts_that_belong_to_texts_too_short_are_none(world: World, audit: An
 
 def test_one_verdict_for_one_request(world: World, tmp_path: Path) -> None:
     options = {"window": 1, "max_queries": 40, "max_tokens": 24, "decoys": 99, "access": "both", "key": KEY}
+    options["decoy_entropy"] = "0123456789abcdef" * 2
     found = [
         audit_suspect(world.guilty, watermarked_texts=world.used, output_dir=str(tmp_path / name), **options)
         for name in ("a", "b")

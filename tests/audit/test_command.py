@@ -46,7 +46,7 @@ def guilty() -> Iterator[Server]:
 def command(world: World, out: Path, suspect: str, **changes: Any) -> list[str]:
     settings: dict[str, Any] = {
         "suspect": suspect, "watermarked_texts": world.used, "key_env": "ALICE_KEY", "window": 1, "gamma": GAMMA,
-        "decoys": 99, "max_queries": 80, "max_tokens": 24, "output_dir": str(out),
+        "decoys": 99, "decoy_entropy": "5a" * 16, "max_queries": 80, "max_tokens": 24, "output_dir": str(out),
     }  # fmt: skip
     if suspect.startswith("http"):
         settings |= {"suspect_model": "bob", "tokenizer": world.base}

@@ -11,8 +11,8 @@ from trials import DELTA, GAMMA, KEY, LENGTH, WORDS, write_ids
 
 from radio_utils import GreenList, GumbelMax, detection, planning
 from radio_utils.audit import AuditError, Request, preflight
-from radio_utils.audit.request import make_watermark
 from radio_utils.audit.texts import Texts
+from radio_utils.keys import make_watermark
 
 
 def texts_of(ids: Any) -> Texts:

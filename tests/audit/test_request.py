@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from radio_utils import GreenList, GumbelMax, compat
 from radio_utils.audit import AuditError, Request, read_key
-from radio_utils.audit.request import SCHEMES, _parsed_key, make_watermark
+from radio_utils.keys import SCHEMES, make_watermark, parsed_key
 
 GIVEN: dict[str, Any] = {"suspect": "bob", "watermarked_texts": "marked.jsonl", "key": "k"}
 
@@ -109,10 +109,10 @@ def test_keys_come_from_the_environment_or_a_file(monkeypatch: pytest.MonkeyPatc
 
 @given(st.binary(min_size=1), st.integers(-(10**29), 10**29), st.text(min_size=1).filter(lambda text: ":" not in text))
 def test_every_key_can_be_written_down(raw: bytes, number: int, text: str) -> None:
-    assert _parsed_key(f"hex:{raw.hex()}", "there", "green list") == raw
-    assert _parsed_key(f"int:{number}", "there", "green list") == number
-    assert _parsed_key(text, "there", "gumbel max") == text
-    assert _parsed_key(str(number), "there", "released green list") == number
+    assert parsed_key(f"hex:{raw.hex()}", "there", "green list") == raw
+    assert parsed_key(f"int:{number}", "there", "green list") == number
+    assert parsed_key(text, "there", "gumbel max") == text
+    assert parsed_key(str(number), "there", "released green list") == number
 
 
 @pytest.mark.parametrize(
