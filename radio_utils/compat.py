@@ -428,6 +428,10 @@ class _PermutationList(Watermark):
         """log10 P(Binomial(count, γ + share) ≥ total), a bound."""
         return log10_binomial_allowing(total, count, self.gamma, share)
 
+    def log10_p_between(self, total: float, count: int, other_total: float, other_count: int) -> float:
+        """Fisher's exact test of two shares of green."""
+        return pvalues.log10_fisher(total, count, other_total, other_count)
+
     def log10_p_above(self, total: ArrayLike, count: ArrayLike) -> Any:
         """log10 P(Binomial(count, γ) > total), −∞ where every token is green."""
         return pvalues.log10_binomial_above(total, count, self.gamma)
@@ -571,6 +575,10 @@ class ReleasedGumbelMax(Watermark):
     def log10_p(self, total: ArrayLike, count: ArrayLike) -> Any:
         """log10 P(Gamma(count, 1) ≥ total)."""
         return pvalues.log10_gamma_tail(total, count)
+
+    def log10_p_between(self, total: float, count: int, other_total: float, other_count: int) -> float:
+        """The F test of two means of exponentials."""
+        return pvalues.log10_exponential_ratio(total, count, other_total, other_count)
 
     def logits_processor(self) -> Any:
         """A processor for transformers' ``generate(logits_processor=[…])``."""

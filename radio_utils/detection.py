@@ -228,6 +228,41 @@ def judge(found: ev.Evidence, wm: Watermark, *, respelt: float = 0.0) -> Detecti
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Whether a suspect leans towards the key more than the model that he was made from.
+
+    ``added`` pairs are the suspect's and not his base's, with mean score ``score``; ``base`` pairs are his base's, with
+    mean ``base_score``. ``log10_p`` tests H₀ "what he added scores no higher than what his base had": a base with a trace
+    of its own then convicts nobody who added nothing.
+    """
+
+    added: int
+    score: float
+    base: int
+    base_score: float
+    log10_p: float
+
+
+def compare(found: ev.Evidence, base: ev.Evidence, wm: Watermark) -> Comparison:
+    """Compare a suspect's pairs with those of his base at the same places (``places_of`` of ``Predictions.evidence``).
+
+    The test is exact for two sets of pairs with one chance of green (or one mean score), whatever that is. Raises
+    ``ValueError`` for evidence that was collected otherwise than with the watermark's window and vocabulary.
+    """
+    check_evidence(found, wm)
+    check_evidence(base, wm)
+    own = found.without(base)
+    (total, count), (other, others) = _scored(own, wm), _scored(base, wm)
+    return Comparison(
+        added=count,
+        score=total / count if count else float("nan"),
+        base=others,
+        base_score=other / others if others else float("nan"),
+        log10_p=wm.log10_p_between(total, count, other, others),
+    )
+
+
 Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 

@@ -108,6 +108,7 @@ class Predictions:
         dedup: ev.Dedup = "window+token",
         skip_seen: bool = True,
         full_context: bool = False,
+        places_of: Predictions | None = None,
     ) -> ev.Evidence:
         """The (window, prediction) pairs that may be scored.
 
@@ -117,14 +118,20 @@ class Predictions:
         ``keep`` is the filter φ [m, k]. ``full_context`` says that each prompt ends with the very tokens that Alice's model
         had before the text, and that the prompt's own beginning was not drawn under the key; otherwise a template may stand
         between the two, and before the prompt, and draws there are hidden. ``skip_seen=False`` scores every place, which is
-        sound only where the text knows nothing of the key: it is there to show why.
+        sound only where the text knows nothing of the key: it is there to show why. ``places_of``, another model's
+        predictions of the same texts, chooses the places in this one's stead: two models are then scored at the same ones.
+
+        Raises ``ValueError`` where ``places_of`` is of other texts.
         """
         packing = ev.Packing(window, vocab_size)
         collector = ev.Collector(packing, keep=keep, dedup=dedup)
         places = _Places.of(self, window, full_context)
+        leader = places if places_of is None else _Places.of(places_of, window, full_context)
+        if not (np.array_equal(leader.ids, places.ids) and np.array_equal(leader.asked, places.asked)):
+            raise ValueError("places_of must be predictions of the same texts; let both models read the same ones")
         chosen = places.known & (places.predicted >= 0)
         if skip_seen:
-            chosen &= _sealed(places, shared)
+            chosen &= _sealed(leader, shared)
             chosen[chosen] = ~_explained(places, shared, chosen)
         windows, tokens = places.windows(chosen), places.predicted[chosen]
         collector.add_words(packing.pack([*windows.T, tokens]), int(np.count_nonzero(places.asked)))

@@ -46,6 +46,27 @@ def log10_binomial_tail(successes: ArrayLike, trials: ArrayLike, rate: float) ->
     return result[()] if result.ndim == 0 else result
 
 
+def log10_fisher(successes: float, trials: int, other_successes: float, other_trials: int) -> float:
+    """log10 P of so many successes or more among the first trials, given those in all (Fisher's exact test)."""
+    if trials == 0 or other_trials == 0:
+        return 0.0
+    from scipy import stats  # slow to import, and rarely needed
+
+    every = trials + other_trials, round(successes + other_successes), trials
+    return min(0.0, float(stats.hypergeom.logsf(round(successes) - 1, *every)) / _LN10)
+
+
+def log10_exponential_ratio(total: float, count: int, other_total: float, other_count: int) -> float:
+    """log10 P that the first of two sums of exponentials of one mean has so large a share of both, or a larger one.
+
+    The share is Beta(count, other_count), whose tail is that of a binomial.
+    """
+    if count == 0 or other_count == 0 or total + other_total == 0:
+        return 0.0
+    left = other_total / (total + other_total)
+    return float(log10_binomial_tail(other_count, count + other_count - 1, left)) if 0 < left < 1 else 0.0
+
+
 def log10_binomial_above(successes: ArrayLike, trials: ArrayLike, rate: float) -> Any:
     """log10 P(X > successes) for X ~ Binomial(trials, rate): −∞ where every trial succeeded. Errors as for the tail."""
     s, n = np.asarray(successes, np.float64), np.asarray(trials, np.float64)

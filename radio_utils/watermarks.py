@@ -62,6 +62,14 @@ class Watermark(abc.ABC):
         found = np.asarray(self.log10_p(total, count), np.float64)
         return np.minimum(0.0, found - np.asarray(count) * np.log10(1.0 - share))[()] if share else found[()]
 
+    def log10_p_between(self, total: float, count: int, other_total: float, other_count: int) -> float:
+        """log10 p of "these scores are no larger than those": totals over two disjoint sets of distinct pairs.
+
+        Exact where all scores have one common law of the scheme's family, whatever its mean; that law may be marked.
+        Raises ``ValueError`` for a scheme of which no such test is known.
+        """
+        raise ValueError(f"two sets of pairs cannot be compared under the scheme {self.scheme!r}; test each by itself")
+
     @abc.abstractmethod
     def logits_processor(self) -> Any:
         """A processor for transformers' ``generate(logits_processor=[…])``."""
@@ -364,6 +372,10 @@ class GreenList(_Keyed):
         """log10 P(Binomial(count, γ + share) ≥ total), which is a bound: γ / (1 − share) ≤ γ + share."""
         return log10_binomial_allowing(total, count, self.gamma, share)
 
+    def log10_p_between(self, total: float, count: int, other_total: float, other_count: int) -> float:
+        """Fisher's exact test of two shares of green."""
+        return pvalues.log10_fisher(total, count, other_total, other_count)
+
     def log10_p_above(self, total: ArrayLike, count: ArrayLike) -> Any:
         """log10 P(Binomial(count, γ) > total), −∞ where every token is green."""
         return pvalues.log10_binomial_above(total, count, self.gamma)
@@ -469,6 +481,10 @@ class GumbelMax(_Keyed):
     def log10_p(self, total: ArrayLike, count: ArrayLike) -> Any:
         """log10 P(Gamma(count, 1) ≥ total)."""
         return pvalues.log10_gamma_tail(total, count)
+
+    def log10_p_between(self, total: float, count: int, other_total: float, other_count: int) -> float:
+        """The F test of two means of exponentials."""
+        return pvalues.log10_exponential_ratio(total, count, other_total, other_count)
 
     def logits_processor(self) -> Any:
         """A processor for transformers' ``generate(logits_processor=[…])``."""
