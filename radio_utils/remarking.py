@@ -32,6 +32,7 @@ import math
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -110,6 +111,24 @@ class RemarkControl:
         below = 1 + int(np.count_nonzero(self.strengths <= self.strength))
         above = 1 + int(np.count_nonzero(self.strengths >= self.strength))
         return min(1.0, 2.0 * min(below, above) / (self.strengths.size + 1))
+
+    def save(self, path: Path) -> None:
+        """Write everything as strict JSON."""
+        from radio_utils.artifacts import write_json
+
+        arrays = {name: None if (a := getattr(self, name)) is None else a.tolist() for name in ("worlds", "strengths")}
+        rest = {"log10_p": self.log10_p, "seed": str(self.seed), "keys": list(self.keys), "strength": self.strength}
+        write_json(path, rest | arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> RemarkControl:
+        """Read what :meth:`save` wrote."""
+        from radio_utils.artifacts import read_json
+
+        row = read_json(path)
+        strengths = None if row["strengths"] is None else np.array(row["strengths"])
+        keys, worlds = tuple(row["keys"]), np.array(row["worlds"])
+        return cls(row["log10_p"], worlds, int(row["seed"]), keys, row["strength"], strengths)
 
 
 def worlds_needed(alpha: float) -> int:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -194,6 +195,15 @@ def test_a_control_can_be_repeated_and_fresh_ones_differ() -> None:
     assert first.seed != controlled("none", 1, worlds=5, entropy=None).seed
     assert first.seed >= 2**64  # 128 bits of entropy; one in 2⁶⁴ is smaller
     assert len({*first.keys, wm_of("key 1").fingerprint}) == 6
+
+
+def test_a_control_comes_back_from_its_file(tmp_path: Path) -> None:
+    for control in (controlled("none", 1, worlds=5, entropy=None), ru.RemarkControl(-1.5, np.array([-0.25]), 0, ("a",))):
+        control.save(tmp_path / "control.json")
+        again = ru.RemarkControl.load(tmp_path / "control.json")
+        for name in ("log10_p", "seed", "keys", "strength", "rank", "ks_p", "strength_p"):
+            assert getattr(again, name) == getattr(control, name)
+        assert np.array_equal(again.worlds, control.worlds)
 
 
 def test_batched_writing_is_one_call_for_all_worlds() -> None:
