@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from radio_utils.membership import MembershipTest, membership_test, zlib_calibrated_losses
     from radio_utils.querying import SequentialVerdict, query_closed_model, query_until
     from radio_utils.reading import read_open_model
+    from radio_utils.remarking import RemarkControl, remark_control
 
 __version__ = "0.1.0"
 
@@ -34,6 +35,7 @@ __all__ = [
     "KeySearch",
     "MembershipTest",
     "NullAudit",
+    "RemarkControl",
     "SequentialVerdict",
     "Watermark",
     "audit_suspect",
@@ -45,18 +47,21 @@ __all__ = [
     "query_closed_model",
     "query_until",
     "read_open_model",
+    "remark_control",
     "which_key",
     "zlib_calibrated_losses",
 ]
 
 _LAZY = {
     "ContrastiveReading": "contrast",
+    "RemarkControl": "remarking",
     "SequentialVerdict": "querying",
     "MembershipTest": "membership",
     "membership_test": "membership",
     "query_closed_model": "querying",
     "query_until": "querying",
     "read_open_model": "reading",
+    "remark_control": "remarking",
     "zlib_calibrated_losses": "membership",
     "audit_suspect": "audit",
 }

@@ -131,6 +131,8 @@ class GumbelMaxProcessor(_WindowedProcessor):
     replaced by the logit: a constant of the row does not move the argmax, and nothing is divided.
     """
 
+    draws = True  # what comes out needs no truncation any more
+
     def __init__(self, wm: GumbelMax, sampling: Sampling | None = None) -> None:
         super().__init__(wm)
         self.wm, self.sampling = wm, sampling or Sampling(temperature=1.0)
@@ -169,7 +171,7 @@ class GumbelMaxProcessor(_WindowedProcessor):
     ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """The largest ℓ_v − log(−log r_v) of each row among some places of the flat logits, and its token: [n], [n]."""
         rows, tokens = np.divmod(places, logits.shape[1])
-        raced = logits[rows, tokens].astype(np.float64) - np.log(-np.log(self.wm.uniforms_of(windows[rows], tokens)))
+        raced = logits[rows, tokens].astype(np.float64) - np.log(-np.log(self.wm.uniforms_in(windows, rows, tokens)))
         best = np.full(logits.shape[0], -np.inf)
         np.maximum.at(best, rows, raced)
         winner = np.zeros(logits.shape[0], np.int64)
@@ -189,6 +191,53 @@ def processor_for(wm: Watermark | None, sampling: Sampling) -> Callable[[torch.T
     if isinstance(processor, GumbelMaxProcessor):
         processor.sampling = sampling
     return processor  # type: ignore[no-any-return]
+
+
+class _RowsProcessor:
+    """A batch whose rows are written under watermarks of their own, all of which draw, or none.
+
+    Rows under one scheme and many keys are done at once; schemes that cannot be are done key by key.
+    """
+
+    def __init__(self, wms: Sequence[Watermark], sampling: Sampling) -> None:
+        self._wms, self._sampling = list(wms), sampling
+        self._alone: dict[Watermark, Any] = {}  # processors of single keys, which may keep what they have worked out
+        self._share_out()
+        drawing = {isinstance(processor, GumbelMaxProcessor) for processor, _ in self._parts}
+        if len(drawing) > 1:
+            raise ValueError("wm mixes schemes that draw the token (Gumbel-max) with others; generate each kind alone")
+        self.draws = True in drawing
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Only some rows of the batch go on."""
+        self._wms = [self._wms[i] for i in rows.tolist()]
+        self._share_out()
+
+    def __call__(self, input_ids: torch.Tensor, scores: Logits) -> Logits:
+        """input_ids [n, t], scores [n, ≥V] → scores, each row as the processor of its own watermark changes it."""
+        if len(self._parts) == 1:
+            return self._parts[0][0](input_ids, scores)  # type: ignore[no-any-return]
+        changed = torch.empty_like(scores)
+        for processor, rows in self._parts:
+            at = torch.tensor(rows, device=scores.device)
+            changed[at] = processor(input_ids[at], scores[at])
+        return changed
+
+    def _share_out(self) -> None:
+        groups: dict[Any, list[int]] = {}
+        for row, wm in enumerate(self._wms):
+            alike: Any = wm
+            if type(wm) is GreenList or type(wm) is GumbelMax:
+                alike = wm.embedding
+            groups.setdefault(alike, []).append(row)
+        self._parts = [(self._processor(alike, [self._wms[i] for i in rows]), rows) for alike, rows in groups.items()]
+
+    def _processor(self, alike: Any, wms: list[Any]) -> Any:
+        if not isinstance(alike, Watermark):
+            return processor_for(wms[0].in_rows(wms), self._sampling)
+        if alike not in self._alone:
+            self._alone[alike] = processor_for(alike, self._sampling)
+        return self._alone[alike]
 
 
 def _checked_prompts(prompts: Sequence[ArrayLike], vocab_size: int, shortest: int) -> list[NDArray[np.int64]]:
@@ -217,7 +266,7 @@ def generate(
     *,
     max_new_tokens: int,
     sampling: Sampling | None = None,
-    wm: Watermark | None = None,
+    wm: Watermark | Sequence[Watermark] | None = None,
     generator: torch.Generator | None = None,
     stop_tokens: Sequence[int] = (),
     batch_size: int = 128,
@@ -225,14 +274,19 @@ def generate(
 ) -> list[NDArray[np.int64]]:
     """Continue each prompt (a token-id sequence) until a stop token or ``max_new_tokens``.
 
+    ``wm`` is the watermark of all, or a sequence of one for each prompt; texts of different keys share their batches.
     Returns the new tokens of each prompt, in the prompts' order, the stop token left out. The randomness of a prompt
     depends on ``generator`` and on the whole list, not on the batch alone: call it with the same list to repeat it.
     """
     sampling = sampling or Sampling()
     if max_new_tokens < 1 or batch_size < 1:
         raise ValueError(f"max_new_tokens and batch_size must be at least 1, got {max_new_tokens} and {batch_size}")
-    arrays = _checked_prompts(prompts, model.get_input_embeddings().weight.shape[0], 1 if wm is None else wm.window)
-    processor = processor_for(wm, sampling)
+    wms = [] if wm is None else [wm] if isinstance(wm, Watermark) else list(wm)
+    if wm is not None and not isinstance(wm, Watermark) and len(wms) != len(prompts):
+        raise ValueError(f"wm must be one watermark, or one for each of the {len(prompts)} prompts, got {len(wms)}")
+    shortest = max((one.window for one in wms), default=1)
+    arrays = _checked_prompts(prompts, model.get_input_embeddings().weight.shape[0], shortest)
+    shared = None if len(wms) > 1 else processor_for(wms[0] if wms else None, sampling)
     device = next(model.parameters()).device
     order = sorted(range(len(arrays)), key=lambda i: arrays[i].size)  # equal lengths together: little padding
     results: list[NDArray[np.int64]] = [np.zeros(0, np.int64)] * len(arrays)
@@ -241,6 +295,7 @@ def generate(
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             batch = _Batch(model, [arrays[i] for i in rows], max_new_tokens, device)
+            processor = _RowsProcessor([wms[i] for i in rows], sampling) if len(wms) > 1 else shared
             for row, tokens in zip(rows, batch.run(sampling, processor, generator, stop_tokens), strict=True):
                 results[row] = tokens
             bar.update(len(rows))
@@ -322,7 +377,7 @@ class _Batch:
         for step in range(self.max_new):
             if processor is not None:
                 logits = processor(self.ids, logits)
-            if not isinstance(processor, GumbelMaxProcessor):
+            if not getattr(processor, "draws", False):
                 logits = warp(logits, sampling)
             token = logits.argmax(-1) if sampling.temperature == 0 else draw(logits, generator)
             going &= ~torch.isin(token, stops)
@@ -335,6 +390,8 @@ class _Batch:
                 rows = going.nonzero().squeeze(1)
                 owner, going, token = owner[rows], going[rows], token[rows]
                 self._select(rows)
+                if isinstance(processor, _RowsProcessor):
+                    processor.select(rows)
             logits = self._forward(token[:, None], self.positions[:, None], self.width + step + 1)
             self.positions = self.positions + 1
         return [row[row >= 0] for row in out.cpu().numpy()]

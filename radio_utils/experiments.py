@@ -19,10 +19,13 @@ from numpy.typing import NDArray
 from radio_utils import decoding
 from radio_utils.artifacts import Artifact, code_version, write_json
 from radio_utils.contrast import Contrast
+from radio_utils.detection import Detection, judge
 from radio_utils.evidence import Evidence, first_rows, shared_by
 from radio_utils.memory import needs_memory
 from radio_utils.predictions import Predictions
+from radio_utils.prf import derive_bytes
 from radio_utils.reading import read_contrast, read_predictions
+from radio_utils.remarking import RemarkControl, mean_score, remark_control
 from radio_utils.suspects import load_model
 from radio_utils.watermarks import Watermark
 from radio_utils.world import instructions, openings, training
@@ -122,6 +125,70 @@ def read_shard(
     version = code_version("reading.py", "predictions.py", "world/instructions.py", "world/mixtures.py")
     made = world.store.get("predictions", config, build, inputs=inputs, version=version)
     return Predictions.load(made / "predictions.npz")
+
+
+def remark(
+    world: World,
+    which: float | str,
+    setting: Literal["supervised", "unsupervised"],
+    *,
+    texts: int = 200,
+    worlds: int = 99,
+    seed: int | None = None,
+) -> RemarkControl:
+    """The re-marking control of reading mode: ``texts`` pairs of :func:`reading` among as many of ``worlds`` other keys.
+
+    The other keys come from ``seed``, which is derived from Alice's key if it is not given: the same in every run, and
+    unknown to Bob. Supervised, the real texts are a random part of what she wrote, and each world's the first: where she
+    repeats herself, that is not quite one pipeline.
+    """
+    if setting not in ("supervised", "unsupervised"):
+        raise ValueError(f"setting must be 'supervised' or 'unsupervised', got {setting!r}")
+    if seed is None:
+        seed = int.from_bytes(derive_bytes(world.key, "re-marking", 16), "big")
+    author: PairSet = "watermarked" if setting == "supervised" else "fresh"
+    real = list(world.used_by(which) if setting == "supervised" else world.pairs("fresh"))[:texts]
+    tokenizer, batch_size = world.tokenizer, world.preset.reading.batch_size
+
+    def build(folder: Path) -> None:
+        bob = world.bob(which)
+
+        def test(pairs: Sequence[Pair], wm: Watermark) -> Detection:
+            prompts, answers = instructions.written_ids(tokenizer, pairs)
+            with needs_memory("reading.batch_size"):
+                found = read_predictions(bob, answers, wm.vocab_size, prompts=prompts, batch_size=batch_size)
+            return judge(scored(world, found), wm)
+
+        control = remark_control(
+            lambda wms: world.remarked(wms, len(real)),
+            test,
+            world.watermark,
+            texts=real,
+            worlds=worlds,
+            batched=True,
+            strength=lambda pairs, wm: mean_score(instructions.written_ids(tokenizer, pairs)[1], wm),
+            seed=seed,
+            progress=f"re-marking control of Bob ({which}), {setting}" if world.progress else None,
+        )
+        control.save(folder / "control.json")
+
+    config = {
+        "setting": setting,
+        "texts": texts,
+        "worlds": worlds,
+        "keys": str(seed),
+        "self_instruct": world.preset.self_instruct.model_dump(),
+        "stand_in": world.stand_in(),
+        "run": world.run,
+        "seed": world.seed,
+    }
+    version = code_version(
+        "remarking.py", "reading.py", "predictions.py", "evidence.py", "detection.py", "decoding.py", "watermarks.py",
+        "prf.py", "world/instructions.py", "world/mixtures.py",
+    )  # fmt: skip
+    inputs = [world.made(which), world.written(author)]
+    artifact = world.store.get("re-marking", config, build, inputs=inputs, version=version)
+    return RemarkControl.load(artifact / "control.json")
 
 
 def pair_growth(world: World, which: float | str, *, parts: int = 24) -> tuple[list[int], list[int]]:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -80,7 +81,7 @@ class PRF:
 
     def absorb(self, steps: list[Words], count: int) -> Words:
         """State of ``count`` windows from the :func:`id_steps` of their columns, which serve any number of keys."""
-        state = np.full(count, self.round_keys[0], dtype=np.uint64)
+        state = np.full(count, self._keys(1)[0], dtype=np.uint64)
         spare = np.empty_like(state)
         for step in steps:
             state ^= step
@@ -107,10 +108,10 @@ class PRF:
 
     def _mix_in_place(self, x: Words, spare: Words) -> None:
         # in place and without fresh arrays: in blocks that fit the cache this is twice as fast
-        for shift, key, multiplier in zip((30, 27, 31), self.round_keys[1:], (_M1, _M2, _M1), strict=True):
+        for shift, key, multiplier in zip((30, 27, 31), self._keys(x.ndim)[1:], (_M1, _M2, _M1), strict=True):
             np.right_shift(x, np.uint64(shift), out=spare)
             np.bitwise_xor(x, spare, out=x)
-            np.bitwise_xor(x, np.uint64(key), out=x)
+            np.bitwise_xor(x, key, out=x)
             np.multiply(x, np.uint64(multiplier), out=x)
         np.right_shift(x, np.uint64(32), out=spare)
         np.bitwise_xor(x, spare, out=x)
@@ -119,7 +120,8 @@ class PRF:
         """The torch twin of :meth:`hash_windows`: ints [n, k] → int64 [n] with the same bits, on the tensor's device."""
         import torch
 
-        state = torch.full(windows.shape[:1], _signed(self.round_keys[0]), dtype=torch.int64, device=windows.device)
+        state = torch.zeros(windows.shape[:1], dtype=torch.int64, device=windows.device)
+        state ^= self._torch_keys(state)[0]
         for column in windows.to(torch.int64).unbind(1):
             state = self._mix_torch(state ^ ((column + 1) * _signed(_ID_STEP)))
         return state
@@ -131,11 +133,41 @@ class PRF:
         return self._mix_torch(states + (indices.to(torch.int64) + 1) * _signed(_WORD_STEP))
 
     def _mix_torch(self, x: torch.Tensor) -> torch.Tensor:
-        _, k1, k2, k3 = (_signed(k) for k in self.round_keys)
+        _, k1, k2, k3 = self._torch_keys(x)
         x = ((x ^ _shift_right(x, 30)) ^ k1) * _signed(_M1)
         x = ((x ^ _shift_right(x, 27)) ^ k2) * _signed(_M2)
         x = ((x ^ _shift_right(x, 31)) ^ k3) * _signed(_M1)
         return x ^ _shift_right(x, 32)
+
+    def _keys(self, ndim: int) -> list[Any]:
+        """The round keys as unsigned words that broadcast against an array of ``ndim`` axes."""
+        return [np.uint64(key) for key in self.round_keys]
+
+    def _torch_keys(self, like: torch.Tensor) -> list[Any]:
+        """The round keys as signed words that broadcast against a tensor."""
+        return [_signed(key) for key in self.round_keys]
+
+
+class RowPRF(PRF):
+    """Several PRFs side by side, for a batch under generation: row i of whatever is asked has the key of ``prfs[i]``."""
+
+    def __init__(self, prfs: Sequence[PRF]) -> None:
+        self._table = np.array([prf.round_keys for prf in prfs], np.uint64)
+
+    def at(self, rows: NDArray[np.intp]) -> RowPRF:
+        """The PRFs of some rows, in their order; a row may be asked for several times."""
+        chosen = RowPRF([])
+        chosen._table = self._table[rows]
+        return chosen
+
+    def _keys(self, ndim: int) -> list[Any]:
+        return [column.reshape(-1, *[1] * (ndim - 1)) for column in self._table.T]
+
+    def _torch_keys(self, like: torch.Tensor) -> list[Any]:
+        import torch
+
+        table = torch.from_numpy(self._table.view(np.int64)).to(like.device)
+        return [column.reshape(-1, *[1] * (like.ndim - 1)) for column in table.T]
 
 
 def id_steps(ids: NDArray[Any]) -> Words:

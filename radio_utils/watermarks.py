@@ -10,16 +10,17 @@ explained from first principles in the chapter "Decoding and watermarking".
 from __future__ import annotations
 
 import abc
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from radio_utils import pvalues
 from radio_utils.parallel import side_by_side
-from radio_utils.prf import PRF, Key, Words, derive_bytes, id_steps, word_steps
+from radio_utils.prf import PRF, Key, RowPRF, Words, derive_bytes, id_steps, word_steps
 
 if TYPE_CHECKING:
     import torch
@@ -245,7 +246,24 @@ class _Keyed(Watermark):
 
     @abc.abstractmethod
     def _parameters(self) -> tuple[object, ...]:
-        """All but the key."""
+        """All that scores depend on but the key."""
+
+    @property
+    def embedding(self) -> tuple[object, ...]:
+        """All that generation depends on but the key."""
+        return self._parameters()
+
+    def in_rows(self, others: Sequence[_Keyed]) -> Self:
+        """The same scheme for the processor of a batch whose row i is written under the key of ``others[i]``.
+
+        ``others`` have the same :attr:`embedding`. It knows whole rows only, and no fingerprint.
+        """
+        return self._with_prf(RowPRF([other._prf for other in others]))
+
+    def _with_prf(self, prf: PRF) -> Self:
+        changed = copy.copy(self)
+        changed._prf = prf
+        return changed
 
 
 class LaneBuffer:
@@ -311,6 +329,11 @@ class GreenList(_Keyed):
 
     def _parameters(self) -> tuple[object, ...]:
         return (self.scheme, self.vocab_size, self.window, self.gamma)
+
+    @property
+    def embedding(self) -> tuple[object, ...]:
+        """All that generation depends on but the key: the bias too."""
+        return (*self._parameters(), self.delta)
 
     def _token_parts(self, tokens: NDArray[np.int64]) -> tuple[Words, ...]:
         lanes = 64 // self.lane_bits
@@ -437,12 +460,24 @@ class GumbelMax(_Keyed):
 
     def uniforms(self, windows: ArrayLike, tokens: ArrayLike) -> Floats:
         """The number r of each pair, strictly inside (0, 1): 52 bits and a half."""
-        return self.uniforms_of(*self.checked(windows, tokens))
+        return self._uniforms_of(*self.checked(windows, tokens))
 
-    def uniforms_of(self, windows: NDArray[np.int64], tokens: NDArray[np.int64]) -> Floats:
-        """:meth:`uniforms` of ids that need no check: a processor's windows may hold a model's padding ids."""
+    def _uniforms_of(self, windows: NDArray[np.int64], tokens: NDArray[np.int64]) -> Floats:
         found = [self._uniforms(self._states(block), block) for block in self._blocks(windows, tokens)]
         return np.concatenate(found) if found else np.zeros(0)
+
+    def uniforms_in(self, windows: NDArray[np.int64], rows: NDArray[np.intp], tokens: NDArray[np.int64]) -> Floats:
+        """The number r of ``tokens`` [m] in the ``rows`` [m] of a processor's windows [n, k]; float array [m].
+
+        Nothing is checked: a processor's windows may hold a model's padding ids.
+        """
+        if not isinstance(self._prf, RowPRF):
+            return self._uniforms_of(windows[rows], tokens)
+        # equal windows of neighbouring rows have different keys: no pair may stand for another
+        steps = [id_steps(column) for column in windows[rows].T]
+        block = _Block(steps, tokens.size, None, tokens, self._token_parts(tokens))
+        own = self._with_prf(self._prf.at(rows))
+        return own._uniforms(own._states(block), block)
 
     def _scores(self, states: Words, block: _Block) -> Floats:
         """−ln(1 − r), a unit exponential under the null."""

@@ -24,7 +24,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from radio_utils import GreenList, GumbelMax, detect
+from radio_utils import GreenList, GumbelMax, compat, detect
 from radio_utils.decoding import Sampling, apply_temperature, draw, generate, keep_nucleus, keep_top_k, warp
 
 V = 96
@@ -232,3 +232,62 @@ def test_bad_input_is_named(prompts: Any, options: dict[str, Any], words: str) -
 
 def test_no_prompts_give_no_texts() -> None:
     assert generate(tiny("llama"), [], max_new_tokens=3) == []
+
+
+def own_keys(kind: str, count: int) -> list[Any]:
+    makers: dict[str, Any] = {
+        "green": lambda key: GreenList(key, V, 2),
+        "gumbel": lambda key: GumbelMax(key, V, 2),
+        "released green": lambda key: compat.ReleasedGreenList(key, V, 2),
+        "released gumbel": lambda key: compat.ReleasedGumbelMax(key, V, 2),
+        "selfhash": lambda key: compat.TransformersGreenList(
+            {"hashing_key": 2 * key + 1, "seeding_scheme": "selfhash", "context_width": 2}, V
+        ),
+        "different": lambda key: GreenList(key, V, 1 + key % 2, gamma=(0.25, 0.5, 0.3)[key % 3], delta=1.0 + key),
+    }
+    return [makers[kind](key) for key in range(1, count + 1)]
+
+
+@pytest.mark.parametrize("kind", ["green", "gumbel", "released green", "released gumbel", "selfhash", "different"])
+@pytest.mark.parametrize("batch_size", [3, 64])
+def test_rows_of_different_keys_are_those_of_each_key_alone(kind: str, batch_size: int) -> None:
+    """Greedy, or drawn by the key: no text depends on chance, so each must be the same token by token."""
+    prompts, wms = [prompt for prompt in mixed_prompts(24, seed=2) if prompt.size > 1], own_keys(kind, 5)
+    options: dict[str, Any] = {
+        "max_new_tokens": 16, "sampling": Sampling(1.0 if "gumbel" in kind else 0.0), "stop_tokens": range(20),
+        "batch_size": batch_size,
+    }  # fmt: skip
+    owner = [wms[i % 5] for i in range(len(prompts))]
+    together = generate(tiny("llama"), prompts, wm=owner, **options)
+    alone = {wm: generate(tiny("llama"), prompts, wm=wm, **options) for wm in wms}
+    for i, (text, wm) in enumerate(zip(together, owner, strict=True)):
+        assert np.array_equal(text, alone[wm][i])
+    assert len({text.size for text in together}) > 4  # rows left the batch at different steps
+
+
+def test_rows_of_different_keys_are_drawn_by_the_law_of_their_own() -> None:
+    wms, prompt, repeats = own_keys("green", 3), np.array([7, 30, 11]), 4000
+    generator = torch.Generator().manual_seed(2)
+    owner = [wms[i % 3] for i in range(3 * repeats)]
+    options: dict[str, Any] = {"max_new_tokens": 1, "sampling": Sampling(0.9), "batch_size": 999}
+    texts = generate(tiny("llama"), [prompt] * len(owner), wm=owner, generator=generator, **options)
+    with torch.no_grad():
+        logits = tiny("llama")(torch.from_numpy(prompt)[None]).logits[0, -1]
+    for k, wm in enumerate(wms):
+        green = torch.from_numpy(wm.green_rows(prompt[None, -2:])[0])
+        expected = repeats * ((logits + wm.delta * green) / 0.9).softmax(-1).double().numpy()
+        observed = np.bincount([int(text[0]) for text in texts[k::3]], minlength=V)
+        often = expected >= 5
+        rest = [observed[~often].sum()], [expected[~often].sum()]
+        observed, expected = np.append(observed[often], rest[0]), np.append(expected[often], rest[1])
+        assert stats.chisquare(observed, expected * observed.sum() / expected.sum()).pvalue > 1e-4
+
+
+def test_one_watermark_a_prompt_or_one_for_all() -> None:
+    wms = own_keys("green", 3)
+    with pytest.raises(ValueError, match="one for each of the 2 prompts, got 3"):
+        generate(tiny("llama"), [[1, 2], [3, 4]], wm=wms, max_new_tokens=2)
+    with pytest.raises(ValueError, match="mixes schemes that draw the token"):
+        generate(tiny("llama"), [[1, 2], [3, 4]], wm=[wms[0], GumbelMax(1, V, 2)], max_new_tokens=2)
+    with pytest.raises(ValueError, match="at least 2 token ids"):
+        generate(tiny("llama"), [[1, 2], [3]], wm=wms[:2], max_new_tokens=2)

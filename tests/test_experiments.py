@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from worlds import again, small
 
-from radio_utils import decoding, detect, experiments, reading
+from radio_utils import decoding, detect, detection, experiments, reading
 from radio_utils.artifacts import Store
 from radio_utils.evidence import Evidence
 from radio_utils.membership import losses
+from radio_utils.remarking import other_keys
 from radio_utils.suspects import load_model
 from radio_utils.world import instructions, openings
 from radio_utils.world.instructions import Pair
@@ -57,6 +58,35 @@ def test_answers_come_from_the_store(world: World, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(World, "suspect", lambda *_: pytest.fail("asked again"))
     same = experiments.answers(again(world), 0.5, "fresh", 10)
     assert all(np.array_equal(a, b) for a, b in zip(answers, same[1], strict=True))
+
+
+@pytest.mark.parametrize("setting", ["supervised", "unsupervised"])
+def test_the_control_of_a_world_puts_one_test_to_all_keys(
+    world: World, setting: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    control = experiments.remark(world, 0.5, setting, texts=6, worlds=4)
+    real = (world.used_by(0.5) if setting == "supervised" else world.pairs("fresh"))[:6]
+    wms = other_keys(world.watermark, 4, control.seed)
+    assert control.keys == tuple(wm.fingerprint for wm in wms)
+    bob, strengths = world.bob(0.5), control.strengths
+    assert strengths is not None
+
+    def directly(pairs: Any, wm: Any) -> Any:
+        return pytest.approx(detection.judge(read_directly(world, bob, pairs), wm).log10_p, abs=0.3)  # up to ties
+
+    assert control.log10_p == directly(real, world.watermark)
+    for p, strength, wm, pairs in zip(control.worlds, strengths, wms, world.remarked(wms, 6), strict=True):
+        assert len(set(pairs)) == 6
+        assert p == directly(pairs, wm)
+        assert strength == detect(instructions.answer_ids(world.tokenizer, pairs), wm).score
+        assert strength > 0.35  # marked under its own key
+    monkeypatch.setattr(World, "bob", lambda *_, **__: pytest.fail("read again"))
+    assert np.array_equal(experiments.remark(again(world), 0.5, setting, texts=6, worlds=4).worlds, control.worlds)
+
+
+def test_the_control_refuses_settings_without_marked_text(world: World) -> None:
+    with pytest.raises(ValueError, match="setting must be"):
+        experiments.remark(world, 0.5, "plain")  # type: ignore[arg-type]
 
 
 def test_supervised_prompts_are_those_bob_used_again_and_again(world: World) -> None:

@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
 
-from radio_utils.prf import PRF, Key, derive_bytes
+from radio_utils.prf import PRF, Key, RowPRF, derive_bytes
 
 GOLDEN = Path(__file__).parent / "golden" / "prf.json"
 MODULES = (
-    "prf", "pvalues", "watermarks", "compat", "evidence", "detection", "corpora", "weighted", "eprocess", "contrast"
+    "prf", "pvalues", "watermarks", "compat", "evidence", "detection", "corpora", "weighted", "eprocess", "contrast",
+    "remarking",
 )  # fmt: skip
 CORE = ("radio_utils", *(f"radio_utils.{name}" for name in MODULES))
 MASK = (1 << 64) - 1
@@ -283,3 +284,22 @@ def test_the_core_imports_and_works_without_torch(blocked: bool) -> None:
     code = "import sys\n" + (BLOCK_TORCH if blocked else "") + imports + NO_TORCH + USE_THE_CORE + NO_TORCH
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=12), st.integers(1, 4), st.integers(0, 2**31))
+def test_rows_of_different_keys_have_the_bits_of_their_own(keys: list[int], width: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    windows, indices = rng.integers(0, 50_000, (len(keys), width)), rng.integers(0, 1000, 7)
+    rows = RowPRF([PRF(key) for key in keys])
+    states = rows.hash_windows(windows)
+    words = rows.words(states[:, None], indices)
+    for i, key in enumerate(keys):
+        alone = PRF(key).hash_windows(windows[i : i + 1])
+        assert states[i] == alone[0]
+        assert np.array_equal(words[i], PRF(key).words(alone[:, None], indices)[0])
+    twins = rows.hash_windows_torch(torch.from_numpy(windows))
+    assert np.array_equal(twins.numpy().view(np.uint64), states)
+    assert np.array_equal(rows.words_torch(twins[:, None], torch.from_numpy(indices)).numpy().view(np.uint64), words)
+    chosen = rng.integers(0, len(keys), 9)
+    again = rows.at(chosen)
+    assert np.array_equal(again.hash_windows(windows[chosen]), states[chosen])

@@ -367,3 +367,20 @@ def test_padding_does_not_change_what_transformers_generates(wm: Watermark) -> N
     options = {"do_sample": False, "max_new_tokens": 12, "pad_token_id": 0, "logits_processor": [wm.logits_processor()]}
     alone = model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)[0, 4:]
     assert torch.equal(model.generate(padded, attention_mask=mask, **options)[0, 7:], alone)
+
+
+def test_schemes_in_rows_are_each_key_alone_on_every_path() -> None:
+    rng = np.random.default_rng(0)
+    keys, windows = [3, 4, 3, 5, 4], np.array([[1, 2], [1, 2], [7, 8], [7, 8], [7, 8]])
+    greens, gumbels = [GreenList(key, 60, 2) for key in keys], [GumbelMax(key, 60, 2) for key in keys]
+    at_once = greens[0].in_rows(greens)
+    expected = np.concatenate([wm.green_rows(row[None]) for wm, row in zip(greens, windows, strict=True)])
+    assert np.array_equal(at_once.is_green(at_once.lane_buffer().rows(windows)), expected)
+    assert np.array_equal(at_once.green_rows_torch(torch.from_numpy(windows)).numpy(), expected)
+
+    drawn = gumbels[0].in_rows(gumbels)
+    rows, tokens = rng.integers(0, 5, 80), rng.integers(0, 60, 80)
+    each = [gumbels[row].uniforms(windows[row][None], [token])[0] for row, token in zip(rows, tokens, strict=True)]
+    assert np.array_equal(drawn.uniforms_in(windows, rows, tokens), each)
+    assert np.array_equal(gumbels[0].uniforms_in(windows, rows, tokens), gumbels[0].uniforms(windows[rows], tokens))
+    assert np.array_equal(drawn.uniform_rows_torch(torch.from_numpy(windows)).numpy()[rows, tokens], each)

@@ -141,42 +141,71 @@ def self_instruct(
     Raises ``ValueError`` without demonstrations or with another tokenizer's watermark, and :class:`TooFewPairsError` when
     under a twentieth of the texts parse.
     """
+    return self_instruct_under(
+        model, tokenizer, demonstrations, count, [wm],
+        shown=shown, sampling=sampling, max_new_tokens=max_new_tokens, generator=generator, batch_size=batch_size,
+        progress=progress,
+    )[0]  # fmt: skip
+
+
+def self_instruct_under(
+    model: Any,
+    tokenizer: Any,
+    demonstrations: Sequence[Pair],
+    count: int,
+    wms: Sequence[Watermark] | Sequence[Watermark | None],
+    *,
+    shown: int,
+    sampling: decoding.Sampling,
+    max_new_tokens: int,
+    generator: np.random.Generator,
+    batch_size: int = 256,
+    progress: str | None = None,
+) -> list[list[Pair]]:
+    """:func:`self_instruct` under each of several watermarks, or the only one may be None, in shared batches.
+
+    Returns ``count`` pairs for each. Every world has demonstrations of its own, drawn alike and without any key.
+    """
     if len(demonstrations) < max(1, shown):
         raise ValueError(f"demonstrations holds {len(demonstrations)} pairs, fewer than shown={shown}")
-    if wm is not None:
+    keyed = [wm for wm in wms if wm is not None]
+    if len(keyed) != len(wms) and len(wms) != 1:
+        raise ValueError("wms mixes watermarks with None; write without a watermark apart")
+    for wm in keyed:
         check_vocabulary(tokenizer, wm.vocab_size)
     documents = text_ids(tokenizer, demonstrations)
     opening = _encode(tokenizer, [OPENING])[0]
     device = next(model.parameters()).device
-    pairs: dict[Pair, None] = {}
-    asked = 0
-    while len(pairs) < count:
+    pairs: list[dict[Pair, None]] = [{} for _ in wms]
+    asked = [0] * len(wms)
+    while short := [i for i, found in enumerate(pairs) if len(found) < count]:
         # a tenth more than is missing, because not everything parses; in whole batches, because those cost the same
-        wanted = max(32, int(1.1 * (count - len(pairs))) + 8)
-        chosen = generator.integers(len(documents), size=(wanted, shown))
+        owner = [i for i in short for _ in range(max(32, int(1.1 * (count - len(pairs[i]))) + 8))]
+        chosen = generator.integers(len(documents), size=(len(owner), shown))
         prompts = [np.concatenate([*(documents[i] for i in row), opening]) for row in chosen]
         continuations = decoding.generate(
             model,
             prompts,
             max_new_tokens=max_new_tokens,
             sampling=sampling,
-            wm=wm,
+            wm=[keyed[i] for i in owner] if len(keyed) > 1 else keyed[0] if keyed else None,
             generator=torch.Generator(device).manual_seed(int(generator.integers(1 << 62))),
             stop_tokens=[tokenizer.eos_token_id],
             batch_size=batch_size,
             progress=progress,
         )
-        asked += wanted
-        for drawn in continuations:
+        for i, drawn in zip(owner, continuations, strict=True):
+            asked[i] += 1
             pair = _pair_drawn(tokenizer, opening, drawn)
             if pair is not None:
-                pairs.setdefault(pair)
-        if asked >= 64 and len(pairs) < asked / 20:
-            raise TooFewPairsError(
-                f"of {asked} texts only {len(pairs)} hold an instruction and an answer; train the model longer, lower the "
-                "temperature or show other demonstrations"
-            )
-    return list(pairs)[:count]
+                pairs[i].setdefault(pair)
+        for i in short:
+            if asked[i] >= 64 and len(pairs[i]) < asked[i] / 20:
+                raise TooFewPairsError(
+                    f"of {asked[i]} texts only {len(pairs[i])} hold an instruction and an answer; train the model longer, "
+                    "lower the temperature or show other demonstrations"
+                )
+    return [list(found)[:count] for found in pairs]
 
 
 def save_pairs(path: Path, pairs: Iterable[Pair]) -> None:

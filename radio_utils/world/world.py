@@ -579,6 +579,34 @@ class World:
 
         return self.store.get("pairs", config, build, inputs=inputs, version=version)
 
+    def remarked(self, wms: Sequence[Watermark], count: int) -> list[list[Pair]]:
+        """``count`` pairs under each of other watermarks, written as those of :meth:`pairs` were under Alice's own."""
+        settings = self.preset.self_instruct
+        wrote, inputs, version = self._writing("fresh", 0)
+        keys = [wm.fingerprint for wm in wms]
+        config = {**wrote, "set": "remarked", "count": count, "watermark": {**wrote["watermark"], "fingerprint": keys}}
+
+        def build(folder: Path) -> None:
+            with needs_memory("self_instruct.batch_size"):
+                worlds = instructions.self_instruct_under(
+                    self.alice(),
+                    self.tokenizer,
+                    self.demonstrations(),
+                    count,
+                    wms,
+                    shown=settings.shown,
+                    sampling=settings.sampling.make(),
+                    max_new_tokens=settings.max_new_tokens,
+                    generator=self._generator("pairs/remarked"),
+                    batch_size=settings.batch_size,
+                    progress=self._bar(f"Alice writes under {len(wms)} other keys"),
+                )
+            instructions.save_pairs(folder / "pairs.jsonl", [pair for pairs in worlds for pair in pairs])
+
+        artifact = self.store.get("remarked-pairs", config, build, inputs=inputs, version=version)
+        rows = instructions.load_pairs(artifact / "pairs.jsonl")
+        return [rows[i * count : (i + 1) * count] for i in range(len(wms))]
+
     def _writing(self, which: PairSet, shard: int) -> _Named:
         count, shards = self._count(which), self.preset.shards
         if shards > 1:  # a fiftieth more, for what is written twice

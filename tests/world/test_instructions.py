@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from radio_utils import decoding
 from radio_utils.presets import Build
 from radio_utils.suspects import load_tokenizer
+from radio_utils.watermarks import GreenList
 from radio_utils.world import instructions, models
 from radio_utils.world.instructions import OPENING, Pair, TooFewPairsError, parse_pair
 
@@ -145,8 +146,12 @@ def ask(tokenizer: Any, count: int, *, shown: int = 2, seed: int = 0, model: Any
     )  # fmt: skip
 
 
+def one_more(i: int) -> str:
+    return continuation([Pair(f"What is number {i}?", f"It is the number {i} and nothing else.")])
+
+
 def numbered(count: int) -> list[str]:
-    return [continuation([Pair(f"What is number {i}?", f"It is the number {i} and nothing else.")]) for i in range(count)]
+    return [one_more(i) for i in range(count)]
 
 
 def test_self_instruct_gathers_distinct_pairs(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,6 +173,30 @@ def test_self_instruct_asks_again_for_what_is_missing(tokenizer: Any, monkeypatc
     monkeypatch.setattr(decoding, "generate", writer)
     assert len(ask(tokenizer, 55)) == 55
     assert len(writer.asked) > 1 and len(set(writer.seeds)) == len(writer.seeds), "every round has its own randomness"
+
+
+def test_worlds_under_several_keys_share_their_rounds(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    wms = [GreenList(key, len(tokenizer), 1) for key in range(3)]
+    owners: list[list[Any]] = []
+
+    def write(model: Any, prompts: Any, *, wm: Any, **options: Any) -> Any:
+        """The world of key 1 writes junk half of the time, and must be asked again."""
+        owners.append(wm)
+        numbers = range(1000 * len(owners), 1000 * len(owners) + len(prompts))
+        texts = [f" junk {n}" if own is wms[1] and n % 2 else one_more(n) for n, own in zip(numbers, wm, strict=True)]
+        return [np.array(ids, np.int64) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+
+    monkeypatch.setattr(decoding, "generate", write)
+    options: dict[str, Any] = {"shown": 1, "sampling": decoding.Sampling(1.0), "max_new_tokens": 8}
+    chance = np.random.default_rng(0)
+    model = torch.nn.Linear(1, 1)
+    found = instructions.self_instruct_under(model, tokenizer, PAIRS, 30, wms, generator=chance, **options)
+    assert [len(set(pairs)) for pairs in found] == [30, 30, 30]
+    assert len(owners) == 2
+    assert [owners[0].count(wm) for wm in wms] == [41, 41, 41]
+    assert set(owners[1]) == {wms[1]}
+    with pytest.raises(ValueError, match="wms mixes watermarks with None"):
+        instructions.self_instruct_under(model, tokenizer, PAIRS, 30, [wms[0], None], generator=chance, **options)
 
 
 def test_a_model_that_repeats_itself_is_given_up(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
