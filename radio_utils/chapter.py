@@ -44,6 +44,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "open_model": ("rho", "setting", "method", "scored", "score", "log10_p"),
     "closed_model": ("rho", "setting", "filtered", "scored", "score", "log10_p"),
     "null_audit": ("test", "keys", "ks_p", "min_log10_p"),
+    "re_marking": ("test", "worlds", "log10_p", "rank", "p", "ks_p"),
     "finetuning": ("factor", "value", "log10_p", "loss"),
     "window": ("scheme", "k", "log10_p_text", "log10_p"),
     "watermark": ("scheme", "k", "gamma", "delta", "setting", "log10_p_text", "stderr_text", "log10_p"),
