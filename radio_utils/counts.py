@@ -42,8 +42,8 @@ from radio_utils.shown import Shown
 Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]
 
-# τ: models that learned from like text differ by about a factor of two in a token's rate. Measured once, on the laptop world's
-# seed 0 at ρ = 10 %, where evidence is flat from 0.5 to 0.7 (B's temperature known) and from 0.7 to 1 (not known).
+# τ: models that learned from like text differ by about a factor of two in a token's rate. Measured once, on the laptop
+# world's seed 0 at ρ = 10 %, where evidence is flat from 0.5 to 0.7 (B's temperature known) and from 0.7 to 1 (not known).
 TAU = 0.7
 _LARGEST = 1 << 25  # probabilities that are held at once
 
