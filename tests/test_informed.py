@@ -99,13 +99,15 @@ def test_marked_prompts_convict_no_innocent_who_recombines_them() -> None:
         prompts = marked_prompts(wm, table, hidden, (8, 4), rng)
         answers = recombine(prompts, hidden, 12, rng)
         drawn = np.column_stack([np.full(8, hidden), prompts])
-        careful.append(informed.detect_informed(answers, wm, model, prompts=prompts).log10_p)
-        known.append(informed.detect_informed(answers, wm, model, prompts=prompts, drawn=drawn).log10_p)
+        if i % 2:
+            careful.append(informed.detect_informed(answers, wm, model, prompts=prompts).log10_p)
+        else:
+            known.append(informed.detect_informed(answers, wm, model, prompts=prompts, drawn=drawn).log10_p)
         if i < 30:
             careless.append(informed.detect_informed(answers, wm, model, prompts=prompts, prompts_marked=False).log10_p)
     for alpha in (0.05, 0.01, 0.001):
         for some in (careful, known):
-            assert np.count_nonzero(np.array(some) <= np.log10(alpha)) <= stats.binom.ppf(0.995, 2000, alpha)
+            assert np.count_nonzero(np.array(some) <= np.log10(alpha)) <= stats.binom.ppf(0.995, len(some), alpha)
     assert np.median(careless) < -3
 
 
