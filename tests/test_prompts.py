@@ -107,3 +107,13 @@ def test_loops_do_not_choose_their_windows() -> None:
         if len(by_texts):
             found.append(querying.score_answers([[]] * size, answers, wm, keep=by_texts).log10_p)
     check_false_alarms(found)
+
+
+def test_shards_refuse_prompts_where_windows_share_draws(tmp_path: Any) -> None:
+    from radio_utils import sharding
+
+    shard = tmp_path / "answers.jsonl"
+    shard.write_text('{"ids": [1, 2, 3, 4], "prompt_ids": [5, 6]}\n')
+    with pytest.raises(sharding.ShardError, match="has prompts, and windows of this scheme share draws"):
+        sharding.detect_shards([shard], SHARING["released"], tmp_path / "results")
+    assert sharding.detect_shards([shard], ru.GreenList("alice", SIZE, 2), tmp_path / "results").scored == 2
