@@ -206,8 +206,8 @@ def collect_file(
     corpus = CorpusFile(file, tokenizer)
     if prompts_refused and corpus.prompts() is not None:
         raise ValueError(
-            f"{file} has prompts, and windows of this scheme share draws: what a prompt has shown depends on the key, which "
-            "shards are not given; use radio_utils.detect"
+            f"{file} has prompts, and windows of this scheme share draws: what a prompt has shown depends on the key, which"
+            " shards are not given; use radio_utils.detect"
         )
     ev.Collector(ev.Packing(window, vocab_size), **options)  # options at fault are not the file's fault
     try:
