@@ -156,6 +156,7 @@ class TestStopping:
     def running(self, book: Project) -> Iterator[Callable[..., tuple[subprocess.Popen[str], list[int]]]]:
         """A run of the book from the command line, and the processes of its kernel and of the kernel's child."""
         write(book, "01_first", chapter("01_first", WAITING))
+        runs: list[subprocess.Popen[str]] = []
         started: list[int] = []
 
         def start(*arguments: str, **variables: str) -> tuple[subprocess.Popen[str], list[int]]:
@@ -165,10 +166,17 @@ class TestStopping:
             process = subprocess.Popen(command, cwd=book.root, env=environment, stdout=pipe, stderr=pipe, text=True)
             wait_until((book.root / "pids").exists)
             pids = [int(pid) for pid in (book.root / "pids").read_text().split()]
-            started.extend([process.pid, *pids])
+            runs.append(process)
+            started.extend(pids)
             return process, pids
 
         yield start
+        for process in runs:
+            process.kill()
+            process.wait()
+            for stream in (process.stdout, process.stderr):
+                assert stream is not None
+                stream.close()
         for pid in filter(alive, started):
             os.kill(pid, signal.SIGKILL)
 
@@ -180,7 +188,7 @@ class TestStopping:
         assert process.returncode == 128 + number
         assert not any(map(alive, pids))
         assert f"stopped by {number.name}. Chapters that had ended are kept." in err
-        assert "`make book` goes on from there" in err
+        assert "`make book PRESET=smoke` goes on from there" in err
         assert "Traceback" not in err and "KeyboardInterrupt" not in out + err
         write(book, "01_first", chapter("01_first"))
         assert list(execute(book, "smoke")) == ["01_first"], "its lock went with it"
