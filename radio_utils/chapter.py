@@ -39,6 +39,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "membership": ("method", "d", "statistic", "log10_p"),
     "membership_needed": ("d", "log10_p", "candidates"),
     "contrast": ("rho", "reference", "scored", "z", "log10_p", "log10_saddlepoint", "log10_chernoff"),
+    "counts": ("rho", "test", "scored", "log10_p"),
     "stopping": ("rho", "setting", "asked", "scored", "log10_p", "log10_p_fixed", "convicted"),
     "stopping_audit": ("alpha", "keys", "false_alarms"),
     "open_model": ("rho", "setting", "method", "scored", "score", "log10_p"),
