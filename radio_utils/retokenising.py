@@ -26,6 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 from tqdm import tqdm
 
 from radio_utils import evidence as ev
+from radio_utils.causality import check_causal
 from radio_utils.predictions import Predictions
 from radio_utils.reading import batch_logits
 from radio_utils.suspects import LocalSuspect
@@ -243,6 +244,7 @@ def _read(
     """Feed the contexts to the model, those of like length together: each with its logits [length, V_B]."""
     ordered = sorted(contexts, key=lambda context: context.fed.size)
     model.eval()
+    check_causal(model, [context.fed for context in contexts])
     for start in tqdm(
         range(0, len(ordered), batch_size), desc=progress, disable=progress is None, unit="batch", mininterval=5.0
     ):
