@@ -76,20 +76,24 @@ def parsed_key(text: str, where: str, scheme: str) -> Key:
     return text
 
 
-def make_watermark(scheme: str, key: Key, vocab_size: int, window: int, gamma: float) -> Watermark:
-    """A watermark by the name of its scheme. The bias δ plays no part in detection."""
+def make_watermark(
+    scheme: str, key: Key, vocab_size: int, window: int, gamma: float, delta: float | None = None
+) -> Watermark:
+    """A watermark by the name of its scheme. The bias δ of green lists is for writing and plays no part in detection."""
+    bias = {} if delta is None else {"delta": delta}
     if scheme == "green list":
-        return GreenList(key, vocab_size, window, gamma)
+        return GreenList(key, vocab_size, window, gamma, **bias)
     if scheme == "gumbel max":
         return GumbelMax(key, vocab_size, window)
     if not isinstance(key, int):
         raise ValueError(f"scheme={scheme!r} has whole numbers as keys; give the key as int:…")
     if scheme == "released green list":
-        return compat.ReleasedGreenList(key, vocab_size, window, gamma)
+        return compat.ReleasedGreenList(key, vocab_size, window, gamma, **bias)
     if scheme == "released gumbel max":
         return compat.ReleasedGumbelMax(key, vocab_size, window)
     seeding = scheme.removeprefix("transformers ")
     config = {"seeding_scheme": seeding, "hashing_key": key, "greenlist_ratio": gamma}
+    config |= {} if delta is None else {"bias": delta}
     # transformers counts the candidate token as part of selfhash's context
     return compat.TransformersGreenList(config | {"context_width": window + (seeding == "selfhash")}, vocab_size)
 

@@ -3,9 +3,12 @@
 ``python -m radio_utils.practice FOLDER`` writes
 
 * ``guilty``, ``innocent``, ``base``: folders of the Bob at share ρ, of the one at 0, and of the model both were made from;
+  ``alice``: Alice's own model, which marks nothing by itself;
 * ``marked.jsonl``: what Alice's marked model wrote and the guilty Bob used; ``fresh.jsonl``: more of it, which nobody used;
   ``plain.jsonl``: what she wrote without the mark; ``other.jsonl``: texts under another key, which no Bob met;
 * ``answers.jsonl``: answers of the guilty Bob; ``key.txt`` and ``other.txt``: the keys.
+
+What a model of Alice's wrote stands there as text and as the token ids that it drew, and an audit reads the ids.
 
 The demonstration key of the book's world would be refused by an audit, as everybody knows it. So a case has a random key of
 its own, under which Alice writes and her Bobs are trained anew; run again, the command takes the key that its folder holds.
@@ -22,13 +25,14 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from radio_utils import experiments
 from radio_utils.artifacts import Store, atomic_write, default_root
 from radio_utils.keys import known_key, read_key
 from radio_utils.presets import PresetError, load_preset
 from radio_utils.prf import Key, derive_bytes
-from radio_utils.world.instructions import Pair
+from radio_utils.world.instructions import Pair, written_ids
 from radio_utils.world.world import World
 
 logger = logging.getLogger(__name__)
@@ -47,6 +51,7 @@ class Case:
     scheme: str
     window: int
     gamma: float
+    delta: float
 
     def __truediv__(self, name: str) -> str:
         return str(self.folder / name)
@@ -66,18 +71,19 @@ def make_case(world: World, rho: float, folder: Path, *, fresh: int = 800, rehea
     world.make(rho, 0.0)
     kept = world.kept_by_alice(rho)
     other = experiments.variant(world).changed(key=derive_bytes(world.key, "another's key", 16).hex())
-    _write_pairs(folder / "marked.jsonl", kept)
+    _write_pairs(folder / "marked.jsonl", world.tokenizer, kept)
     used = {pair.answer for pair in kept}
     for file, pairs in (("fresh.jsonl", world.pairs("fresh")), ("plain.jsonl", world.pairs("kept"))):
         # a small model writes a short answer twice, and a text that the guilty Bob used is not fresh
-        _write_pairs(folder / file, [pair for pair in pairs if pair.answer not in used][:fresh])
-    _write_pairs(folder / "other.jsonl", other.pairs("watermarked")[: len(kept)])
+        _write_pairs(folder / file, world.tokenizer, [pair for pair in pairs if pair.answer not in used][:fresh])
+    _write_pairs(folder / "other.jsonl", world.tokenizer, other.pairs("watermarked")[: len(kept)])
     prompts, answers = experiments.answers(world, rho, "watermarked", world.preset.querying.prompts)
     decode = world.tokenizer.batch_decode
     rows = zip(decode(prompts), decode(answers, skip_special_tokens=True), strict=True)
-    _write_rows(folder / "answers.jsonl", rows)
-    for name, which in (("guilty", rho), ("innocent", 0.0), ("base", "base")):
-        if which == "base" and world.preset.base.hub is not None:
+    _write_rows(folder / "answers.jsonl", ({"prompt": prompt, "text": text} for prompt, text in rows))
+    hubs = {"base": world.preset.base.hub, "alice": world.preset.alice.hub}
+    for name, which in (("guilty", rho), ("innocent", 0.0), ("base", "base"), ("alice", "alice")):
+        if hubs.get(name) is not None:
             continue  # it has its own folder or hub name
         made = world.made(which).path
         (folder / name).mkdir(exist_ok=True)
@@ -87,16 +93,20 @@ def make_case(world: World, rho: float, folder: Path, *, fresh: int = 800, rehea
     for name, key in (("key.txt", world.key), ("other.txt", other.key)):
         atomic_write(folder / name, f"hex:{key.hex()}" if isinstance(key, bytes) else str(key))
     mark = world.preset.watermark
-    return Case(folder, world.key, other.key, _SCHEMES[mark.scheme], mark.window, mark.gamma)
+    return Case(folder, world.key, other.key, _SCHEMES[mark.scheme], mark.window, mark.gamma, mark.delta)
 
 
-def _write_pairs(path: Path, pairs: Sequence[Pair]) -> None:
-    _write_rows(path, ((pair.prompt, f" {pair.answer}") for pair in pairs))
+def _write_pairs(path: Path, tokenizer: Any, pairs: Sequence[Pair]) -> None:
+    """A row for each pair: its text, and its tokens where a model drew them."""
+    rows = []
+    for pair, prompt, answer in zip(pairs, *written_ids(tokenizer, pairs), strict=True):
+        drawn = {"prompt_ids": prompt.tolist(), "ids": answer.tolist()} if pair.drawn else {}
+        rows.append({"prompt": pair.prompt, "text": f" {pair.answer}"} | drawn)
+    _write_rows(path, rows)
 
 
-def _write_rows(path: Path, rows: Iterable[tuple[str, str]]) -> None:
-    lines = (json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False) + "\n" for prompt, text in rows)
-    atomic_write(path, "".join(lines))
+def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    atomic_write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def main(arguments: list[str] | None = None) -> int:

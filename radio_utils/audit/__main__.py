@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
             continue
         name = f"--{one.name.replace('_', '-')}"
         if one.type == "bool":
-            parser.add_argument(name, action="store_true")
+            parser.add_argument(name, nargs="?", const=True, default=False, metavar="yes|no")
             continue
         kind = {"int": int, "float": float}.get(str(one.type), str)
         required = one.default is dataclasses.MISSING

@@ -17,7 +17,8 @@ from typing import Any
 
 from radio_utils import keys
 from radio_utils.artifacts import sha256_of, write_json
-from radio_utils.audit import preflight, report
+from radio_utils.audit import preflight, report, spelling
+from radio_utils.audit.alice import no_control
 from radio_utils.audit.case import Case, OpenModel, check_same_inputs, open_endpoint, open_model, prepared, verdict_before
 from radio_utils.audit.earlier import earlier_audits
 from radio_utils.audit.errors import AuditError
@@ -25,7 +26,7 @@ from radio_utils.audit.plan import estimated, plan, spoken
 from radio_utils.audit.request import Request
 from radio_utils.audit.testing import carried_out
 from radio_utils.audit.texts import tokenizer_digest
-from radio_utils.audit.verdict import TRACE, Outcome, TestResult, Verdict
+from radio_utils.audit.verdict import Outcome, TestResult, Verdict
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ def run(request: Request, *, progress: bool = False) -> Verdict:
     if request.kind == "model":
         opened = open_model(audit)
         vocabulary = opened.vocabulary
+        audit.spelling = spelling.measured(audit, opened)
     elif request.kind == "endpoint":
         opened = open_endpoint(audit, progress)
         opened.check()
@@ -63,20 +65,21 @@ def run(request: Request, *, progress: bool = False) -> Verdict:
             "alpha": request.alpha,
             "level_of_each_test": request.alpha / shared,
             "tests": [{"test": one.name, "applies": one.applies, "why": one.why} for one in planned],
+            "no_remarking_control": no_control(audit, opened),
             "estimate": estimate,
             "settings": request.public(),
             "fingerprint": audit.wm.fingerprint,
         },
     )
-    for line in spoken(planned, estimate):
+    for line in spoken(planned, no_control(audit, opened), estimate):
         logger.info(line)
     results, control, entropy = carried_out(
         audit, opened, planned, needs, shared, progress, draw=lambda: _entropy(audit, inputs)
     )
-    inputs |= _gathered(audit)
+    inputs |= _gathered(audit) | _plain(audit)
     earlier = earlier_audits(request.folder, inputs)
     verdict = Verdict(
-        outcome=outcome_of(results, control, math.log10(request.alpha)),
+        outcome=outcome_of(results, math.log10(request.alpha)),
         alpha=request.alpha,
         tests=tuple(results),
         control=control,
@@ -103,12 +106,9 @@ def check(request: Request) -> None:
     prepared(request)
 
 
-def outcome_of(tests: Sequence[TestResult], control: TestResult | None, log10_alpha: float) -> Outcome:
-    """Convicted by any sound test, unless the control shows the same trace in the model before."""
-    applied = [test for test in tests if test.applied]
-    guilty = [test for test in applied if test.log10_corrected is not None and test.log10_corrected <= log10_alpha]
-    if control is not None and control.log10_p is not None and control.log10_p <= TRACE:
-        return "void"
+def outcome_of(tests: Sequence[TestResult], log10_alpha: float) -> Outcome:
+    """Convicted by any sound test; void where only tests that cannot be believed would convict."""
+    guilty = [test for test in tests if test.log10_corrected is not None and test.log10_corrected <= log10_alpha]
     if any(test.sound for test in guilty):
         return "convicted"
     return "void" if guilty else "not convicted"
@@ -120,10 +120,12 @@ def _inputs(audit: Case, opened: Any) -> dict[str, Any]:
         found["commitment"] = audit.commitment
     if audit.fresh is not None:
         found["fresh_texts"] = audit.fresh.described()
+    if audit.request.plain_texts:
+        found |= _plain(audit)
     if isinstance(opened, OpenModel):
-        found["suspect"] = {"name": audit.request.suspect, "sha256": opened.digest}
-        if opened.reference_digest is not None:
-            found["reference"] = {"name": audit.request.reference, "sha256": opened.reference_digest}
+        for one in (opened.suspect, opened.reference, opened.alice):
+            if one is not None:
+                found[one.name] = {"name": getattr(audit.request, one.name), "sha256": one.digest}
     elif audit.answers is not None:
         found["suspect"] = audit.answers.described()
     else:
@@ -145,6 +147,11 @@ def _entropy(audit: Case, inputs: dict[str, Any]) -> str:
     if isinstance(drawn, str) and re.fullmatch(r"[0-9a-f]{32,}", drawn) and before["inputs"] == inputs | _gathered(audit):
         return drawn
     return secrets.token_hex(16)
+
+
+def _plain(audit: Case) -> dict[str, Any]:
+    """The plain texts that were read, where they are no other input: given as such, or written by Alice's model."""
+    return {} if audit.plain is None or audit.plain is audit.fresh else {"plain_texts": audit.plain.described()}
 
 
 def _gathered(audit: Case) -> dict[str, Any]:

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from radio_utils import detection, keys, suspects
+from radio_utils import detection, keys, querying, reading, suspects
 from radio_utils.artifacts import read_json, sha256_of
 from radio_utils.audit import preflight
 from radio_utils.audit.errors import AuditError
 from radio_utils.audit.request import Request
 from radio_utils.audit.texts import Texts, read_texts, sha256_of_folder
 from radio_utils.commit import Commitment
+from radio_utils.predictions import Predictions
+from radio_utils.retokenising import TokenMap, read_across
 from radio_utils.watermarks import Watermark
+
+if TYPE_CHECKING:
+    from radio_utils.audit.spelling import Spelling
 
 Ids = NDArray[np.int64]
 OPENING = 16  # tokens of a text that serve as its prompt where it has none
@@ -42,6 +47,8 @@ class Case:
     answers: Texts | None
     of_texts: detection.Detection
     of_fresh: detection.Detection | None
+    plain: Texts | None = None  # without the mark, prompts and all
+    spelling: Spelling | None = None
     commitment: dict[str, str] | None = None
     clock: dict[str, float] = field(default_factory=lambda: {"model": 0.0, "statistics": 0.0})
 
@@ -59,17 +66,49 @@ class Case:
         """Whether the fresh texts carry the watermark."""
         return self.of_fresh is not None and self.of_fresh.log10_p <= preflight.MARKED
 
+    def allowance(self, texts: Texts) -> float:
+        """The share of these texts' tokens for which a p-value of reading must allow, as they may not be those drawn."""
+        return self.spelling.allowance(self.wm) if self.spelling is not None and texts.from_strings else 0.0
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A model at hand: the parameter that names it, and the hashes of its files."""
+
+    name: str
+    model: Any
+    digest: dict[str, str]
+
+    @property
+    def stop_tokens(self) -> tuple[int, ...]:
+        """The tokens that end what it writes."""
+        found = querying.as_suspect(self.model)
+        assert isinstance(found, suspects.LocalSuspect)
+        return found.stop_tokens
+
 
 @dataclass
 class OpenModel:
-    """A suspect whose weights are at hand."""
+    """A suspect whose weights are at hand, what it was made from, and Alice's own unmarked model."""
 
-    model: Any
+    suspect: Weights
     tokenizer: Any
     vocabulary: preflight.Vocabulary
-    digest: dict[str, str]
-    reference: Any = None
-    reference_digest: dict[str, str] | None = None
+    reference: Weights | None = None
+    alice: Weights | None = None
+    mapping: TokenMap | None = field(default=None, repr=False)  # made when it is needed
+
+    def read(self, of: Weights, audit: Case, texts: Any, prompts: Any, progress: str | None = None) -> Predictions:
+        """What the suspect, or its reference, expects along texts in Alice's tokens."""
+        options: dict[str, Any] = {"prompts": prompts, "batch_size": audit.request.batch_size, "progress": progress}
+        if self.vocabulary.same:
+            return reading.read_predictions(of.model, texts, audit.wm.vocab_size, **options)
+        return read_across(of.model, self.tokenizer, audit.tokenizer, texts, mapping=self._mapping(audit), **options)
+
+    def _mapping(self, audit: Case) -> TokenMap:
+        if self.mapping is None:
+            self.mapping = TokenMap.of(self.tokenizer, audit.tokenizer)
+        return self.mapping
 
 
 def prepared(request: Request) -> Case:
@@ -93,7 +132,8 @@ def _prepared(request: Request) -> Case:
             keys.check_secret(secret, request.scheme)
         except ValueError as error:
             raise AuditError(str(error)) from error
-    tokenizer = _tokenizer("tokenizer" if request.tokenizer else "suspect", request.tokenizer or request.suspect)
+    name = next(name for name in ("tokenizer", "alice", "suspect") if getattr(request, name))
+    tokenizer = _tokenizer(name, getattr(request, name))
     size = max(tokenizer.get_vocab().values()) + 1
     wm = request.watermark(size)
     if wm.vocab_size < size:
@@ -108,6 +148,7 @@ def _prepared(request: Request) -> Case:
             raise AuditError(
                 f"fresh_texts holds {len(both):,} of the watermarked_texts; give texts that the suspect cannot have used"
             )
+    plain = _plain(request, fresh, tokenizer, wm)
     answers = None
     if request.kind == "answers":
         answers = read_texts("suspect", request.suspect, tokenizer, wm.vocab_size, wm.window)
@@ -117,8 +158,19 @@ def _prepared(request: Request) -> Case:
     _check_folder(request, wm)
     of_texts = preflight.detected("watermarked_texts", texts, wm)
     preflight.check_marked(texts, of_texts, wm, request)
+    if request.full_context and texts.prompts is None:
+        raise AuditError("full_context is said of prompts, and watermarked_texts has none; give them, or leave it out")
     of_fresh = None if fresh is None else preflight.detected("fresh_texts", fresh, wm)
-    return Case(request, tokenizer, wm, texts, fresh, answers, of_texts, of_fresh, commitment)
+    return Case(request, tokenizer, wm, texts, fresh, answers, of_texts, of_fresh, plain, commitment=commitment)
+
+
+def _plain(request: Request, fresh: Texts | None, tokenizer: Any, wm: Watermark) -> Texts | None:
+    """The texts at hand that carry no mark. Raises :class:`AuditError` where those that should not do."""
+    if not request.plain_texts:
+        return fresh if fresh is not None and preflight.log10_p_of(fresh, wm) >= reading.MARKED else None
+    plain = read_texts("plain_texts", request.plain_texts, tokenizer, wm.vocab_size, wm.window)
+    preflight.check_plain(plain, wm)
+    return plain
 
 
 def _opened_commitment(request: Request, wm: Watermark) -> dict[str, str] | None:
@@ -238,31 +290,47 @@ def open_model(audit: Case) -> OpenModel:
     request = audit.request
     its_tokenizer = _tokenizer("suspect", request.suspect)
     with audit.timed("model"):
-        model = _load("suspect", request.suspect, request)
-        logits = int(model.get_output_embeddings().weight.shape[0])
+        suspect = _opened("suspect", request)
+        logits = int(suspect.model.get_output_embeddings().weight.shape[0])
         vocabulary = preflight.compare_vocabularies(audit.tokenizer, its_tokenizer, logits)
-        _check_length(audit, model)
-        opened = OpenModel(model, its_tokenizer, vocabulary, _digest(request.suspect, model))
+        _check_length(audit, suspect.model)
+        opened = OpenModel(suspect, its_tokenizer, vocabulary)
         if request.reference:
-            opened.reference = _load("reference", request.reference, request)
-            opened.reference_digest = _digest(request.reference, opened.reference)
-            its_weights = _weights(opened.digest)
-            if request.reference == request.suspect or (its_weights and its_weights == _weights(opened.reference_digest)):
+            opened.reference = _opened("reference", request)
+            its_weights = _weights(suspect.digest)
+            if request.reference == request.suspect or (its_weights and its_weights == _weights(opened.reference.digest)):
                 raise AuditError(
                     "reference is the suspect itself, weight for weight; give the model that it was made from, or none"
                 )
-            theirs = _tokenizer("reference", request.reference)
-            if theirs.get_vocab() != its_tokenizer.get_vocab():
+            if _tokenizer("reference", request.reference).get_vocab() != its_tokenizer.get_vocab():
                 raise AuditError(
                     "reference has another tokenizer than suspect; give the model that the suspect was made from"
                 )
+        if request.alice:
+            opened.alice = _opened("alice", request)
+            if _tokenizer("alice", request.alice).get_vocab() != audit.tokenizer.get_vocab():
+                raise AuditError("alice has another tokenizer than the texts; give Alice's own unmarked model, or none")
     return opened
+
+
+def _opened(name: str, request: Request) -> Weights:
+    model = _load(name, getattr(request, name), request)
+    return Weights(name, model, _digest(getattr(request, name), model))
+
+
+def room(writer: Weights, prompts: Sequence[Ids], wanted: int) -> int:
+    """How many tokens, of those wanted, it can write after each of the prompts. Raises :class:`AuditError` for none."""
+    longest = max(prompt.size for prompt in prompts)
+    most = getattr(writer.model.config, "max_position_embeddings", None) or longest + wanted
+    if most <= longest:
+        raise AuditError(f"{writer.name} can read {most:,} tokens at once, too few to go on from {longest:,}")
+    return int(min(wanted, most - longest))
 
 
 def _check_length(audit: Case, model: Any) -> None:
     """Raise :class:`AuditError` for texts longer than the model's positions, where a model fails or talks nonsense."""
     request, longest = audit.request, {"max_tokens": 0}
-    for texts in (audit.texts, audit.fresh):
+    for texts in (audit.texts, audit.fresh, audit.plain):
         if texts is not None and "open" in request.modes:
             prompts = texts.prompts or [text[:0] for text in texts.ids]
             longest[texts.name] = max(a.size + b.size for a, b in zip(prompts, texts.ids, strict=True))

@@ -1,7 +1,8 @@
 """The plan: which tests apply, why the others do not, and what it will cost; made from the inputs alone.
 
-Whether fresh texts carry the mark decides between two tests, and the key has a say in that: both are counted, or a key that
-is lucky with the texts would have a test more without paying for it.
+Contrastive reading of plain text comes first: it is the only one of the open tests into which no text can whisper. Whether
+fresh texts carry the mark decides between two tests, and the key has a say in that: both are counted, or a key that is
+lucky with the texts would have a test more without paying for it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 
 from radio_utils import reading
 from radio_utils.audit.case import Case, prompt_source, prompts_for, readable
+from radio_utils.audit.texts import Texts
 
 _SPEED_TEXTS = 32  # texts of the batch that is timed for the estimate
 
@@ -35,47 +37,77 @@ class Planned:
 
 def plan(audit: Case, opened: Any) -> list[Planned]:
     """All tests, and for each whether it applies and why. Only inputs are looked at."""
-    return [_reading_planned(audit), _fresh_planned(audit), _contrastive_planned(audit, opened), *_answers_planned(audit)]
+    return [_contrastive_planned(audit, opened), _reading_planned(audit), _fresh_planned(audit), *_answers_planned(audit)]
+
+
+def _not_read(audit: Case) -> str:
+    """Why weights are not read, empty where they are."""
+    if audit.request.kind != "model":
+        return "needs the suspect's weights"
+    return "" if "open" in audit.request.modes else "only closed tests were asked for"
+
+
+def _spelling(audit: Case, texts: Texts) -> tuple[bool, str]:
+    """Whether texts hold tokens enough as they were drawn, and what is said of it."""
+    if audit.spelling is None or not texts.from_strings:
+        return True, ""
+    if not audit.spelling.tokens:
+        return False, (
+            "the texts are strings, and how they were spelt can be told neither by Alice's model nor by a suspect with her "
+            "tokenizer; give rows with ids, or alice"
+        )
+    return True, f"; {audit.spelling.words(audit.wm)}"
 
 
 def _reading_planned(audit: Case) -> Planned:
     name = "reading, supervised"
-    if audit.request.kind != "model":
-        return Planned(name, False, "needs the suspect's weights")
-    if "open" not in audit.request.modes:
-        return Planned(name, False, "only closed tests were asked for")
-    return Planned(name, True, "weights and texts that it may have used are at hand", audit.of_texts.scored)
+    if why := _not_read(audit):
+        return Planned(name, False, why)
+    good, spelt = _spelling(audit, audit.texts)
+    if not good:
+        return Planned(name, False, spelt)
+    return Planned(name, True, f"weights and texts that it may have used are at hand{spelt}", audit.of_texts.scored)
 
 
 def _fresh_planned(audit: Case) -> Planned:
     name = "reading, unsupervised"
-    if audit.request.kind != "model" or "open" not in audit.request.modes:
-        return Planned(name, False, _reading_planned(audit).why)
+    if why := _not_read(audit):
+        return Planned(name, False, why)
     if audit.fresh is None or audit.of_fresh is None:
         return Planned(name, False, "no fresh texts were given")
+    good, spelt = _spelling(audit, audit.fresh)
+    if not good:
+        return Planned(name, False, spelt)
     if not audit.fresh_marked:
         why = "the fresh texts do not carry the watermark, so their windows say nothing of its lists"
         return Planned(name, False, why, counts=True)
-    return Planned(name, True, "weights and fresh marked texts are at hand", audit.of_fresh.scored)
+    return Planned(name, True, f"weights and fresh marked texts are at hand{spelt}", audit.of_fresh.scored)
 
 
 def _contrastive_planned(audit: Case, opened: Any) -> Planned:
     name = "contrastive reading"
-    if audit.request.kind != "model" or "open" not in audit.request.modes:
-        return Planned(name, False, _reading_planned(audit).why)
-    if not audit.request.reference:
-        return Planned(name, False, "no reference model was given")
-    if audit.fresh is None or audit.of_fresh is None:
-        return Planned(name, False, "no fresh texts without the watermark were given")
+    if why := _not_read(audit):
+        return Planned(name, False, why)
+    if not (audit.request.reference or audit.request.alice):
+        return Planned(name, False, "no model to compare with was given, neither reference nor alice")
+    try:
+        _ = audit.wm.mark_distribution
+    except ValueError:
+        why = f"the lists of {audit.request.scheme!r} are no independent draws, which weighted pairs need"
+        return Planned(name, False, why)
     if not opened.vocabulary.same:
         return Planned(name, False, "the suspect's tokenizer is not Alice's")
-    if audit.wm.scheme not in ("green list", "released green list", "transformers green list"):
-        return Planned(name, False, f"it is made for green lists, not for the scheme {audit.wm.scheme!r}")
-    if audit.of_fresh.log10_p < reading.MARKED:
-        return Planned(name, False, "the fresh texts carry the watermark; this test needs text without it", counts=True)
-    return Planned(
-        name, True, "weights, the model it was made from, and fresh texts without the mark", audit.of_fresh.scored
-    )
+    other = "the model it was made from" if audit.request.reference else "Alice's own unmarked model"
+    if audit.plain is not None:
+        why = f"weights, {other}, and texts without the mark ({audit.plain.name})"
+        return Planned(name, True, why, audit.plain.tokens)
+    if audit.request.alice:
+        why = f"weights, {other}, and texts without the mark, which Alice's own model writes"
+        return Planned(name, True, why, audit.of_texts.scored)
+    if audit.fresh is None:
+        return Planned(name, False, "no texts without the watermark: give plain_texts, or alice to write them")
+    why = "the fresh texts carry the watermark, or their prompts do: give plain_texts, or alice to write them"
+    return Planned(name, False, why, counts=True)
 
 
 def _answers_planned(audit: Case) -> list[Planned]:
@@ -127,19 +159,16 @@ def estimated(audit: Case, opened: Any, tests: Sequence[Planned]) -> dict[str, A
             "cost_at_most": round(cost, 4) if priced else None,
         }
     tokens = 0
-    readings = [
-        ("reading, supervised", audit.texts),
-        ("reading, unsupervised", audit.fresh),
-        ("contrastive reading", audit.fresh),
-    ]
-    for name, texts in readings:
+    models = 1 if opened.reference is None else 2
+    for name, texts in (("reading, supervised", audit.texts), ("reading, unsupervised", audit.fresh)):
         if name in names and texts is not None:
-            models = 1 if name == "reading, unsupervised" or opened.reference is None else 2
-            tokens += models * (texts.tokens + sum(p.size for p in texts.prompts or []))
+            tokens += models * sum(context.size for context in texts.contexts)
+    if "contrastive reading" in names:
+        tokens += 2 * sum(context.size for context in (audit.plain or audit.texts).contexts)
     seconds = None
     if tokens:
         with audit.timed("model"), readable("suspect"):
-            seconds = round(tokens * _seconds_per_token(opened.model, audit), 1)
+            seconds = round(tokens * _seconds_per_token(opened.suspect.model, audit), 1)
     asked = len(prompts_for(audit)) * request.max_tokens if "answers, all" in names else 0
     return {"tokens_read": tokens, "seconds_of_reading": seconds, "tokens_written_at_most": asked}
 
@@ -156,10 +185,11 @@ def _seconds_per_token(model: Any, audit: Case) -> float:
     return taken / sum(text.size for text in fed)
 
 
-def spoken(planned: Sequence[Planned], estimate: dict[str, Any]) -> Iterator[str]:
-    """The plan and its estimate, a line each."""
+def spoken(planned: Sequence[Planned], no_control: str, estimate: dict[str, Any]) -> Iterator[str]:
+    """The plan and its estimate, a line each; ``no_control`` says why the re-marking control is not run."""
     for one in planned:
         yield f"{one.name}: {'yes' if one.applies else 'no'}, {one.why}"
+    yield f"re-marking control: {f'no, {no_control}' if no_control else 'yes, her model is at hand'}"
     for name, value in estimate.items():
         if value is not None:
             yield f"{name.replace('_', ' ')}: {value:,}"

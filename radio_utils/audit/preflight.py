@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from radio_utils import detection, planning
+from radio_utils import detection, planning, reading
 from radio_utils.audit.errors import AuditError
 from radio_utils.audit.request import Request
 from radio_utils.audit.texts import Texts
@@ -33,6 +33,24 @@ def detected(name: str, texts: Texts, wm: Watermark) -> detection.Detection:
         return detection.detect(texts.ids, wm, prompts=texts.prompts)
     except ValueError as error:
         raise AuditError(f"{name}: {error}") from error
+
+
+def log10_p_of(texts: Texts, wm: Watermark) -> float:
+    """The plain detector's log10 p of all that a model is fed, prompts too: a context that is marked could be copied."""
+    try:
+        return detection.detect(texts.contexts, wm).log10_p
+    except ValueError as error:
+        raise AuditError(f"{texts.name}: {error}") from error
+
+
+def check_plain(texts: Texts, wm: Watermark) -> float:
+    """log10 p of texts that were written without the key. Raises :class:`AuditError` for such as carry its mark."""
+    if (log10_p := log10_p_of(texts, wm)) < reading.MARKED:
+        raise AuditError(
+            f"{texts.name} carry the watermark, or their prompts do (log10 p = {log10_p:.1f}), so a suspect could copy it "
+            "from what it reads; give texts that were written without the key"
+        )
+    return log10_p
 
 
 def check_marked(texts: Texts, found: detection.Detection, wm: Watermark, request: Request) -> None:

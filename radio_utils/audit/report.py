@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
+import math
 import shlex
 import time
 from importlib import resources
@@ -22,16 +23,15 @@ from matplotlib.figure import Figure
 from radio_utils import figures
 from radio_utils.artifacts import atomic_write, write_json
 from radio_utils.audit.request import Request
-from radio_utils.audit.verdict import TRACE, UNSOUND, Verdict
+from radio_utils.audit.verdict import UNSOUND, TestResult, Verdict
 from radio_utils.chapter import hardware, versions
 
 TESTS = {
+    "contrastive reading": "How its expectations differ from those of a model that never met the key, along unmarked texts",
     "reading, supervised": "What the model expects along texts that it may have been trained on",
     "reading, unsupervised": "What the model expects along marked texts that it cannot have seen",
-    "contrastive reading": "How its expectations differ from those of the model it was made from, along unmarked texts",
     "answers, watched": "Its answers, scored as they came, until they sufficed",
     "answers, all": "Its answers to a number of prompts that was fixed beforehand",
-    "control": "The first test, on the model that the suspect was made from",
 }
 
 
@@ -70,7 +70,7 @@ def page(verdict: Verdict, about: dict[str, Any]) -> str:
     template = environment.from_string(resources.files("radio_utils.audit").joinpath("report.html").read_text("utf-8"))
     return template.render(
         v=verdict, about=about, descriptions=TESTS, picture=_picture(verdict), remarks=remarks(verdict), flat=_flat,
-        trace=TRACE, unsound=UNSOUND, alphas=verdict.alpha + sum(one["alpha"] for one in verdict.earlier),
+        unsound=UNSOUND, alphas=verdict.alpha + sum(one["alpha"] for one in verdict.earlier),
     )  # fmt: skip
 
 
@@ -90,16 +90,18 @@ def odds(log10_p: float) -> str:
 
 def remarks(verdict: Verdict) -> list[str]:
     """What would change this verdict."""
-    found = []
-    control = verdict.control
+    level, control = math.log10(verdict.alpha), verdict.control
+    found = [f"{t.name}: {_BASE}" for t in verdict.tests if _of_base(t, verdict)]
     if verdict.outcome == "void":
-        if control is not None and control.log10_p is not None and control.log10_p <= TRACE:
-            found.append(_BEFORE)
-        if any(not test.sound for test in verdict.tests):
+        if control.leaks:
+            found.append(_LEAKS)
+        if any((t.ks_p is not None and t.ks_p < UNSOUND) or t.alarms is not None for t in verdict.tests if not t.sound):
             found.append(_MISBEHAVED)
+    if control.strength_p is not None and control.strength_p < 0.0201:  # the least that 99 worlds can give
+        found.append(_OTHER_PIPELINE)
     if verdict.outcome == "not convicted":
         for test in verdict.tests:
-            if test.needed_pairs is not None:
+            if test.needed_pairs is not None and test.sound and (test.log10_p or 0.0) > level:
                 found.append(
                     f"{test.name}: about {test.needed_pairs:,} distinct pairs in place of {test.scored:,} would convict "
                     f"nine times in ten, if the effect of {test.effect:.4f} that is seen here is real; it may be chance."
@@ -108,6 +110,8 @@ def remarks(verdict: Verdict) -> list[str]:
     if verdict.outcome == "convicted":
         if verdict.of_answers:
             found.append(_ANSWERS)
+        elif not verdict.settings.get("reference"):
+            found.append(_CHAIN)
         decisive = verdict.decisive
         if decisive is not None and decisive.name.startswith("answers"):
             found.append(_NOT_LEARNED)
@@ -115,9 +119,30 @@ def remarks(verdict: Verdict) -> list[str]:
     return found
 
 
-_BEFORE = (
-    "The model that the suspect was made from shows the trace as well. Whatever put it there, this audit cannot tell what "
-    "the suspect's owner added. Give the right reference, or ask where its data came from."
+def _of_base(test: TestResult, verdict: Verdict) -> bool:
+    """Whether a test would convict, were it not for the model that the suspect was made from."""
+    if test.added is None or test.log10_p is None or test.log10_corrected is None:
+        return False
+    level = math.log10(verdict.alpha)
+    return min(0.0, test.log10_p + math.log10(verdict.counted)) <= level < test.log10_corrected
+
+
+_BASE = (
+    "the suspect leans towards the key here, and the model that it was made from shows the trace too, so that this test "
+    "does not tell what the suspect's owner added, and does not convict. Ask where that model's data came from."
+)
+_LEAKS = (
+    "Reading convicts this suspect under keys that nobody used, on texts that were written under them for the purpose. So "
+    "the marked texts themselves tell the key to whoever reads them, by the way in which they were chosen, cut into tokens "
+    "or written, and no test of reading them can be believed. Contrastive reading of plain text is not concerned."
+)
+_OTHER_PIPELINE = (
+    "The texts are marked more strongly, or more weakly, than all that Alice's model wrote for the re-marking control: its "
+    "rank says little. Give the bias (delta), the temperature and the prompts with which the texts were written."
+)
+_CHAIN = (
+    "Proof that the trace was there before: the verdict is about the suspect or a model that it was made from. Give that "
+    "model as reference, and each test is one of what the suspect's owner added."
 )
 _MISBEHAVED = (
     "Keys that nobody used do not behave as they must in a test above, so its p-value cannot be believed. Something is "
@@ -153,7 +178,8 @@ _LICENCE = (
 )
 _CHOSEN = (
     "Proof that texts, prompts or answers were picked because they score well under the key. The tests pick nothing by it, "
-    "but they take their inputs as given, and decoy keys cannot show it."
+    "but they take their inputs as given, and decoy keys cannot show it; the re-marking control can, if what it writes is "
+    "picked alike."
 )
 _REPEAT = (
     "A repetition with the same inputs that comes out otherwise: keep the key secret and the inputs as they are, so that "
@@ -163,8 +189,7 @@ _REPEAT = (
 
 def _picture(verdict: Verdict) -> str:
     """Each test's p among those of the decoys, as the text of a PNG image's address; empty without one."""
-    tests = [*verdict.tests, *([verdict.control] if verdict.control is not None else [])]
-    shown = {t.name: (t.log10_p, t.null.log10_p) for t in tests if t.null is not None and t.log10_p is not None}
+    shown = {t.name: (t.log10_p, t.null.log10_p) for t in verdict.tests if t.null is not None and t.log10_p is not None}
     if not shown:
         return ""
     drawn = io.BytesIO()

@@ -28,15 +28,23 @@ class Request:
     What is tested
         ``suspect``: a folder or hub name of a causal model, the ``http(s)://…`` address of an OpenAI-compatible server
         (with ``suspect_model``), or a JSONL or Parquet file of the suspect's answers (``prompt``, ``text``).
-        ``reference``: folder or hub name of B₀, the model that the suspect was made from.
+        ``reference``: folder or hub name of B₀, the model that the suspect was made from. Each test is then one of what the
+        suspect added to it.
         ``access``: "open" (read the weights' predictions), "closed" (score answers) or "both"; empty, as open as can be.
 
     With what
         ``watermarked_texts``: what Alice's marked model wrote and the suspect may have used: JSONL or Parquet rows with
         ``text`` (or ``ids``) and perhaps ``prompt`` (or ``prompt_ids``), or plain text with blank lines between texts.
+        ``full_context``: the prompts hold all that Alice's model had before it wrote; else a template may have stood there.
         ``fresh_texts``: texts of the same kind that the suspect cannot have used. If they carry the watermark they make the
-        unsupervised test; if not, and with a reference, the contrastive one.
-        ``tokenizer``: folder or hub name of Alice's tokenizer; empty, the suspect's own.
+        unsupervised test.
+        ``plain_texts``: texts written without the key, for contrastive reading; empty, the ``fresh_texts`` if they are
+        such, else texts that Alice's own model writes.
+        ``alice``: folder or hub name of Alice's own *unmarked* model. It is the reference of contrastive reading where
+        there is no ``reference``, and writes ``control_texts`` texts under each of ``worlds`` other keys (0: none), at
+        ``alice_temperature`` (1 draws from the model as it is) and with the bias ``delta`` of her green lists: the
+        re-marking control.
+        ``tokenizer``: folder or hub name of Alice's tokenizer; empty, that of ``alice``, else the suspect's own.
         ``scheme``, ``window`` (k), ``gamma`` (γ), ``vocab_size`` (0: the tokenizer's) and the key: the environment variable
         ``key_env`` or the file ``key_file`` holds it, as text, or as ``hex:…`` for bytes, or ``int:…`` for a number.
         ``commitment``: the file of :mod:`radio_utils.commit` that fixed key and parameters, published before there was a
@@ -60,7 +68,10 @@ class Request:
     watermarked_texts: str
     suspect_model: str = ""
     reference: str = ""
+    alice: str = ""
     fresh_texts: str = ""
+    plain_texts: str = ""
+    full_context: bool = False
     access: str = ""
     tokenizer: str = ""
     scheme: str = "green list"
@@ -68,6 +79,7 @@ class Request:
     key_file: str = ""
     window: int = 2
     gamma: float = 0.25
+    delta: float = 0.0
     vocab_size: int = 0
     commitment: str = ""
     rehearsal: bool = False
@@ -83,6 +95,9 @@ class Request:
     price_out: float = 0.0
     decoys: int = 1000
     decoy_entropy: str = ""
+    worlds: int = 99
+    control_texts: int = 100
+    alice_temperature: float = 1.0
     batch_size: int = 64
     device: str = ""
     dtype: str = "float32"
@@ -94,6 +109,8 @@ class Request:
         for one in dataclasses.fields(self):
             if one.type == "str":
                 object.__setattr__(self, one.name, _text(one.name, getattr(self, one.name)))
+            elif one.type == "bool":
+                object.__setattr__(self, one.name, _flag(one.name, getattr(self, one.name)))
         for name in ("suspect", "watermarked_texts", "output_dir"):
             if not getattr(self, name):
                 raise AuditError(f"{name} is empty; {_WANTED[name]}")
@@ -101,13 +118,11 @@ class Request:
         _one_of("api", self.api, ("completions", "chat"))
         _one_of("access", self.access or "open", ACCESS)
         _one_of("dtype", self.dtype, DTYPES)
-        for name in ("window", "max_queries", "max_tokens", "concurrency", "batch_size"):
+        for name in ("window", "max_queries", "max_tokens", "concurrency", "batch_size", "control_texts"):
             _whole(name, getattr(self, name), least=1)
         _whole("decoys", self.decoys, least=99)
-        for name in ("vocab_size", "seed", "max_requests"):
+        for name in ("vocab_size", "seed", "max_requests", "worlds"):
             _whole(name, getattr(self, name), least=0)
-        if not isinstance(self.rehearsal, bool):
-            raise AuditError(f"rehearsal must be True or False, got {self.rehearsal!r}")
         if self.decoy_entropy and not re.fullmatch(r"[0-9a-f]{32,128}", self.decoy_entropy):
             raise AuditError(
                 f"decoy_entropy must be 32 to 128 digits of 0-9 and a-f, got {self.decoy_entropy!r}; leave it empty for "
@@ -115,7 +130,7 @@ class Request:
             )
         _between("gamma", self.gamma, 0.0, 1.0)
         _between("alpha", self.alpha, 0.0, 0.5)
-        for name in ("temperature", "price_in", "price_out"):
+        for name in ("temperature", "price_in", "price_out", "delta", "alice_temperature"):
             value = getattr(self, name)
             if isinstance(value, bool) or not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
                 raise AuditError(f"{name} must be a number that is not negative, got {value!r}")
@@ -136,10 +151,11 @@ class Request:
             raise AuditError(
                 f"access={self.access!r} needs the suspect's weights, and suspect={self.shown_suspect!r} has none"
             )
-        if self.kind != "model" and self.reference:
-            raise AuditError(
-                f"reference is compared by its weights, and suspect={self.shown_suspect!r} has none; leave it out"
-            )
+        for name in ("reference", "alice"):
+            if self.kind != "model" and getattr(self, name):
+                raise AuditError(
+                    f"{name} is compared by its weights, and suspect={self.shown_suspect!r} has none; leave it out"
+                )
         if self.scheme == "transformers lefthash" and self.window != 1:
             raise AuditError(
                 f"scheme='transformers lefthash' looks at one token only, so window must be 1, got {self.window}"
@@ -193,7 +209,7 @@ class Request:
         """The watermark to look for, over ``vocab_size`` tokens unless the request says another number."""
         size, key = self.vocab_size or vocab_size, self.secret()
         try:
-            return make_watermark(self.scheme, key, size, self.window, self.gamma)
+            return make_watermark(self.scheme, key, size, self.window, self.gamma, self.delta or None)
         except (ValueError, TypeError) as error:
             raise AuditError(str(error)) from error
 
@@ -235,6 +251,17 @@ def _text(name: str, value: Any) -> str:
     if "\0" in text or text.encode("utf-8", "ignore").decode("utf-8") != text:
         raise AuditError(f"{name} holds signs that are no text: {text!r}; rename the file or folder")
     return text
+
+
+_FLAGS = {"1": True, "yes": True, "true": True, "0": False, "no": False, "false": False, "": False}
+
+
+def _flag(name: str, value: Any) -> bool:
+    """Yes or no, as a program, a shell or a notebook's parameter says it."""
+    found = _FLAGS.get(str(value).lower())
+    if found is None:
+        raise AuditError(f"{name} must be True or False, 1 or 0, 'yes' or 'no', got {value!r}")
+    return found
 
 
 def _whole(name: str, value: Any, *, least: int) -> None:

@@ -17,14 +17,14 @@ import numpy as np
 from radio_utils import contrast, decoding, detection, querying, reading
 from radio_utils import evidence as ev
 from radio_utils.artifacts import Store, code_version
-from radio_utils.audit import preflight
-from radio_utils.audit.case import Case, Ids, OpenModel, prompts_for, readable
+from radio_utils.audit import alice, preflight
+from radio_utils.audit.case import Case, Ids, OpenModel, Weights, prompts_for, readable
 from radio_utils.audit.errors import AuditError
 from radio_utils.audit.plan import Planned
 from radio_utils.audit.texts import Texts, tokenizer_digest
-from radio_utils.audit.verdict import TestResult
+from radio_utils.audit.verdict import Control, TestResult
 from radio_utils.predictions import Predictions
-from radio_utils.retokenising import Retokenised, read_across
+from radio_utils.retokenising import Retokenised
 from radio_utils.suspects import LocalSuspect, Suspect
 
 _WATCH_LEVEL = 0.05  # share of decoys that may look convincing in a watched test
@@ -48,26 +48,27 @@ def carried_out(
     count: int,
     progress: bool,
     draw: Callable[[], str],
-) -> tuple[list[TestResult], TestResult | None, str]:
-    """The result of each planned test, that of the control, and what the decoy keys came from.
+) -> tuple[list[TestResult], Control, str]:
+    """The result of each planned test, the re-marking control, and what the decoy keys came from.
 
     α is shared among ``count`` tests. ``draw`` gives the hexadecimal digits that decoy keys come from, and is asked once,
-    when all evidence is fixed.
+    when all evidence is fixed. Where the control finds a leak, no test of reading marked texts is sound.
     """
     makers: dict[str, Callable[[], Judge]] = {
+        "contrastive reading": lambda: _read_contrast(audit, opened, progress),
         "reading, supervised": lambda: _read(audit, opened, "reading, supervised", audit.texts, progress),
         "reading, unsupervised": lambda: _read(audit, opened, "reading, unsupervised", audit.fresh, progress),
-        "contrastive reading": lambda: _read_contrast(audit, opened, progress),
     }
     applied = {one.name for one in planned if one.applies}
     judges = {name: make() for name, make in makers.items() if name in applied}
     if "answers, all" in applied:
         judges |= _ask(audit, opened, math.log10(audit.request.alpha / count), "answers, watched" in applied, progress)
-    control = _control(audit, opened, applied, progress)
     entropy = draw()
+    seed = int(entropy, 16)
     with audit.timed("statistics"):
-        found = {name: judge(int(entropy, 16)) for name, judge in judges.items()}
-        of_control = None if control is None else control(int(entropy, 16))
+        found = {name: judge(seed) for name, judge in judges.items()}
+    why = alice.no_control(audit, opened)
+    control = Control(why) if why else alice.control(audit, opened, seed, progress)
     results = []
     for one in planned:
         result = found.get(one.name) or TestResult(name=one.name, applied=False, why=one.why)
@@ -75,98 +76,103 @@ def carried_out(
             smallest = None if one.name == "contrastive reading" else needs[one.name].smallest
             level = math.log10(audit.request.alpha / count)
             result = result.corrected(count).planned(audit.wm, one.why, level, smallest)
+            if control.leaks and one.name.startswith("reading"):
+                result = replace(result, sound=False, note=f"{result.note} {_LEAK}".strip())
         results.append(result)
-    return results, of_control, entropy
+    return results, control, entropy
 
 
-def _control(audit: Case, opened: Any, applied: set[str], progress: bool) -> Judge | None:
-    """The first test, on the model that the suspect was made from."""
-    if not isinstance(opened, OpenModel) or opened.reference is None:
-        return None
-    if "reading, supervised" in applied:
-        return _read(audit, opened, "control", audit.texts, progress, of_reference=True)
-    prompts = prompts_for(audit)
-    with audit.timed("model"), readable("reference"):
-        answers = _local(audit, replace(opened, model=opened.reference), progress).answer(prompts)
-    return _scored_answers(audit, prompts, answers, _filter(audit), name="control")
+_LEAK = "It convicts under keys that nobody used too: the texts tell the key (see the re-marking control)."
 
 
 def _store(audit: Case) -> Store:
     return Store(audit.request.folder / "evidence")
 
 
-def _read(
-    audit: Case, opened: OpenModel, name: str, texts: Texts | None, progress: bool, *, of_reference: bool = False
-) -> Judge:
-    """Reading mode along the texts. Its evidence depends on no key and is kept."""
+def _read(audit: Case, opened: OpenModel, name: str, texts: Texts | None, progress: bool) -> Judge:
+    """Reading mode along the texts, and where there is a reference, that of both at the same places."""
     assert texts is not None
-    wm, request = audit.wm, audit.request
-    model = opened.reference if of_reference else opened.model
-    bar = name if progress else None
-
-    def build(folder: Path) -> None:
-        options: dict[str, Any] = {"prompts": texts.prompts, "batch_size": request.batch_size, "progress": bar}
-        if opened.vocabulary.same:
-            found = reading.read_predictions(model, texts.ids, wm.vocab_size, **options)
-        else:
-            found = read_across(model, opened.tokenizer, audit.tokenizer, texts.ids, **options)
-        found.save(folder / "predictions.npz")
-
-    config = {
-        "texts": texts.digest,
-        "vocab_size": wm.vocab_size,
-        "model": _names(opened, of_reference),
-        "dtype": request.dtype,
-        "tokenizers": None if opened.vocabulary.same else list(map(tokenizer_digest, (audit.tokenizer, opened.tokenizer))),
-    }
-    with audit.timed("model"), readable("reference" if of_reference else "suspect"):
-        made = _store(audit).get(
-            "predictions", config, build, version=code_version("reading.py", "retokenising.py", "predictions.py")
-        )
-    predicted = Predictions.load(made / "predictions.npz")
+    wm = audit.wm
+    predicted = _predictions(audit, opened, opened.suspect, texts, name if progress else None)
     note = ""
     if not opened.vocabulary.same:
         places = sum(t.size - max(s, 1) for t, s in zip(predicted.tokens, predicted.starts.tolist(), strict=True))
         decided = sum(int(np.count_nonzero(tokens >= 0)) for tokens in predicted.tokens)
         note = f"Of {places:,} places the suspect's tokenizer decides {decided:,}; the others are not scored."
+    options: dict[str, Any] = {"shared": ev.shared_by(wm), "full_context": audit.request.full_context}
     with audit.timed("statistics"):
-        found = predicted.evidence(wm.window, wm.vocab_size, shared=ev.shared_by(wm))
-    return lambda seed: _judged(audit, name, found, seed, note)
+        found = predicted.evidence(wm.window, wm.vocab_size, **options)
+    base = None
+    if opened.reference is not None:
+        of_base = _predictions(audit, opened, opened.reference, texts, f"{name}, reference" if progress else None)
+        with audit.timed("statistics"):
+            base = of_base.evidence(wm.window, wm.vocab_size, places_of=predicted, **options)
+    return lambda seed: _judged(audit, name, found, seed, note, base=base, respelt=audit.allowance(texts))
 
 
-def _names(opened: OpenModel, of_reference: bool) -> dict[str, str]:
-    digest = opened.reference_digest if of_reference else opened.digest
-    return dict(digest or {})
+def _predictions(audit: Case, opened: OpenModel, of: Weights, texts: Texts, bar: str | None) -> Predictions:
+    """What a model expects along the texts. It depends on no key and is kept."""
+    config = {
+        "texts": texts.digest,
+        "vocab_size": audit.wm.vocab_size,
+        "model": of.digest,
+        "dtype": audit.request.dtype,
+        "tokenizers": None if opened.vocabulary.same else list(map(tokenizer_digest, (audit.tokenizer, opened.tokenizer))),
+    }
+
+    def build(folder: Path) -> None:
+        opened.read(of, audit, texts.ids, texts.prompts, bar).save(folder / "predictions.npz")
+
+    with audit.timed("model"), readable(of.name):
+        version = code_version("reading.py", "retokenising.py", "predictions.py")
+        made = _store(audit).get("predictions", config, build, version=version)
+    return Predictions.load(made / "predictions.npz")
 
 
-def _judged(audit: Case, name: str, found: ev.Evidence, seed: int, note: str) -> TestResult:
-    """The verdict on evidence and its decoy audit."""
-    verdict = detection.judge(found, audit.wm)
-    if len(found) == 0:
-        return TestResult.of(name, verdict, audit.wm, None, f"{note} No place could be scored, so p = 1.".strip())
-    decoys = detection.audit_evidence(found, audit.wm, keys=audit.request.decoys, seed=seed)
-    return TestResult.of(name, verdict, audit.wm, decoys, note)
+def _judged(
+    audit: Case,
+    name: str,
+    found: ev.Evidence,
+    seed: int,
+    note: str,
+    *,
+    base: ev.Evidence | None = None,
+    respelt: float = 0.0,
+) -> TestResult:
+    """The verdict on evidence, its comparison with that of the model before, and its decoy audit."""
+    verdict = detection.judge(found, audit.wm, respelt=respelt)
+    decoys = None
+    if len(found):
+        decoys = detection.audit_evidence(found, audit.wm, keys=audit.request.decoys, seed=seed)
+    else:
+        note = f"{note} No place could be scored, so p = 1.".strip()
+    added = None if base is None else detection.compare(found, base, audit.wm)
+    return replace(TestResult.of(name, verdict, audit.wm, decoys, note), added=added)
 
 
 def _read_contrast(audit: Case, opened: OpenModel, progress: bool) -> Judge:
-    wm, request, texts, of_fresh = audit.wm, audit.request, audit.fresh, audit.of_fresh
-    assert texts is not None and of_fresh is not None
+    """Contrastive reading of plain text. Its weights depend on no key and are kept."""
+    wm, request, reference = audit.wm, audit.request, opened.reference or opened.alice
+    assert reference is not None
+    if audit.plain is None:
+        audit.plain = alice.plain_texts(audit, opened, progress)
+    texts, own = audit.plain, preflight.log10_p_of(audit.plain, wm)
 
     def build(folder: Path) -> None:
         reading.read_contrast(
-            opened.model, opened.reference, texts.ids, wm.window, wm.vocab_size, prompts=texts.prompts,
+            opened.suspect.model, reference.model, texts.ids, wm.window, wm.vocab_size, prompts=texts.prompts,
             batch_size=request.batch_size, progress="contrastive reading" if progress else None,
         ).save(folder)  # fmt: skip
 
     config = {"texts": texts.digest, "window": wm.window, "vocab_size": wm.vocab_size}
-    config |= {"model": _names(opened, False), "reference": _names(opened, True), "dtype": request.dtype}
-    with audit.timed("model"), readable("suspect or reference"):
+    config |= {"model": opened.suspect.digest, "reference": reference.digest, "dtype": request.dtype}
+    with audit.timed("model"), readable(f"suspect or {reference.name}"):
         version = code_version("reading.py", "contrast.py", "evidence.py")
         made = _store(audit).get("contrast", config, build, version=version)
     found = contrast.Contrast.load(made.path)
 
     def judge(seed: int) -> TestResult:
-        verdict = contrast.judge_contrast(found, wm, text_log10_p=of_fresh.log10_p)
+        verdict = contrast.judge_contrast(found, wm, text_log10_p=own)
         decoys = None
         if len(found.pairs):
             decoys = contrast.audit_contrast(found, wm, keys=request.decoys, seed=seed)
@@ -184,9 +190,11 @@ def _ask(audit: Case, opened: Any, level: float, watched: bool, progress: bool) 
         return {"answers, all": _scored_answers(audit, prompts, audit.answers.ids, keep, note)}
     prompts = prompts_for(audit)
     if not watched:
-        with audit.timed("model"), readable("suspect"):
-            answers = _local(audit, opened, progress).answer(prompts)
-        return {"answers, all": _scored_answers(audit, prompts, answers, keep)}
+        answers = _answers(audit, opened, opened.suspect, prompts, progress)
+        if opened.reference is None:
+            return {"answers, all": _scored_answers(audit, prompts, answers, keep)}
+        of_base = _answers(audit, opened, opened.reference, prompts, progress)
+        return {"answers, all": _scored_answers(audit, prompts, answers, keep, of_base=of_base)}
     dedup: ev.Dedup = "window" if isinstance(audit.wm, ev.SharesLists) else "window+token"
     watch = querying.Watch(audit.wm, keep=keep, dedup=dedup)
     answers = []
@@ -233,23 +241,29 @@ def _scored_answers(
     answers: Sequence[Ids],
     keep: Ids,
     note: str = "",
-    name: str = "answers, all",
+    of_base: Sequence[Ids] | None = None,
 ) -> Judge:
+    def evidence(of: Sequence[Ids]) -> ev.Evidence:
+        return querying.score_answers(prompts, of, audit.wm, keep=keep).evidence
+
     with audit.timed("statistics"):
         try:
-            found = querying.score_answers(prompts, answers, audit.wm, keep=keep)
+            found, base = evidence(answers), None if of_base is None else evidence(of_base)
         except ValueError as error:
-            raise AuditError(f"the suspect's answers cannot be scored: {error}") from error
-    return lambda seed: _judged(audit, name, found.evidence, seed, note)
+            raise AuditError(f"the suspect's answers, or its reference's, cannot be scored: {error}") from error
+    return lambda seed: _judged(audit, "answers, all", found, seed, note, base=base)
 
 
-def _local(audit: Case, opened: OpenModel, progress: bool) -> Suspect:
+def _answers(audit: Case, opened: OpenModel, of: Weights, prompts: Sequence[Ids], progress: bool) -> list[Ids]:
+    with audit.timed("model"), readable(of.name):
+        return _local(audit, opened, of, progress).answer(prompts)
+
+
+def _local(audit: Case, opened: OpenModel, of: Weights, progress: bool) -> Suspect:
     """A model at hand, behind a closed door."""
     request = audit.request
-    bare = querying.as_suspect(opened.model)
-    assert isinstance(bare, LocalSuspect)
     options: dict[str, Any] = {
-        "stop_tokens": bare.stop_tokens,
+        "stop_tokens": of.stop_tokens,
         "sampling": decoding.Sampling(temperature=request.temperature),
         "max_new_tokens": request.max_tokens,
         "batch_size": 4 * request.batch_size,
@@ -257,5 +271,5 @@ def _local(audit: Case, opened: OpenModel, progress: bool) -> Suspect:
         "progress": "answers" if progress else None,
     }
     if opened.vocabulary.same:
-        return LocalSuspect(opened.model, **options)
-    return Retokenised(opened.model, its_tokenizer=opened.tokenizer, tokenizer=audit.tokenizer, **options)
+        return LocalSuspect(of.model, **options)
+    return Retokenised(of.model, its_tokenizer=opened.tokenizer, tokenizer=audit.tokenizer, **options)

@@ -24,7 +24,8 @@ class Texts:
     """Texts under Alice's tokenizer, with their prompts if they have any.
 
     ``ids`` and ``prompts`` hold one array for each text of more than ``window`` tokens; ``short`` counts the others.
-    ``sha256`` is that of the file.
+    ``sha256`` is that of the file. ``from_strings`` says that tokens were made from strings, at least some: they may be
+    others than those that were drawn.
     """
 
     name: str
@@ -33,6 +34,14 @@ class Texts:
     short: int
     ids: list[Ids] = field(repr=False)
     prompts: list[Ids] | None = field(repr=False)
+    from_strings: bool = False
+
+    @property
+    def contexts(self) -> list[Ids]:
+        """Each text behind its prompt: all that a model is fed."""
+        if self.prompts is None:
+            return self.ids
+        return [np.concatenate(both) for both in zip(self.prompts, self.ids, strict=True)]
 
     @property
     def digest(self) -> str:
@@ -57,6 +66,7 @@ class Texts:
             "texts": len(self.ids),
             "tokens": self.tokens,
             "prompts": self.prompts is not None,
+            "from_strings": self.from_strings,
             "too_short": self.short,
         }
 
@@ -69,7 +79,8 @@ def read_texts(name: str, path: str, tokenizer: Any, vocab_size: int, window: in
     """
     if Path(path).expanduser().is_dir():
         raise AuditError(f"{name}: {path} is a folder; give one file")
-    file = CorpusFile(Path(path).expanduser(), tokenizer)
+    cut = None if tokenizer is None else _Cutter(tokenizer)
+    file = CorpusFile(Path(path).expanduser(), cut)
     try:
         texts, prompts = list(file.texts()), file.prompts()
         asked = None if prompts is None else list(prompts)
@@ -89,7 +100,19 @@ def read_texts(name: str, path: str, tokenizer: Any, vocab_size: int, window: in
         short=len(checked) - len(long),
         ids=[checked[i] for i in long],
         prompts=None if of is None or not any(of[i].size for i in long) else [of[i] for i in long],
+        from_strings=cut is not None and cut.used,
     )
+
+
+class _Cutter:
+    """A tokenizer that notes whether it was used."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer, self.used = tokenizer, False
+
+    def __call__(self, text: str, **options: Any) -> Any:
+        self.used = True
+        return self._tokenizer(text, **options)
 
 
 def _checked(file: CorpusFile, sequences: list[Any], vocab_size: int) -> list[Ids]:

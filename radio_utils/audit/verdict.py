@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 
 from radio_utils import planning
 from radio_utils.contrast import ContrastiveReading
-from radio_utils.detection import Detection, NullAudit
+from radio_utils.detection import Comparison, Detection, NullAudit
 from radio_utils.querying import SequentialVerdict
+from radio_utils.remarking import RemarkControl
 from radio_utils.watermarks import Watermark
 
 Outcome = Literal["convicted", "not convicted", "void"]
 Floats = NDArray[np.float64]
 
-TRACE = -3.0  # log10 p of the control at which the model before shows a trace as well, whatever α
 UNSOUND = 1e-4  # p of the null audit below which a test is not believed
 
 
@@ -29,12 +29,15 @@ class TestResult:
     """One test: applied with its numbers, or not and why.
 
     ``seen`` places were looked at, ``scored`` distinct pairs scored, with mean ``score`` where ``expected`` is expected of
-    a model that never met the key. ``log10_p`` is this test's own, ``log10_corrected`` allows for all tests of the audit.
+    a model that never met the key. ``log10_p`` is this test's own. ``added`` compares the suspect with its reference at the
+    same places or prompts; the larger of the two p-values counts, as both must reject. ``log10_corrected`` is that one, and
+    allows for all tests of the audit.
     ``ks_p`` compares the p-values of ``decoys`` keys that nobody used with a uniform distribution, ``lowest_decoy`` is the
     smallest of their log10 p; a watched test has ``alarms``, the share of decoys that ever looked convincing at 5 %. A
-    test whose decoys misbehave is not ``sound`` and convicts nobody. ``smallest_effect`` is what so many pairs would find
-    nine times in ten, ``needed_pairs`` how many pairs the effect that was seen would need for that. Results are equal where
-    they found the same in the same evidence, whichever decoys were drawn.
+    test whose decoys misbehave, or in which the re-marking control finds a leak, is not ``sound`` and convicts nobody.
+    ``smallest_effect`` is what so many pairs would find nine times in ten, ``needed_pairs`` how many pairs the effect that
+    was seen would need for that. Results are equal where they found the same in the same evidence, whichever decoys were
+    drawn.
     """
 
     __test__ = False  # pytest: no test class
@@ -47,6 +50,7 @@ class TestResult:
     score: float | None = None
     expected: float | None = None
     log10_p: float | None = None
+    added: Comparison | None = None
     log10_corrected: float | None = None
     decoys: int | None = None
     ks_p: float | None = field(default=None, compare=False)
@@ -103,7 +107,8 @@ class TestResult:
     def corrected(self, tests: int) -> TestResult:
         """With the p-value that allows for so many tests (Bonferroni)."""
         assert self.log10_p is not None
-        return replace(self, log10_corrected=min(0.0, self.log10_p + math.log10(tests)))
+        counts = self.log10_p if self.added is None else max(self.log10_p, self.added.log10_p)
+        return replace(self, log10_corrected=min(0.0, counts + math.log10(tests)))
 
     def planned(self, wm: Watermark, why: str, log10_level: float, smallest_effect: float | None) -> TestResult:
         """With the reason why it applied, and what power planning says of it; weighted pairs are not planned."""
@@ -122,7 +127,37 @@ class TestResult:
 
     def row(self) -> dict[str, Any]:
         """All fields that a JSON file can hold."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "null"}
+        found = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "null"}
+        if self.added is not None:
+            pairs = dataclasses.asdict(self.added).items()  # no pairs have no mean
+            found["added"] = {name: value if math.isfinite(value) else None for name, value in pairs}
+        return found
+
+
+@dataclass(frozen=True)
+class Control:
+    """The re-marking control of the reading of marked texts; ``why`` it was not run, else empty.
+
+    ``log10_p`` is what the test says of the first ``texts`` texts, ``rank_p`` the p-value of its rank among ``worlds``
+    others, ``ks_p`` tests whether the worlds' own p-values are too small, and ``leaks`` says that they are. ``strength_p``
+    compares how strongly the texts are marked: a small one says that it was not this pipeline that wrote them.
+    """
+
+    why: str = ""
+    texts: int = 0
+    worlds: int = 0
+    log10_p: float | None = None
+    rank_p: float | None = None
+    ks_p: float | None = None
+    strength_p: float | None = None
+    leaks: bool = False
+
+    @classmethod
+    def of(cls, found: RemarkControl, texts: int) -> Control:
+        """The figures of a control."""
+        return cls(
+            "", texts, found.worlds.size, found.log10_p, found.p_value, found.ks_p, found.strength_p, bool(found.leaks)
+        )
 
 
 @dataclass(frozen=True)
@@ -130,7 +165,8 @@ class Verdict:
     """The verdict of an audit.
 
     ``outcome`` is "convicted" (a sound test's corrected p is at most α), "not convicted" (no evidence, which is no proof of
-    innocence), or "void" (the tests cannot be believed here: decoy keys or the reference model show the trace too).
+    innocence; with a reference: that the suspect added any), or "void" (only tests that cannot be believed would convict:
+    decoy keys misbehave, or texts under keys that nobody used convict too). ``control`` is the re-marking control.
     ``counted`` tests share α: those that applied, and those that would have with another key. Decoy keys came from
     ``decoy_entropy``. ``commitment`` is the file, hash and date of the commitment that the key opened; None: when the key
     was fixed is not proved. ``earlier`` lists the audits of the same suspect in folders beside this one's, and
@@ -140,7 +176,7 @@ class Verdict:
     outcome: Outcome
     alpha: float
     tests: tuple[TestResult, ...]
-    control: TestResult | None
+    control: Control
     counted: int
     texts_log10_p: float
     vocabulary: str | None
@@ -184,6 +220,13 @@ class Verdict:
         return "texts" in self.inputs.get("suspect", {})
 
     @property
+    def about(self) -> str:
+        """Whom a conviction is about."""
+        if self.of_answers:
+            return "whoever wrote these answers"
+        return "the suspect" if self.settings.get("reference") else "the suspect or a model that it was made from"
+
+    @property
     def report(self) -> Path:
         """The page for people."""
         return Path(self.folder) / "report.html"
@@ -194,7 +237,8 @@ class Verdict:
             f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("tests", "control", "folder")
         }
         return values | {
+            "about": self.about,
             "log10_p": self.log10_p,
             "tests": [test.row() for test in self.tests],
-            "control": None if self.control is None else self.control.row(),
+            "control": dataclasses.asdict(self.control),
         }

@@ -1,0 +1,125 @@
+"""Texts as strings: how many of the tokens that a model draws are lost when its text is cut into tokens again.
+
+Alice's model may draw "ab" as "a" and "b", where her tokenizer has one token for both. Which places are left then depends
+on what was drawn, and so on the key. A p-value of reading allows for it
+(:meth:`radio_utils.watermarks.Watermark.log10_p_allowing`): the share of such draws is measured on text that is written for
+the purpose, bounded from above, and multiplied by how much likelier a mark can make a token, 1/γ at most for a green list.
+Rows with the token ids that were drawn need none of this, nor do tokenizers that spell nothing in two ways.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+
+from radio_utils import decoding
+from radio_utils.artifacts import Store, code_version, read_json, write_json
+from radio_utils.audit.case import OPENING, Case, Ids, OpenModel, readable, room
+from radio_utils.audit.texts import Texts
+from radio_utils.watermarks import Watermark
+
+_TEXTS, _TOKENS = 64, 64  # how much is written to measure it
+_SURE = 0.99
+_MOST = 0.999  # an allowance that no test survives
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """Of ``tokens`` that ``writer`` drew, ``changed`` are others when the text is cut again; 0 where nobody could write."""
+
+    changed: int
+    tokens: int
+    writer: str
+
+    @property
+    def most(self) -> float:
+        """The upper 99 % confidence limit of their share (Clopper and Pearson)."""
+        left = self.tokens - self.changed
+        return float(stats.beta.ppf(_SURE, self.changed + 1, left)) if left else 1.0
+
+    def allowance(self, wm: Watermark) -> float:
+        """The share of trials for which a p-value must allow, below 1."""
+        return min(self.most / float(getattr(wm, "gamma", 1.0)), _MOST)
+
+    def words(self, wm: Watermark) -> str:
+        """What a plan and a report say of it."""
+        return (
+            f"its tokens were made from strings; of {self.tokens:,} that {self.writer} drew {self.changed:,} are others "
+            f"when cut again, so p allows for a share of {self.allowance(wm):.2g} (give rows with ids to avoid this)"
+        )
+
+
+def measured(audit: Case, opened: OpenModel) -> Spelling | None:
+    """The spelling of Alice's model, or of a suspect with her tokenizer; None where nothing can be spelt in two ways."""
+    request, tokenizer = audit.request, audit.tokenizer
+    if not (audit.texts.from_strings or (audit.fresh is not None and audit.fresh.from_strings)):
+        return None
+    if "open" not in request.modes or not respells(tokenizer):
+        return None
+    writer = opened.alice or (opened.suspect if opened.vocabulary.same else None)
+    if writer is None:
+        return Spelling(0, 0, "nobody")
+    openings = _openings(audit.texts)
+    sampling = decoding.Sampling(temperature=request.alice_temperature)
+
+    def build(folder: Path) -> None:
+        drawn = decoding.generate(
+            writer.model, openings, max_new_tokens=room(writer, openings, _TOKENS), sampling=sampling,
+            generator=torch.Generator(writer.model.device).manual_seed(request.seed), stop_tokens=writer.stop_tokens,
+        )  # fmt: skip
+        counts = {"changed": sum(changed(tokenizer, ids) for ids in drawn), "tokens": sum(ids.size for ids in drawn)}
+        write_json(folder / "spelling.json", counts)
+
+    config = {"openings": [ids.tolist() for ids in openings], "writer": writer.digest, "seed": request.seed}
+    config |= {"temperature": request.alice_temperature, "dtype": request.dtype}
+    with audit.timed("model"), readable(writer.name):
+        version = code_version("decoding.py", "audit/spelling.py")
+        made = Store(request.folder / "evidence").get("spelling", config, build, version=version)
+    found = read_json(made / "spelling.json")
+    return Spelling(found["changed"], found["tokens"], "Alice's model" if writer is opened.alice else "the suspect")
+
+
+def respells(tokenizer: Any) -> bool:
+    """Whether cutting a text again can give other tokens: whether it does for random ones."""
+    drawn = np.random.default_rng(0).integers(0, len(tokenizer), (_TEXTS, _TOKENS)).tolist()
+    return bool(cut_again(tokenizer, drawn) != drawn)
+
+
+def cut_again(tokenizer: Any, ids: list[list[int]]) -> list[list[int]]:
+    """Tokens of the texts that these tokens are."""
+    texts = tokenizer.batch_decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    found: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    return found
+
+
+def changed(tokenizer: Any, drawn: Ids) -> int:
+    """How many of the drawn tokens are no tokens of the text, cut again, at the same characters."""
+    (again,) = cut_again(tokenizer, [drawn.tolist()])
+    return len(drawn) - len(_spans(tokenizer, drawn.tolist()) & _spans(tokenizer, again))
+
+
+def _spans(tokenizer: Any, ids: list[int]) -> set[tuple[int, int, int, int]]:
+    """Where each token begins and ends, the token, and its number among those that begin and end there."""
+    prefixes = tokenizer.batch_decode(
+        [ids[:end] for end in range(len(ids) + 1)], skip_special_tokens=False, clean_up_tokenization_spaces=False
+    )
+    ends = [len(prefix) for prefix in prefixes]
+    met: dict[tuple[int, int, int], int] = {}
+    found = set()
+    for place, token in enumerate(ids):
+        span = (ends[place], ends[place + 1], token)
+        met[span] = met.get(span, 0) + 1
+        found.add((*span, met[span]))
+    return found
+
+
+def _openings(texts: Texts) -> list[Ids]:
+    """What is continued: the last tokens of prompts, or the first of texts."""
+    prompts = texts.prompts or [text[:0] for text in texts.ids]
+    found = [p[-OPENING:] if p.size else t[:OPENING] for p, t in zip(prompts, texts.ids, strict=True)]
+    return [found[i % len(found)] for i in range(_TEXTS)]
