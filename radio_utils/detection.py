@@ -192,10 +192,25 @@ def _collected(
 
 
 def collect_file(
-    file: Path, shard: Path | None, *, window: int, vocab_size: int, tokenizer: Any, options: dict[str, Any]
+    file: Path,
+    shard: Path | None,
+    *,
+    window: int,
+    vocab_size: int,
+    tokenizer: Any,
+    options: dict[str, Any],
+    prompts_refused: bool = False,
 ) -> Any:
-    """The evidence of one file, or the path of ``shard`` after writing it there."""
+    """The evidence of one file, or the path of ``shard`` after writing it there.
+
+    ``prompts_refused`` where windows share draws: which of them a prompt has shown, only the key could tell.
+    """
     corpus = CorpusFile(file, tokenizer)
+    if prompts_refused and corpus.prompts() is not None:
+        raise ValueError(
+            f"{file} has prompts, and windows of this scheme share draws: what a prompt has shown depends on the key, which"
+            " shards are not given; use radio_utils.detect"
+        )
     ev.Collector(ev.Packing(window, vocab_size), **options)  # options at fault are not the file's fault
     try:
         found = ev.collect(corpus.texts(), window, vocab_size, prompts=corpus.prompts(), **options)

@@ -7,7 +7,7 @@ openings of encyclopedia articles.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -128,55 +128,31 @@ def read_shard(
 
 
 def remark(
-    world: World,
-    which: float | str,
-    setting: Literal["supervised", "unsupervised"],
-    *,
-    texts: int = 200,
-    worlds: int = 99,
-    seed: int | None = None,
+    world: World, which: float | str, setting: Literal["supervised", "unsupervised"], *, texts: int, worlds: int
 ) -> RemarkControl:
     """The re-marking control of reading mode: ``texts`` pairs of :func:`reading` among as many of ``worlds`` other keys.
 
-    The other keys come from ``seed``, which is derived from Alice's key if it is not given: the same in every run, and
-    unknown to Bob. Supervised, the real texts are a random part of what she wrote, and each world's the first: where she
-    repeats herself, that is not quite one pipeline.
+    Supervised, the real texts are a random part of what Alice wrote, and each world's the first: where she repeats herself,
+    that is not quite one pipeline.
     """
     if setting not in ("supervised", "unsupervised"):
         raise ValueError(f"setting must be 'supervised' or 'unsupervised', got {setting!r}")
-    if seed is None:
-        seed = int.from_bytes(derive_bytes(world.key, "re-marking", 16), "big")
     author: PairSet = "watermarked" if setting == "supervised" else "fresh"
     real = list(world.used_by(which) if setting == "supervised" else world.pairs("fresh"))[:texts]
-    tokenizer, batch_size = world.tokenizer, world.preset.reading.batch_size
 
     def build(folder: Path) -> None:
         bob = world.bob(which)
 
-        def test(pairs: Sequence[Pair], wm: Watermark) -> Detection:
-            prompts, answers = instructions.written_ids(tokenizer, pairs)
-            with needs_memory("reading.batch_size"):
-                found = read_predictions(bob, answers, wm.vocab_size, prompts=prompts, batch_size=batch_size)
-            return judge(scored(world, found), wm)
+        def test(prompts: list[Ids], answers: list[Ids], wm: Watermark) -> Detection:
+            return judge(scored(world, _read(world, bob, answers, prompts, None)), wm)
 
-        control = remark_control(
-            lambda wms: world.remarked(wms, len(real)),
-            test,
-            world.watermark,
-            texts=real,
-            worlds=worlds,
-            batched=True,
-            strength=lambda pairs, wm: mean_score(instructions.written_ids(tokenizer, pairs)[1], wm),
-            seed=seed,
-            progress=f"re-marking control of Bob ({which}), {setting}" if world.progress else None,
-        )
-        control.save(folder / "control.json")
+        remark_with(world, real, test, worlds=worlds).save(folder / "control.json")
 
     config = {
         "setting": setting,
         "texts": texts,
         "worlds": worlds,
-        "keys": str(seed),
+        "watermark": world.watermark.fingerprint,
         "self_instruct": world.preset.self_instruct.model_dump(),
         "stand_in": world.stand_in(),
         "run": world.run,
@@ -189,6 +165,30 @@ def remark(
     inputs = [world.made(which), world.written(author)]
     artifact = world.store.get("re-marking", config, build, inputs=inputs, version=version)
     return RemarkControl.load(artifact / "control.json")
+
+
+def remark_with(
+    world: World, real: Sequence[Pair], test: Callable[[list[Ids], list[Ids], Watermark], Detection], *, worlds: int
+) -> RemarkControl:
+    """The re-marking control of any test of (prompts, texts, watermark) on pairs that Alice wrote.
+
+    The other keys are derived from her own: the same in every run, and unknown to Bob.
+    """
+
+    def of_pairs(pairs: Sequence[Pair], wm: Watermark) -> Detection:
+        return test(*instructions.written_ids(world.tokenizer, pairs), wm)
+
+    return remark_control(
+        lambda wms: world.remarked(wms, len(real)),
+        of_pairs,
+        world.watermark,
+        texts=real,
+        worlds=worlds,
+        batched=True,
+        strength=lambda pairs, wm: mean_score(instructions.written_ids(world.tokenizer, pairs)[1], wm),
+        seed=int.from_bytes(derive_bytes(world.key, "re-marking", 16), "big"),
+        progress="re-marking control" if world.progress else None,
+    )
 
 
 def pair_growth(world: World, which: float | str, *, parts: int = 24) -> tuple[list[int], list[int]]:
@@ -205,7 +205,7 @@ def pair_growth(world: World, which: float | str, *, parts: int = 24) -> tuple[l
     return tokens, distinct
 
 
-def _read(world: World, bob: Any, texts: list[Ids], prompts: list[Ids], label: str) -> Predictions:
+def _read(world: World, bob: Any, texts: list[Ids], prompts: list[Ids], label: str | None) -> Predictions:
     if not texts:  # more shards than texts
         return Predictions((), np.zeros(0, np.int64), ())
     with needs_memory("reading.batch_size"):
@@ -215,11 +215,16 @@ def _read(world: World, bob: Any, texts: list[Ids], prompts: list[Ids], label: s
         )  # fmt: skip
 
 
-def contrast(world: World, which: float | str, *, twin: bool = True) -> Contrast:
-    """What Bob expects along plain text of Alice's and his base does not (contrastive reading).
+def contrast(world: World, which: float | str, *, references: Sequence[str] = ("base", "twin")) -> Contrast:
+    """What Bob expects along plain text of Alice's and others do not (contrastive reading).
 
-    The text is un-watermarked and nobody was trained on it; with ``twin`` Alice's innocent twin is a reference too.
+    The text is un-watermarked and nobody was trained on it. ``references`` are names of models: "base", "twin", or "alice",
+    her own model without its mark.
     """
+    unknown = set(references) - {"alice", "base", "twin"}
+    if unknown or not references:
+        raise ValueError(f"references must be some of 'base', 'twin' and 'alice', got {references!r}")
+    models = {"alice": world.alice, "base": world.base, "twin": world.twin}
 
     def build(folder: Path) -> None:
         pairs = world.pairs("outside")[: world.preset.reading.texts]
@@ -227,7 +232,7 @@ def contrast(world: World, which: float | str, *, twin: bool = True) -> Contrast
         with needs_memory("reading.batch_size"):
             found = read_contrast(
                 world.bob(which),
-                [world.base(), world.twin()] if twin else world.base(),
+                [models[name]().float() for name in references],
                 answers,
                 world.watermark.window,
                 world.watermark.vocab_size,
@@ -237,15 +242,12 @@ def contrast(world: World, which: float | str, *, twin: bool = True) -> Contrast
             )
         found.save(folder)
 
-    config = {"texts": world.preset.reading.texts, "window": world.watermark.window, "twin": twin}
-    artifact = world.store.get(
-        "contrast",
-        config,
-        build,
-        inputs=[world.made(which), world.written("outside"), *([world.made("twin")] if twin else [])],
-        version=code_version("reading.py", "contrast.py", "evidence.py", "world/instructions.py"),
-    )
-    return Contrast.load(artifact.path)
+    config = {"texts": world.preset.reading.texts, "window": world.watermark.window, "references": list(references)}
+    inputs = [world.made(which), world.written("outside")]
+    for name in references:
+        inputs += [world.made(name)] if name == "twin" else world.model_inputs(name)
+    version = code_version("reading.py", "contrast.py", "evidence.py", "world/instructions.py")
+    return Contrast.load(world.store.get("contrast", config, build, inputs=inputs, version=version).path)
 
 
 def continuations(world: World, language: str) -> tuple[list[Ids], list[Ids]]:

@@ -176,7 +176,7 @@ def judge_informed(found: Informed, wm: GumbelMax, *, shares: Sequence[float] = 
     """The verdict on what was collected."""
     _check(wm, shares)
     log10_e = evidence_of(found, wm, shares)
-    together = float(special.logsumexp(log10_e * _LN10) / _LN10 - np.log10(len(shares)))
+    together = float(special.logsumexp(log10_e * _LN10) - np.log(len(shares))) / _LN10 if len(found.pairs) else 0.0
     return InformedVerdict(
         seen=found.pairs.seen,
         scored=len(found.pairs),

@@ -181,7 +181,7 @@ def _known_text(text: str) -> str:
     if _BOOK.match(bare):
         return "a demonstration key of this book"
     letters = re.sub(r"[\W_]", "", bare)
-    if _is_run(letters or bare):
+    if _is_run(letters if len(letters) > 2 else bare):
         return "a run of signs"
     return "a word that anyone would try" if letters and _WORDS.fullmatch(letters) else ""
 

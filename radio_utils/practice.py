@@ -67,8 +67,10 @@ def make_case(world: World, rho: float, folder: Path, *, fresh: int = 800, rehea
     kept = world.kept_by_alice(rho)
     other = experiments.variant(world).changed(key=derive_bytes(world.key, "another's key", 16).hex())
     _write_pairs(folder / "marked.jsonl", kept)
-    _write_pairs(folder / "fresh.jsonl", world.pairs("fresh")[:fresh])
-    _write_pairs(folder / "plain.jsonl", world.pairs("kept")[:fresh])
+    used = {pair.answer for pair in kept}
+    for file, pairs in (("fresh.jsonl", world.pairs("fresh")), ("plain.jsonl", world.pairs("kept"))):
+        # a small model writes a short answer twice, and a text that the guilty Bob used is not fresh
+        _write_pairs(folder / file, [pair for pair in pairs if pair.answer not in used][:fresh])
     _write_pairs(folder / "other.jsonl", other.pairs("watermarked")[: len(kept)])
     prompts, answers = experiments.answers(world, rho, "watermarked", world.preset.querying.prompts)
     decode = world.tokenizer.batch_decode

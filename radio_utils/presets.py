@@ -163,15 +163,20 @@ class Suspect(_Section):
 
 
 class Reading(_Section):
-    """Open-model test: texts read at most, and the shares ρ at which contrastive reading is tried."""
+    """Open-model test: texts read at most, and the shares ρ at which contrastive reading is tried.
+
+    The re-marking control writes ``control_texts`` texts anew under each of ``worlds`` other keys.
+    """
 
     texts: Count
     batch_size: Count
+    worlds: Count
+    control_texts: Count
     contrast_rhos: Annotated[tuple[Share, ...], Field(min_length=1)]
 
 
 class Querying(_Section):
-    """Closed-model test: prompts sent; a window is in the unsupervised filter from ``frequent`` occurrences.
+    """Closed-model test: prompts sent; a window is in the unsupervised filter from ``frequent`` texts on.
 
     ``batch`` prompts are sent at a time where the test may stop early.
     """

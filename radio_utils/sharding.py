@@ -141,12 +141,16 @@ def detect_shards(
 
     The shards' evidence is kept in ``folder``. It depends on no key, so that another key, or a null audit of the
     verdict's ``evidence``, reads no text again. Workers are given the window and the vocabulary's size, never the key.
-    ``how`` are the options of :func:`map_shards`, which says what is raised; a damaged row is a :class:`ShardError`.
+    ``how`` are the options of :func:`map_shards`, which says what is raised; a damaged row is a :class:`ShardError`, and so
+    are prompts where windows of the scheme share draws.
     """
     wanted = None if keep is None else ev.checked_filter(keep, wm.window, wm.vocab_size)
     options = {"keep": wanted, "dedup": dedup, "sample": sample}
     ev.Collector(ev.Packing(wm.window, wm.vocab_size), **options)  # type: ignore[arg-type]  # options at fault, said at once
-    work = partial(detection.collect_file, window=wm.window, vocab_size=wm.vocab_size, tokenizer=tokenizer, options=options)
+    work = partial(
+        detection.collect_file, window=wm.window, vocab_size=wm.vocab_size, tokenizer=tokenizer, options=options,
+        prompts_refused=ev.shared_by(wm) is not None,
+    )  # fmt: skip
     key = _key(
         "detect", ("evidence.py", "detection.py", "corpora.py", "prf.py"),
         window=wm.window, vocab_size=wm.vocab_size, tokenizer=_tokenizer_id(tokenizer), **options,

@@ -57,9 +57,9 @@ def stages(world: World) -> list[Stage]:
             name = f"answers of Bob at {rho:g}, {asked} prompts"
             found.append(Stage(name, partial(experiments.answers, world, rho, asked, preset.querying.prompts)))
     for rho in preset.reading.contrast_rhos:
-        for twin in (False, True):
-            name = f"contrast of Bob at {rho:g} with {'base and twin' if twin else 'base'}"
-            found.append(Stage(name, partial(experiments.contrast, world, rho, twin=twin)))
+        for references in (("base",), ("base", "twin"), ("alice",)):
+            name = f"contrast of Bob at {rho:g} with {' and '.join(references)}"
+            found.append(Stage(name, partial(experiments.contrast, world, rho, references=references)))
     return found
 
 

@@ -459,7 +459,7 @@ def log(line):
     os.write(handle, (line + "\\n").encode())
     os.close(handle)
 
-def wait_for(name, seconds=20.0):
+def wait_for(name, seconds=600.0):
     end = time.monotonic() + seconds
     while not (root.parent / name).exists():
         if time.monotonic() > end:
@@ -491,7 +491,7 @@ def go(store: Store) -> None:
     (store.root.parent / "go").touch()
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 600.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "what the test waits for never happened"
@@ -512,7 +512,7 @@ def test_processes_that_want_the_same_artifact_build_it_once(store: Store, proce
     """
     children = [start(store, body) for _ in range(processes)]
     go(store)
-    ends = [child.communicate(timeout=60) for child in children]
+    ends = [child.communicate(timeout=600) for child in children]
     assert [child.returncode for child in children] == [0] * processes, ends
     assert (store.root.parent / "log").read_text() == "build\n"
     builder = next(str(child.pid) for child, end in zip(children, ends, strict=True) if "waiting" not in end[1])
@@ -534,7 +534,7 @@ def test_threads_that_want_the_same_artifact_build_it_once(store: Store) -> None
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(600)
     assert len(built) == 1 and len(found) == 3 and len(set(found)) == 1
 
 
@@ -550,7 +550,7 @@ def test_different_artifacts_are_built_at_the_same_time(store: Store) -> None:
     """
     children = [start(store, body, which) for which in "ab"]
     go(store)
-    ends = [child.communicate(timeout=60) for child in children]
+    ends = [child.communicate(timeout=600) for child in children]
     assert [child.returncode for child in children] == [0, 0], ends
     assert len(visible(store)) == 2
 
@@ -564,7 +564,7 @@ HALF = """
             file.flush()
             os.fsync(file.fileno())
             print("half", flush=True)
-            time.sleep(60)
+            time.sleep(3000)
 
     Store(root).get("model", {"vocabulary": 512, "rho": 0.05, "name": "bob"}, build)
 """
@@ -597,7 +597,7 @@ def test_a_waiting_process_takes_over_when_the_builder_is_killed(store: Store) -
     assert waiter.is_alive() and not found
     builder.kill()
     builder.communicate()
-    waiter.join(20)
+    waiter.join(600)
     assert_whole(found[0])
     assert left_overs(store) == []
 
@@ -619,10 +619,10 @@ def test_a_forked_worker_that_outlives_its_killed_builder_does_not_keep_the_lock
             worker = os.fork()
             if worker == 0:
                 os.close(1), os.close(2)
-                time.sleep(60)
+                time.sleep(3000)
                 os._exit(0)
             print(worker, flush=True)
-            time.sleep(60)
+            time.sleep(3000)
 
         Store(root).get("model", {"vocabulary": 512, "rho": 0.05, "name": "bob"}, build)
     """
@@ -633,9 +633,8 @@ def test_a_forked_worker_that_outlives_its_killed_builder_does_not_keep_the_lock
     child.kill()
     child.communicate()
     try:
-        start_time = time.monotonic()
         assert_whole(store.get("model", CONFIG, build_two))
-        assert time.monotonic() - start_time < 10
+        os.kill(worker, 0)  # it lives still: nothing waited for its end
     finally:
         os.kill(worker, signal.SIGKILL)
 

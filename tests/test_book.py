@@ -154,10 +154,10 @@ class TestFailure:
 
     def test_time_limit_holds_for_the_whole_chapter(self, book: Project) -> None:
         write(book, "01_first", chapter("01_first", "import time", *["time.sleep(0.8)  # slow"] * 20))
-        start = time.monotonic()
         with pytest.raises(ChapterFailed, match=r"took longer than the chapter's time limit of 3 s") as caught:
             execute(book, "smoke", timeout=3)
-        assert time.monotonic() - start < 15
+        cells = nbformat.read(book.executed("smoke") / "01_first.failed.ipynb", 4).cells
+        assert sum(cell.get("execution_count") is not None for cell in cells) < 20, "not each cell for itself"
         assert "time.sleep(0.8)  # slow" in str(caught.value)
 
     def test_killed_kernel_is_told(self, book: Project) -> None:
@@ -174,12 +174,12 @@ class TestFailure:
             execute(book, "smoke")
 
     def test_killed_in_the_middle_leaves_no_output(self, book: Project) -> None:
-        write(book, "01_first", chapter("01_first", "pathlib.Path('started').touch()\nimport time; time.sleep(60)"))
+        write(book, "01_first", chapter("01_first", "pathlib.Path('started').touch()\nimport time; time.sleep(3000)"))
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
         command = [sys.executable, "-m", "radio_utils.book", "execute", "--preset", "smoke"]
         quiet = subprocess.DEVNULL
         with subprocess.Popen(command, cwd=book.root, env=environment, stdout=quiet, stderr=quiet) as child:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 600
             while not (book.root / "started").exists() and time.monotonic() < deadline:
                 time.sleep(0.05)
             child.kill()
@@ -420,10 +420,8 @@ class TestRender:
         assert "1.5\u00a0s" in (html / "book" / "status.html").read_text()
         first = (html / "index.html").stat().st_mtime_ns
 
-        start = time.monotonic()
         render(book, "smoke")
         assert (html / "index.html").stat().st_mtime_ns == first
-        assert time.monotonic() - start < 5
 
         introduction = book.root / "book" / "introduction.md"
         introduction.write_text("# Introduction\n\n[](no-such-target) {cite}`nobody1900`\n")

@@ -368,4 +368,4 @@ def test_errors_of_growth_curves(call: Any, message: str) -> None:
 
 def test_planning_needs_no_torch() -> None:
     code = "import sys; from radio_utils import planning; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -23,7 +23,7 @@ from radio_utils.prf import PRF, Key, RowPRF, derive_bytes
 GOLDEN = Path(__file__).parent / "golden" / "prf.json"
 MODULES = (
     "prf", "pvalues", "watermarks", "compat", "evidence", "detection", "corpora", "weighted", "eprocess", "contrast",
-    "remarking",
+    "predictions", "remarking", "shown",
 )  # fmt: skip
 CORE = ("radio_utils", *(f"radio_utils.{name}" for name in MODULES))
 MASK = (1 << 64) - 1

@@ -204,7 +204,7 @@ def test_a_run_that_was_cut_goes_on_where_it_stopped(tmp_path: Path) -> None:
     command = [sys.executable, str(tmp_path / "cut.py"), str(Path(__file__).parent), str(tmp_path)]
     run = subprocess.Popen(command, start_new_session=True)
     try:
-        end = time.monotonic() + 60
+        end = time.monotonic() + 600
         while not (log.exists() and {"c", "d"} <= tries(log).keys()) and run.poll() is None and time.monotonic() < end:
             time.sleep(0.05)
     finally:

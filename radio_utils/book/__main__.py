@@ -37,7 +37,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt as error:
         number = error.args[0] if isinstance(error, Stopped) else signal.SIGINT
-        print(f"stopped by {signal.Signals(number).name}. {getattr(options, 'kept', '')}", file=sys.stderr)
+        print(
+            f"stopped by {signal.Signals(number).name}. {getattr(options, 'kept', '').format(**vars(options))}",
+            file=sys.stderr,
+        )
         return 128 + int(number)
 
 
@@ -182,7 +185,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_limits(command)
     command.add_argument("--force", action="store_true", help="run them even if nothing changed")
     command.set_defaults(
-        command=_execute, kept=f"Chapters that had ended are kept. {_KEPT} `make book` goes on from there."
+        command=_execute,
+        kept=f"Chapters that had ended are kept. {_KEPT} `make book PRESET={{preset}}` goes on from there.",
     )
 
     command = commands.add_parser("render", help="build the pages from the executed chapters")

@@ -21,8 +21,9 @@ from jupyter_client.manager import AsyncKernelManager
 from radio_utils.processes import cpu_seconds, end_with_parent, kill_group
 
 ENGINE = "radio_utils"
-# The share of one processor that a tree of processes must spend to be at work. A kernel that waits spends a thousandth.
-_AT_WORK = 0.01
+# The share of one processor that a tree of processes spends at least when it is at work. A kernel that waits spends less
+# than a thousandth; on a machine with a hundred others that want each core, one that computes gets a hundredth.
+_AT_WORK = 0.003
 _BAR = re.compile(r"([^\r\n]*?\d+%)\|")
 _FOREVER = 2**31 - 1
 
@@ -144,7 +145,7 @@ class _Engine(papermill.engines.Engine):  # type: ignore[misc]
         # nothing in this library may give up because the machine is slow: the watch alone decides
         client = _Client(
             nb_man, silence, watching, kernel_name=kernel_name, kernel_manager_class=_Manager, timeout_func=timeout_func,
-            startup_timeout=_FOREVER, iopub_timeout=_FOREVER, extra_arguments=extra_arguments,
+            startup_timeout=_FOREVER, iopub_timeout=_FOREVER, extra_arguments=extra_arguments, log=papermill.engines.logger,
         )  # fmt: skip
         client.execute()
 

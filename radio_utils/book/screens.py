@@ -78,6 +78,7 @@ def screenshots(project: Project, folder: Path, preset: str = "laptop") -> list[
     with served(html) as address, browser() as chromium:
         for width in WIDTHS:
             page = chromium.new_page(viewport={"width": width, "height": 900})
+            page.set_default_timeout(300_000)
             for name in pages(project):
                 page.goto(f"{address}/{name}.html", wait_until="load")
                 wait_for_mathjax(page)
@@ -92,7 +93,7 @@ def screenshots(project: Project, folder: Path, preset: str = "laptop") -> list[
     return files
 
 
-def wait_for_mathjax(page: Any, timeout: float = 20.0) -> None:
+def wait_for_mathjax(page: Any, timeout: float = 300.0) -> None:
     """Wait until the equations of ``page`` are typeset, at most ``timeout`` seconds; at once when it has none.
 
     Raises:

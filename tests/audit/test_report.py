@@ -184,6 +184,7 @@ def test_nothing_runs_and_nothing_is_fetched_in_a_browser(world: World, tmp_path
     asked, trouble = list[str](), list[str]()
     with browser() as chromium:
         page = chromium.new_page()
+        page.set_default_timeout(300_000)
         page.on("request", lambda request: asked.append(request.url))
         page.on("dialog", lambda dialog: trouble.append(dialog.message))
         page.on("pageerror", lambda error: trouble.append(str(error)))

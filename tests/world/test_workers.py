@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -111,3 +113,29 @@ def test_a_world_makes_all_that_it_is_asked_for(world: World, monkeypatch: pytes
 def test_the_same_model_named_twice_is_trained_once(world: World, trainings: list[str]) -> None:
     make_all([(world, 0.5), (again(world), 0.5)], workers=1)
     assert trainings == ["gpt_neox"]
+
+
+@pytest.mark.slow
+def test_a_worker_ends_when_nobody_waits_for_it(world: World) -> None:
+    """Its standard input ends with its parent, and so does it, in the middle of a training."""
+    command = [sys.executable, "-m", "radio_utils.world.workers"]
+
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    endless = world.changed(fine_tuning__epochs=1e6, fine_tuning__learning_rate=1e-9)
+    with start() as worker:
+        assert worker.stdin is not None and worker.stdout is not None
+        worker.stdin.write(workers._request(world, "twin") + "\n")
+        worker.stdin.flush()
+        assert worker.stdout.readline() == "done\n" and world.has("twin"), "while it is asked it lives"
+        worker.stdin.write(workers._request(endless, 0.5) + "\n")
+        worker.stdin.flush()
+        while not list((world.store.root / ".tmp").glob("bob-*")):
+            assert worker.poll() is None
+        worker.stdin.close()
+        assert worker.wait() == 1
+    with start() as worker:
+        assert worker.stdin is not None
+        worker.stdin.close()
+        assert worker.wait() == 0, "one that has nothing to do ends well"
