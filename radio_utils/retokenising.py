@@ -5,7 +5,7 @@ again (:class:`Retokenised`). An *open* one is read across the tokenizers (:func
 Alice's tokens in his own tokens, and where his likeliest next token tells how Alice's next token must begin, his
 prediction is scored as that token of hers (:class:`TokenMap`).
 
-The map uses no key, so the p-value is exact whatever the map's quality: a bad map costs power only.
+The map uses no key, so it has no say in whether p is valid (page "When is a p-value valid?"): a bad map costs power only.
 
 Nor may the choice of *places* use the key, and a watermarked text does depend on it. So Alice's tokens are translated one
 by one, and what B is fed before a place depends on nothing after it. His own tokenization of the whole text would not do:
