@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 import radio_utils as ru
 from radio_utils import decoding, detection, evidence, reading, suspects
+from radio_utils.predictions import Predictions
 from radio_utils.retokenising import Retokenised, TokenMap, read_across
 from radio_utils.suspects import LocalSuspect, Suspect
 from radio_utils.world import models
@@ -178,9 +179,20 @@ def test_leading_spaces_are_kept_across_kinds_of_tokenizer(alice: Any) -> None:
 # --- the reading ------------------------------------------------------------------------------------------------------
 
 
+def share(found: Predictions) -> float:
+    """How many of the places in the texts have a prediction."""
+    asked = np.concatenate([t[max(s, 1) :] for t, s in zip(found.tokens, found.starts.tolist(), strict=True)])
+    return float(np.mean(asked >= 0))
+
+
+def every(found: Predictions, window: int, hers: Any, **options: Any) -> evidence.Evidence:
+    """The pairs of all places, their repeats too unless ``dedup`` says otherwise."""
+    options = {"dedup": None, "skip_seen": False, "full_context": True} | options
+    return found.evidence(window, len(hers), **options)
+
+
 @pytest.mark.parametrize("window", [1, 2])
-@pytest.mark.parametrize("skip_seen", [True, False])
-def test_one_tokenizer_reads_as_reading_mode(alice: Any, window: int, skip_seen: bool) -> None:
+def test_one_tokenizer_reads_as_reading_mode(alice: Any, window: int) -> None:
     model = language_model(len(alice))
     with torch.no_grad():  # it never predicts what decides nothing
         undecided = torch.from_numpy(TokenMap.of(alice, alice).alice_id < 0)
@@ -189,31 +201,27 @@ def test_one_tokenizer_reads_as_reading_mode(alice: Any, window: int, skip_seen:
     for given_prompts in (None, prompts):
         ids = [ids_of(alice, text) for text in texts]
         prompt_ids = None if given_prompts is None else [ids_of(alice, prompt) for prompt in prompts]
-        expected = reading.read_evidence(model, ids, window, len(alice), prompts=prompt_ids, skip_seen=skip_seen)
+        expected = reading.read_predictions(model, ids, len(alice), prompts=prompt_ids)
         for given_texts, given_before in ((texts, given_prompts), (ids, prompt_ids)):
-            found = read_across(
-                model, alice, alice, given_texts, window, prompts=given_before, skip_seen=skip_seen, batch_size=3
-            )
-            assert pairs(found.evidence) == pairs(expected) and found.evidence.seen == expected.seen
-            assert found.share == 1.0 and found.scored == found.places > 100
-        keep = expected.windows[::3]
-        some = read_across(model, alice, alice, texts, window, prompts=given_prompts, skip_seen=skip_seen, keep=keep)
-        filtered = reading.read_evidence(model, ids, window, len(alice), prompts=prompt_ids, skip_seen=skip_seen, keep=keep)
-        assert pairs(some.evidence) == pairs(filtered) and some.evidence.seen == expected.seen
-        assert len(filtered) <= some.scored == some.places < found.places
+            found = read_across(model, alice, alice, given_texts, prompts=given_before, batch_size=3)
+            assert [t.tolist() for t in found.tokens] == [t.tolist() for t in expected.tokens]
+            assert [c.tolist() for c in found.contexts] == [c.tolist() for c in expected.contexts]
+            assert share(found) == 1.0
+            sealed = (one.evidence(window, len(alice)) for one in (found, expected))
+            assert len({tuple(map(tuple, pairs(one))) for one in sealed}) == 1
 
 
 def slow_reading(model: Any, its: Any, hers: Any, ids: list[int], start: int, window: int) -> tuple[list[Any], int]:
     """One forward pass for each place, of what is before it alone."""
     mapping = TokenMap.of(its, hers).alice_id
     found, places, fed, done = [], 0, list[int](), ""
-    for t in range(len(ids)):
+    for t in range(len(ids) + 1):
         text = hers.decode(ids[:t])
         whole = not text.endswith("\N{REPLACEMENT CHARACTER}")
         if whole:
             fed, done = fed + ids_of(its, text[len(done) :]), text
         here = ids[t - window : t]
-        if t < max(start, window) or here in [ids[s - window : s] for s in range(window, t)]:
+        if t < max(start, window):
             continue
         places += 1
         if not whole:
@@ -237,20 +245,19 @@ def test_reading_across_is_the_slow_loop(alice: Any, bob: Any, turned: bool) -> 
         before = ids_of(hers, prompt)
         one, more = slow_reading(model, its, hers, before + ids_of(hers, text), len(before), 2)
         expected, places = expected + one, places + more
-    found = read_across(model, its, hers, texts, 2, prompts=prompts, dedup=None, batch_size=2)
-    assert sorted(pairs(found.evidence)) == sorted(expected) and found.scored == len(expected) > 20
-    assert found.places == places > found.scored
-    assert found.share == found.scored / places
-    assert read_across(model, its, hers, texts, 2, prompts=prompts).evidence.windows.shape[0] == len(set(expected))
+    found = read_across(model, its, hers, texts, prompts=prompts, batch_size=2)
+    assert sorted(pairs(every(found, 2, hers))) == sorted(expected) and len(expected) > 20
+    assert share(found) == len(expected) / places < 1
+    assert len(every(found, 2, hers, dedup="window+token")) == len(set(expected))
 
 
 def test_a_sentencepiece_suspect_is_read(alice: Any) -> None:
     its = sentencepiece_like(300)
     texts = [*written(6, 15, seed=6), "the 漢字 and é " * 2]
-    found = read_across(language_model(len(its)), its, alice, texts, 1)
-    assert 0.05 < found.share < 1 and found.evidence.tokens.min() > 0
-    back = read_across(language_model(len(alice)), alice, its, texts, 1)
-    assert 0.05 < back.share < 1
+    found = read_across(language_model(len(its)), its, alice, texts)
+    assert 0.05 < share(found) < 1 and every(found, 1, alice).tokens.min() > 0
+    back = read_across(language_model(len(alice)), alice, its, texts)
+    assert 0.05 < share(back) < 1
 
 
 @settings(max_examples=25, deadline=None)
@@ -260,12 +267,11 @@ def test_nothing_after_a_place_changes_whether_and_how_it_is_scored(
 ) -> None:
     """What follows a place is likelier to be green under the key, so nothing may be chosen by it."""
     ids = ids_of(alice, WIDE + " ".join(WORDS[:20]))[:60]
-    one = read_across(untaught, bob, alice, [ids], 2, dedup=None)
-    shorter = read_across(untaught, bob, alice, [ids[:cut]], 2, dedup=None)
-    changed = read_across(untaught, bob, alice, [ids[:cut] + other], 2, dedup=None)
-    assert pairs(one.evidence)[: shorter.scored] == pairs(shorter.evidence)
-    assert pairs(changed.evidence)[: shorter.scored] == pairs(shorter.evidence)
-    assert one.scored > 20
+    one, shorter, changed = (
+        read_across(untaught, bob, alice, [text]).tokens[0] for text in (ids, ids[:cut], ids[:cut] + other)
+    )
+    assert one[: cut + 1].tolist() == changed[: cut + 1].tolist() == shorter.tolist()
+    assert np.count_nonzero(one >= 0) > 20
 
 
 # --- verdicts ---------------------------------------------------------------------------------------------------------
@@ -300,14 +306,15 @@ def texts() -> list[str]:
 
 def test_a_taught_suspect_is_convicted_and_an_innocent_is_not(alice: Any, bob: Any, texts: list[str]) -> None:
     wm = ru.GreenList("alice", len(alice), 2, 0.25, 2.0)
-    guilty = read_across(Taught(bob, alice, wm), bob, alice, texts, 2)
-    assert guilty.share > 0.8 and guilty.places > 800
-    assert detection.judge(guilty.evidence, wm).log10_p < -10
-    innocent = read_across(Taught(bob, alice, wm.with_decoy(0, 0)), bob, alice, texts, 2)
-    assert innocent.share > 0.8
-    assert detection.judge(innocent.evidence, wm).log10_p > -3
-    for one in (guilty, innocent):
-        audit = detection.audit_evidence(one.evidence, wm, keys=200, seed=5)
+    models = Taught(bob, alice, wm), Taught(bob, alice, wm.with_decoy(0, 0))
+    guilty, innocent = (read_across(model, bob, alice, texts) for model in models)
+    assert share(guilty) > 0.8 and share(innocent) > 0.8
+    scored = [one.evidence(2, len(alice)) for one in (guilty, innocent)]
+    assert len(scored[0]) > 400
+    assert detection.judge(scored[0], wm).log10_p < -10
+    assert detection.judge(scored[1], wm).log10_p > -3
+    for one in scored:
+        audit = detection.audit_evidence(one, wm, keys=200, seed=5)
         assert audit.ks_p > 1e-3 and audit.min_log10_p > -6
 
 
@@ -350,39 +357,38 @@ def test_an_innocent_who_knows_the_language_is_not_convicted() -> None:
     trapped = evidence.from_pairs([p[:3] for p in coincident], [p[3] for p in coincident], len(hers))
     assert detection.judge(trapped, wm).log10_p < -20
 
-    found = read_across(Knowing(its), its, hers, texts, 3)
-    assert found.share == 1.0 and found.scored > 3000
-    assert (found.evidence.tokens == 22).mean() > 0.3
-    assert detection.judge(found.evidence, wm).log10_p > -3
+    found = read_across(Knowing(its), its, hers, texts)
+    assert share(found) == 1.0
+    scored = found.evidence(3, len(hers))
+    assert len(scored) > 300 and (scored.tokens == 22).mean() > 0.2
+    assert detection.judge(scored, wm).log10_p > -3
 
 
 def test_validity_does_not_depend_on_the_map(alice: Any, bob: Any, texts: list[str]) -> None:
     wm = ru.GreenList("alice", len(alice), 2, 0.25, 2.0)
     rng = np.random.default_rng(8)
     nonsense = TokenMap(rng.integers(-1, len(alice), len(bob)))
-    found = read_across(language_model(len(bob)), bob, alice, texts, 2, mapping=nonsense)
-    assert found.scored > 500
-    audit = detection.audit_evidence(found.evidence, wm, keys=200, seed=6)
+    found = read_across(language_model(len(bob)), bob, alice, texts, mapping=nonsense).evidence(2, len(alice))
+    assert len(found) > 300
+    audit = detection.audit_evidence(found, wm, keys=200, seed=6)
     assert audit.ks_p > 1e-3 and audit.min_log10_p > -6
     with pytest.raises(ValueError, match="mapping is for 3 tokens but its_tokenizer has"):
-        read_across(language_model(8), bob, alice, texts, 2, mapping=TokenMap(np.zeros(3, np.int64)))
+        read_across(language_model(8), bob, alice, texts, mapping=TokenMap(np.zeros(3, np.int64)))
 
 
 def test_bad_input_is_named(alice: Any, bob: Any) -> None:
     model = language_model(len(bob))
 
-    def fails(match: str, texts: Any, model: Any = model, window: int = 2, **options: Any) -> None:
+    def fails(match: str, texts: Any, model: Any = model, **options: Any) -> None:
         with pytest.raises(ValueError, match=match):
-            read_across(model, bob, alice, texts, window, **options)
+            read_across(model, bob, alice, texts, **options)
 
     text = "an argument parser"
     fails("texts is empty", [])
     fails("texts must be a sequence of texts, got one string", text)
     fails(r"texts\[1\] is empty", [text, ""])
-    fails(r"texts\[1\] has 1 of Alice's tokens with its prompt; more than window=2", [text, "a"])
     fails(r"texts\[0\]", [[1, 2, len(alice)]])
     fails("must be equal in number, got 1 and 2", [text, text], prompts=["a"])
-    fails("keep must be windows of shape", [text], keep=[[1, 2, 3]])
     fails("batch_size must be at least 1, got 0", [text], batch_size=0)
     fails("dedup must be one of", [text], dedup="pairs")
     fails("has no token in the suspect's tokenizer", [[0, 0, 0]])
