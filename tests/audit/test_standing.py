@@ -169,7 +169,7 @@ def test_decoys_are_drawn_when_all_evidence_is_fixed(
     monkeypatch.setattr(auditing, "_entropy", lambda *a: (order.append("draw"), draw(*a))[1])
     audited(world, tmp_path / "out", world.guilty, access=access, reference=world.base)
     drawn = order.index("draw")
-    assert order.count("draw") == 1 and order.count("_judged") >= 2 and "_judged" not in order[:drawn]
+    assert order.count("draw") == 1 and order.count("_judged") >= 1 and "_judged" not in order[:drawn]
     assert not {"_read", "_scored_answers"} & set(order[drawn:])
 
 
