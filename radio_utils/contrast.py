@@ -321,7 +321,7 @@ def judge_contrast(found: Contrast, wm: Watermark, *, text_log10_p: float | None
 
 
 def audit_contrast(found: Contrast, wm: Watermark, *, keys: int = 1000, seed: int = 0) -> detection.NullAudit:
-    """The same weights under decoy keys that nobody used: the p-values must be uniform.
+    """The same weights under decoy keys that nobody used: small p-values must not be too frequent.
 
     A check of the arithmetic (:class:`radio_utils.detection.NullAudit`): weights that had seen the real key would not show.
     """

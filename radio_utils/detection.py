@@ -31,9 +31,11 @@ class Detection:
 
     ``seen`` positions were looked at, ``scored`` of the pairs found are independent trials, their scores sum to
     ``total``. These are all distinct pairs of the evidence, save with schemes of :mod:`radio_utils.compat`, in which
-    different pairs can have one and the same score: of those the first in the evidence's order counts. ``log10_p`` is exact
-    under the null hypothesis for schemes of :mod:`radio_utils.watermarks` (what it is for others stands with them); with
-    ``dedup=None`` pairs are repeated and it is no p-value. ``fingerprint`` names the watermark without its key.
+    different pairs can have one and the same score: of those the first in the evidence's order counts. ``log10_p`` is the
+    exact tail of the null law for schemes of :mod:`radio_utils.watermarks`, and an approximation for those of
+    :mod:`radio_utils.compat`. It is a valid p-value where the key was drawn at random and which pairs are scored does not
+    depend on their own colours (page "When is a p-value valid?"); with ``dedup=None`` pairs are repeated and it is none.
+    ``fingerprint`` names the watermark without its key.
     """
 
     seen: int
@@ -134,7 +136,7 @@ def detect(
     tokenizer: Any = None,
     workers: int = 1,
 ) -> Detection:
-    """Test H₀ "these texts were written without this key" on token-id sequences.
+    """Test H₀ "these texts were written, and chosen, without this key" on token-id sequences.
 
     ``texts`` and ``prompts`` are sequences of token-id sequences (lists, arrays, or one 2-D int array), one prompt for
     each text: windows that occur in the prompt are not scored. ``texts`` may be any iterable and is read once, so a
@@ -146,7 +148,7 @@ def detect(
 
     Memory grows with the number of distinct pairs, 8 bytes each (16 where k + 1 ids need more than 64 bits) and about
     half more while they are merged: 100 million pairs take 1.3 GB. For more than that, ``sample`` scores a pseudo-random
-    share of the windows: the p-value is exact for the pairs that were scored.
+    share of the windows: the share is chosen without the key, so p is as valid as it would be without it.
 
     Raises ``ValueError`` for ids outside the vocabulary, empty or too short texts, or unequal numbers of prompts; its
     subclass :class:`radio_utils.corpora.CorpusError` where a file is at fault, with the file's name and the row.
@@ -262,8 +264,9 @@ class Comparison:
 def compare(found: ev.Evidence, base: ev.Evidence, wm: Watermark) -> Comparison:
     """Compare a suspect's pairs with those of his base at the same places (``places_of`` of ``Predictions.evidence``).
 
-    The test is exact for two sets of pairs with one chance of green (or one mean score), whatever that is. Raises
-    ``ValueError`` for evidence that was collected otherwise than with the watermark's window and vocabulary.
+    The test is exact for two sets of independent pairs with one chance of green (or one mean score), whatever that is.
+
+    Raises ``ValueError`` for evidence that was collected otherwise than with the watermark's window and vocabulary.
     """
     check_evidence(found, wm)
     check_evidence(base, wm)

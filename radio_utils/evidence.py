@@ -1,8 +1,8 @@
 """Evidence: the distinct (window, token) pairs of token sequences.
 
-Under the null hypothesis the scores of *distinct* pairs are independent; the scores of repeated pairs are equal. So a
-pair counts once in a test, over all texts (``dedup="window+token"``, the second variant of Sander et al. 2024); the
-stricter variant counts a window once.
+Under the null hypothesis the scores of *distinct* pairs are independent, if the pairs were chosen without the key; the
+scores of repeated pairs are equal. So a pair counts once in a test, over all texts (``dedup="window+token"``, the second
+variant of Sander et al. 2024); the stricter variant counts a window once.
 
 A pair is packed into one 64-bit word where it fits (k = 2 at any vocabulary up to two million tokens), else into two or
 more. Evidence is a sorted set of such words. It merges like a set: shards of a corpus collected apart give the verdict of
@@ -409,8 +409,8 @@ def collect(
 
     ``texts`` is read once, a block of about a million tokens at a time, and is never held whole. Memory is 8 bytes for
     each distinct pair (16 where (k + 1) ids need more than 64 bits), a half more while they are merged, and about 100 MB.
-    For what does not fit, ``sample`` = 1/16, say, scores only the windows whose public hash falls in that share: the
-    p-value stays exact, since the hash knows nothing of the key, and the evidence is that of a sixteenth of the windows.
+    For what does not fit, ``sample`` = 1/16, say, scores only the windows whose public hash falls in that share: that
+    hash knows nothing of the key, so p is as valid as without it, and the evidence is that of a sixteenth of the windows.
     A corpus can also be collected in shards (:meth:`Evidence.save`) whose windows are told apart by ``keep``.
 
     Raises ``ValueError`` for an empty or too short text, ids outside the vocabulary, or unequal numbers of prompts.

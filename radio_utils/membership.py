@@ -240,11 +240,14 @@ def _measured(model: Any, fed: list[_Fed], batch_size: int, measure: Measure) ->
     """What ``measure`` finds at the scored tokens of each text. Texts of like length are fed together."""
     import torch
 
+    from radio_utils.causality import check_causal
+
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     order = np.argsort([one.ids.size for one in fed], kind="stable")
     found: list[list[NDArray[Any]]] = [[] for _ in fed]
     model.eval()
+    check_causal(model, [one.ids for one in fed])
     with torch.inference_mode():
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
@@ -259,11 +262,15 @@ def _measured_batch(model: Any, batch: list[_Fed], measure: Measure) -> list[NDA
     """One forward pass; then the logits before scored tokens only, a slice at a time."""
     import torch
 
+    from radio_utils.causality import check_places
+
     ids, mask = (torch.from_numpy(array) for array in ev.padded([one.ids for one in batch]))
     scored = mask.bool() & (torch.arange(ids.shape[1]) >= torch.tensor([[one.first] for one in batch]))
     device = next(model.parameters()).device
     tokens, places = ids[scored].to(device), scored.flatten().nonzero().squeeze(1).to(device) - 1
-    logits = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).logits.flatten(0, 1)
+    every = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
+    check_places(every, ids.shape[1])
+    logits = every.flatten(0, 1)
     step = max(1, _SLICE.get(device.type, _SLICE_ELSEWHERE) // logits.shape[-1])
     parts = [measure(logits[places[i : i + step]], tokens[i : i + step]) for i in range(0, len(tokens), step)]
     columns = [torch.cat(column).cpu() for column in zip(*parts, strict=True)]

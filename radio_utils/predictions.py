@@ -16,8 +16,8 @@ the sum, but not its spread: over several texts a window can be scored because a
 round. The place after a text's last token is scored too: were it dropped, a place would vanish because of its own draw.
 
 Where a window is not known, its draw is hidden: the first k tokens of a text without its full context. A token drawn there
-says something of a list that cannot be named, so the same token is not scored after any window that could have been it.
-What is left of such a list has only lost chance of being green, and the p-value errs to the cautious side.
+says something of a list that cannot be named, and B has read it. So in that text the same token is not scored after any
+window that could have been the hidden one. What is left of such a list has only lost chance of being green.
 
 The page "When is a p-value valid?" has the argument in full.
 """
@@ -154,7 +154,7 @@ class _Places:
     asked: NDArray[np.bool_]  # in the text and not before the first token
     known: NDArray[np.bool_]  # asked, and the window is what a draw here depended on
     drawn: NDArray[np.bool_]  # a token follows that was drawn after this window
-    hidden: list[tuple[Ids, int]]  # tokens that were drawn after windows that are not known: what is known of those, token
+    hidden: list[tuple[int, Ids, int]]  # drawn after unknown windows: the text, how such a window ends, the token
 
     @classmethod
     def of(cls, found: Predictions, window: int, full_context: bool) -> _Places:
@@ -168,14 +168,14 @@ class _Places:
         whole = at >= window
         if not full_context:
             whole &= (at < start) | (at >= start + window)
-        hidden: list[tuple[Ids, int]] = []
-        for context, begin in zip(found.contexts, found.starts.tolist(), strict=True):
+        hidden: list[tuple[int, Ids, int]] = []
+        for i, (context, begin) in enumerate(zip(found.contexts, found.starts.tolist(), strict=True)):
             first = min(begin, context.size) if full_context else 0
             for t in range(first, min(window, context.size)):
-                hidden.append((context[:t], int(context[t])))
+                hidden.append((i, context[:t], int(context[t])))
             if not full_context and begin:
                 for t in range(begin, min(begin + window, context.size)):
-                    hidden.append((context[begin:t], int(context[t])))
+                    hidden.append((i, context[begin:t], int(context[t])))
         return cls(ids, window, begins, sizes, predicted, asked, asked & whole, whole & (at < size - 1), hidden)
 
     def windows(self, chosen: NDArray[np.bool_]) -> Ids:
@@ -261,16 +261,14 @@ def _looked_at(places: _Places, wm: ev.SharesColours, at: Ids, before: Ids) -> N
 
 
 def _explained(places: _Places, shared: ev.SharesColours | None, chosen: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Which of the chosen predictions are tokens that a hidden draw gave after what may have been the same window."""
-    tokens = places.predicted[chosen]
+    """Which of the chosen predictions a hidden draw of their text gave too, after what may be the same window."""
+    owner = np.repeat(np.arange(places.sizes.size), places.sizes)[chosen]
+    tokens, windows = places.predicted[chosen], places.windows(chosen)
     found = np.zeros(tokens.size, bool)
-    if not places.hidden:
-        return found
-    if shared is not None:  # other windows have the hidden one's list
-        return np.isin(tokens, [token for _, token in places.hidden])
-    windows = places.windows(chosen)
     for known in range(places.window):
-        hidden = np.array([[*ending, token] for ending, token in places.hidden if ending.size == known], np.int64)
-        if hidden.size:
-            found |= ev.rows_among(np.column_stack([windows[:, places.window - known :], tokens]), hidden)
+        # where windows share lists, others have the hidden one's: then any window may be the same
+        ending, own = (slice(0), ()) if shared is not None else (slice(None), windows.T[places.window - known :])
+        told = [(i, token, *last[ending]) for i, last, token in places.hidden if last.size == known]
+        if told:
+            found |= ev.rows_among(np.column_stack([owner, tokens, *own]), np.array(told, np.int64))
     return found

@@ -1,4 +1,4 @@
-"""Tail probabilities in log10, exact from 1 down to far below the smallest float.
+"""Tail probabilities of known laws in log10, with full relative accuracy from 1 down to far below the smallest float.
 
 A p-value of 1e−3000 is a legal answer here and 0 is not. Where the probability fits a double, the regularised
 incomplete beta and gamma functions of scipy are used; further out their continued fractions, with the leading factor
@@ -311,8 +311,8 @@ def ks_small(p_values: ArrayLike) -> KSResult:
 
     The statistic is sup [F(t) − t] over t ≤ ½, with F the share of p-values up to t. Above ½ nobody is accused: the
     p-values of a test that is merely cautious crowd around ½ and are ahead there, which is no fault. The p-value is that of
-    the supremum over all t (Birnbaum and Tingey 1951, exact), so it is valid and about twice what it could be; far in the
-    tail it is Massart's bound exp(−2nD²), finite in log10.
+    the supremum over all t (the law of Birnbaum and Tingey 1951, for independent p-values), so it is valid and about twice
+    what it could be; far in the tail it is Massart's bound exp(−2nD²), finite in log10.
     """
     p = np.sort(_checked_p_values(p_values))
     share = np.arange(1, p.size + 1) / p.size
@@ -330,7 +330,7 @@ def _checked_p_values(p_values: ArrayLike) -> Floats:
 
 
 def randomised(log10_p: ArrayLike, log10_p_above: ArrayLike, generator: np.random.Generator) -> Floats:
-    """Exactly uniform p-values of a discrete statistic under the null.
+    """Uniform p-values of a discrete statistic: exactly so if it follows the null law that its tails were taken from.
 
     ``log10_p`` is log10 P(S ≥ s), ``log10_p_above`` is log10 P(S > s); the result is drawn between the two. Used where
     p-values are tested for uniformity, never as a verdict.

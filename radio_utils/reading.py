@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from radio_utils import contrast, detection
 from radio_utils import evidence as ev
+from radio_utils.causality import check_causal, check_places
 from radio_utils.predictions import Predictions
 from radio_utils.watermarks import Watermark
 
@@ -246,6 +247,7 @@ def _read(
     order = np.argsort([context.size for context in contexts.ids], kind="stable")
     for model in models:
         model.eval()
+        check_causal(model, contexts.ids)
     starts = range(0, len(order), batch_size)
     for start in tqdm(starts, desc=progress, disable=progress is None, unit="batch", mininterval=5.0):
         rows = order[start : start + batch_size].tolist()
@@ -265,6 +267,7 @@ def batch_logits(model: Any, contexts: list[Ids], vocab_size: int, fewer: str) -
     device = next(model.parameters()).device
     fed = torch.from_numpy(mask).to(device)
     output = model(input_ids=torch.from_numpy(ids).to(device), attention_mask=fed, use_cache=False)
+    check_places(output.logits, ids.shape[1])
     if output.logits.shape[-1] < vocab_size:
         raise ValueError(f"the model has {output.logits.shape[-1]} logits, fewer than {fewer.format(vocab_size)}")
     logits: torch.Tensor = output.logits[..., :vocab_size]

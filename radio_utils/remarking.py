@@ -81,7 +81,7 @@ class RemarkControl:
 
     @property
     def p_value(self) -> float:
-        """(1 + #worlds as extreme) / (m + 1): exact under exchangeability, whatever leaks from the texts into the test."""
+        """(1 + #worlds as extreme) / (m + 1), valid under exchangeability whatever leaks; exact if no two worlds tie."""
         return self.rank / (self.worlds.size + 1)
 
     @property

@@ -5,7 +5,7 @@ again (:class:`Retokenised`). An *open* one is read across the tokenizers (:func
 Alice's tokens in his own tokens, and where his likeliest next token tells how Alice's next token must begin, his
 prediction is scored as that token of hers (:class:`TokenMap`).
 
-The map uses no key, so the p-value is exact whatever the map's quality: a bad map costs power only.
+The map uses no key, so it has no say in whether p is valid (page "When is a p-value valid?"): a bad map costs power only.
 
 Nor may the choice of *places* use the key, and a watermarked text does depend on it. So Alice's tokens are translated one
 by one, and what B is fed before a place depends on nothing after it. His own tokenization of the whole text would not do:
@@ -26,6 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 from tqdm import tqdm
 
 from radio_utils import evidence as ev
+from radio_utils.causality import check_causal
 from radio_utils.predictions import Predictions
 from radio_utils.reading import batch_logits
 from radio_utils.suspects import LocalSuspect
@@ -243,6 +244,7 @@ def _read(
     """Feed the contexts to the model, those of like length together: each with its logits [length, V_B]."""
     ordered = sorted(contexts, key=lambda context: context.fed.size)
     model.eval()
+    check_causal(model, [context.fed for context in contexts])
     for start in tqdm(
         range(0, len(ordered), batch_size), desc=progress, disable=progress is None, unit="batch", mininterval=5.0
     ):

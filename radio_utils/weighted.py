@@ -1,4 +1,4 @@
-"""Weighted sums of colours: exact tails for contrastive reading.
+"""Weighted sums of independent colours: exact tails for contrastive reading, and for counts.
 
 Each (window, token) pair i has an integer weight qᵢ, chosen without the key, and a mark Xᵢ that the key decides: under
 H₀ the marks are independent with one known distribution on a few integers (green or red for a green list). The statistic

@@ -155,7 +155,7 @@ def test_marked_prompts_by_enumeration(known: bool) -> None:
         likely = np.prod([steps[:, a, b] for a, b in itertools.pairwise(context)], axis=0)
         posterior = prior * likely / (prior @ likely)
         shown = Shown([context] if known else [prompt], 1, size, whole=known)
-        for _ in range(3):  # counts that owe the prompt what they like
+        for _ in range(2):  # counts that owe the prompt what they like
             told = np.zeros((size, size))
             for a, b in itertools.pairwise(context):
                 told[a, b] += rng.integers(0, 4)
@@ -261,14 +261,14 @@ def suspect_of(table: np.ndarray, length: int, seed: int = 0) -> Any:
 
 def test_counts_see_what_scored_answers_do_not() -> None:
     wm = ru.GreenList("alice", V, 1)
-    base, noise = logits_of(1, 1.5), logits_of(9, 0.3)
-    guilty, innocent = base + noise + 0.3 * green(wm), base + noise
+    base, noise = logits_of(1), logits_of(9, 0.3)
+    guilty, innocent = base + noise + 0.4 * green(wm), base + noise
     prompts = np.repeat(write(base, np.zeros(60, int), 5, np.random.default_rng(3)), 5, axis=0)  # each asked five times
     options: dict[str, Any] = {"reference": Table(base), "prompts_marked": False}
     found = ru.query_closed_model(suspect_of(guilty, 30), prompts, wm, **options)
     assert isinstance(found, ru.ContrastiveReading)
     scored = ru.query_closed_model(suspect_of(guilty, 30), prompts, wm)
-    assert found.log10_p < 2 * scored.log10_p - 5
+    assert found.log10_p < 2 * scored.log10_p - 10
     assert found.log10_p <= found.log10_chernoff
     assert found.seen == 300 * 29
     assert found.text_log10_p is not None
@@ -276,7 +276,7 @@ def test_counts_see_what_scored_answers_do_not() -> None:
     assert ru.query_closed_model(suspect_of(guilty, 30), prompts, wm.with_key("bob"), **options).log10_p > -4
     marked = write(base + 3.0 * green(wm), np.zeros(60, int), 5, np.random.default_rng(3))
     asked = np.repeat(marked, 5, axis=0)
-    assert ru.query_closed_model(suspect_of(guilty, 30), asked, wm, reference=Table(base)).log10_p < -4
+    assert ru.query_closed_model(suspect_of(guilty, 30), asked, wm, reference=Table(base)).log10_p < -3
 
 
 def test_a_contrast_of_counts_survives_the_disk(tmp_path: Any) -> None:
@@ -334,6 +334,6 @@ def test_bad_input_is_named() -> None:
             querying.count_answers([[1, 2]], given.pop("answers"), given.pop("reference"), 1, V, **given)
     with pytest.raises(querying.QueryError, match="the model has 30 logits") as caught:
         ru.query_closed_model(
-            suspect_of(logits_of(2), 5), [[1, 2]], ru.GreenList("a", V, 1), reference=Table(logits_of(1, 1.0, 30)[:, :30])
+            suspect_of(logits_of(2), 5), [[1, 2]], ru.GreenList("a", V, 1), reference=Table(logits_of(1)[:, :30])
         )
     assert len(caught.value.answers) == 1

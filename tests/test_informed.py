@@ -81,11 +81,11 @@ def test_evidence_of_innocent_text_is_honest_under_many_keys() -> None:
     texts = rng.integers(0, V, (3, 30))
     found = informed.collect_informed(texts, Table(logits_of(1)), 1, V)
     wm = GumbelMax("alice", V, 1)
-    e = 10.0 ** np.array([informed.judge_informed(found, wm.with_key(f"k{i}")).log10_e for i in range(4000)])
+    e = 10.0 ** np.array([informed.judge_informed(found, wm.with_key(f"k{i}")).log10_e for i in range(2000)])
     for alpha in (0.05, 0.01, 0.001):
         assert np.count_nonzero(e >= 1 / alpha) <= stats.binom.ppf(0.995, e.size, alpha)
     one = informed.collect_informed([[1, 2]], Table(logits_of(1)), 1, V)  # few pairs: the mean itself can be seen
-    keys = [wm.with_key(f"k{i}") for i in range(4000)]
+    keys = [wm.with_key(f"k{i}") for i in range(2000)]
     small = 10.0 ** np.array([informed.judge_informed(one, key, shares=(0.1,)).log10_e for key in keys])
     assert abs(small.mean() - 1.0) < 4 * small.std() / np.sqrt(small.size)
 
@@ -94,7 +94,7 @@ def test_marked_prompts_convict_no_innocent_who_recombines_them() -> None:
     table, hidden = logits_of(1, 1.0, FEW), 3
     model, rng = Table(table), np.random.default_rng(5)
     careful, known, careless = [], [], []
-    for i in range(2000):
+    for i in range(1000):
         wm = GumbelMax(f"key {i}", FEW, 1)
         prompts = marked_prompts(wm, table, hidden, (8, 4), rng)
         answers = recombine(prompts, hidden, 12, rng)
@@ -108,7 +108,7 @@ def test_marked_prompts_convict_no_innocent_who_recombines_them() -> None:
     for alpha in (0.05, 0.01, 0.001):
         for some in (careful, known):
             assert np.count_nonzero(np.array(some) <= np.log10(alpha)) <= stats.binom.ppf(0.995, len(some), alpha)
-    assert np.median(careless) < -3
+    assert np.mean(np.array(careless) < np.log10(0.01)) > 0.15
 
 
 @pytest.mark.parametrize("share", [0.9, 0.1])

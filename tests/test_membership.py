@@ -18,7 +18,7 @@ from hypothesis.extra import numpy as hnp
 from torch.nn import functional
 
 import radio_utils as ru
-from radio_utils import evidence, membership, pvalues, reading
+from radio_utils import membership, pvalues
 
 VOCABULARY = 40
 
@@ -324,8 +324,7 @@ def statistics_by_hand(model: Any, prompt: str, text: str) -> list[dict[str, flo
         log_p = [logit - math.log(total) for logit in logits]
         mean = math.fsum(math.exp(v) * v for v in log_p)
         variance = math.fsum(math.exp(v) * (v - mean) ** 2 for v in log_p)
-        best = max(range(len(logits)), key=logits.__getitem__)
-        found.append({"log_p": log_p[ids[place]], "mean": mean, "std": math.sqrt(variance), "predicted": best})
+        found.append({"log_p": log_p[ids[place]], "mean": mean, "std": math.sqrt(variance)})
     return found
 
 
@@ -336,7 +335,6 @@ def everything(model: Any, texts: list[str], prompts: list[str] | None = None, *
 def assert_same(left: Any, right: Any, rtol: float) -> None:
     assert left.text == right.text and left.first == right.first
     np.testing.assert_array_equal(left.context, right.context)
-    np.testing.assert_array_equal(left.predicted, right.predicted)
     for name in ("log_p", "mean", "std"):
         np.testing.assert_allclose(getattr(left, name), getattr(right, name), rtol=rtol, err_msg=name)
 
@@ -352,11 +350,9 @@ def test_token_scores_are_the_slow_loop(double: Any, prompts: list[str] | None, 
         assert one.text == text
         assert Characters().decode(one.context.tolist()) == head + text
         assert one.first == max(1, len(head)) and one.log_p.size == one.context.size - one.first == len(expected)
-        for name in ("log_p", "mean", "std", "predicted"):
+        for name in ("log_p", "mean", "std"):
             np.testing.assert_allclose(getattr(one, name), [row[name] for row in expected], rtol=1e-10, err_msg=name)
-        assert one.predicted.dtype == np.int64 and all(
-            getattr(one, n).dtype == np.float64 for n in ("log_p", "mean", "std")
-        )
+        assert all(getattr(one, n).dtype == np.float64 for n in ("log_p", "mean", "std"))
         assert one.loss == pytest.approx(-sum(row["log_p"] for row in expected), rel=1e-10)
 
 
@@ -418,8 +414,6 @@ def test_token_scores_refuse_what_losses_refuse(model: Any) -> None:
     fails("1 prompts for 2 texts", ["fine", "too"], ["one"])
     fails("batch_size must be at least 1", ["fine"], batch_size=0)
     fails("more than max_length=3", ["fine"], max_length=3)
-    fails("vocab_size must be at least 1, got 0", ["fine"], vocab_size=0)
-    fails("40 logits, fewer than vocab_size=41", ["fine"], vocab_size=41)
 
 
 class Fixed(torch.nn.Module):
@@ -519,7 +513,7 @@ def made(log_p: Any, mean: Any = -2.0, std: Any = 1.0) -> Any:
     log_p = np.asarray(log_p, float)
     context = np.zeros(log_p.size + 1, np.int64)
     wide = [np.broadcast_to(np.asarray(value, float), log_p.shape) for value in (mean, std)]
-    return membership.TokenScores("x" * log_p.size, context, 1, log_p, *wide, context[1:])
+    return membership.TokenScores("x" * log_p.size, context, 1, log_p, *wide)
 
 
 @given(TOKENS, st.randoms(use_true_random=False))
@@ -576,68 +570,3 @@ def test_scores_name_what_is_wrong() -> None:
     fails("needs reference", two, "reference")
     fails(r"one loss for each of the 2 texts, got shape \[3\]", two, "reference", reference=[1.0, 2.0, 3.0])
     fails("reference holds NaN", two, "reference", reference=[1.0, math.nan])
-
-
-# --- the watermark's evidence from the same pass -----------------------------------------------------------------------
-
-LETTERS = len(Characters.alphabet)
-REPEATING = ["to be or not to be or not to be", "aaaa", "the theory of the thing", "no. 42 no. 42", "xyz"]
-ASKED = ["be or", "a", "", "no. 42", "0123456789 "]
-
-
-def ids_of(texts: list[str]) -> list[list[int]]:
-    return Characters()(texts, add_special_tokens=False)["input_ids"]
-
-
-def assert_equal_evidence(left: evidence.Evidence, right: evidence.Evidence) -> None:
-    assert (left.packing, left.seen, left.dedup) == (right.packing, right.seen, right.dedup)
-    pairs = [np.column_stack([one.windows, one.tokens]) for one in (left, right)]
-    if left.dedup is None:  # a list in no particular order
-        pairs = [rows[np.lexsort(rows.T)] for rows in pairs]
-    np.testing.assert_array_equal(*pairs)
-
-
-@pytest.mark.parametrize("window", [1, 2, 3])
-@pytest.mark.parametrize("prompts", [None, ASKED], ids=["plain", "prompts"])
-@pytest.mark.parametrize(
-    "options", [{}, {"skip_seen": False}, {"dedup": "window"}, {"dedup": None}, {"keep": True}], ids=str
-)
-def test_the_pass_holds_the_evidence_of_reading_mode(
-    model: Any, window: int, prompts: list[str] | None, options: dict[str, Any]
-) -> None:
-    texts = [text for text in REPEATING if len(text) > window]
-    asked = None if prompts is None else [p for p, text in zip(prompts, REPEATING, strict=True) if len(text) > window]
-    if "keep" in options:
-        options = {"keep": evidence.frequent_windows(ids_of(texts), window, LETTERS, at_least=2)}
-    found = membership.reading_evidence(
-        everything(model, texts, asked, vocab_size=LETTERS, batch_size=3), window, LETTERS, **options
-    )
-    expected = reading.read_evidence(
-        model, ids_of(texts), window, LETTERS, prompts=None if asked is None else ids_of(asked), batch_size=3, **options
-    )
-    assert len(expected) > 0
-    assert_equal_evidence(found, expected)
-
-
-def test_padding_logits_are_no_predictions() -> None:
-    padded = Fixed([0.0] * 7 + [5.0] + [0.0] * (LETTERS - 8) + [50.0] * 8)
-    found = everything(padded, ["hello there"], vocab_size=LETTERS)
-    assert set(found[0].predicted.tolist()) == {7}
-    expected = reading.read_evidence(padded, ids_of(["hello there"]), 1, LETTERS)
-    assert_equal_evidence(membership.reading_evidence(found, 1, LETTERS), expected)
-    with pytest.raises(
-        ValueError, match=rf"statistics\[0\] predicts token {LETTERS}.*token_scores\(…, vocab_size={LETTERS}\)"
-    ):
-        membership.reading_evidence(everything(padded, ["hello there"]), 1, LETTERS)
-
-
-def test_reading_evidence_names_what_is_wrong(model: Any) -> None:
-    found = everything(model, ["hello", "abc"], vocab_size=LETTERS)
-    with pytest.raises(ValueError, match="statistics is empty"):
-        membership.reading_evidence([], 1, LETTERS)
-    with pytest.raises(ValueError, match=r"statistics\[1\] has 3 tokens; at least 4 are needed"):
-        membership.reading_evidence(found, 3, LETTERS)
-    with pytest.raises(ValueError, match=r"statistics\[0\]"):
-        membership.reading_evidence(found, 1, 10)
-    with pytest.raises(ValueError, match="window must be at least 1"):
-        membership.reading_evidence(found, 0, LETTERS)

@@ -63,9 +63,7 @@ def corpora(draw: st.DrawFn) -> Predictions:
 @settings(max_examples=200, deadline=None)
 def test_lists_are_opened_as_the_rule_says(found: Predictions, window: int) -> None:
     # nothing hidden: with the full context only tokens that were drawn before the first whole window are
-    hidden = {
-        int(c[t]) for c, s in zip(found.contexts, found.starts.tolist(), strict=True) for t in range(s, min(window, c.size))
-    }
+    hidden = {int(c[t]) for c, s in zip(found.contexts, found.starts, strict=True) for t in range(s, min(window, c.size))}
     expected = {pair for pair in followed(found, window) if pair[1] not in hidden}
     pairs = found.evidence(window, 5, full_context=True)
     got = {(tuple(w), t) for w, t in zip(pairs.windows.tolist(), pairs.tokens.tolist(), strict=True)}
