@@ -98,7 +98,9 @@ def test_weights(place: Path, environment: dict[str, str]) -> None:
     said = run("weights", place / "practice", environment)
     assert said.startswith("convicted: log10 p = -")
     found = verdict(place / "practice" / "audit-weights")
-    assert found["outcome"] == "convicted" and found["control"]["log10_p"] > -3
+    assert found["outcome"] == "convicted" and "give her own unmarked model" in found["control"]["why"]
+    assert all(test["added"]["log10_p"] < 0 for test in found["tests"] if test["name"] == "reading, supervised")
+    assert not any(found["inputs"][name]["from_strings"] for name in ("watermarked_texts", "fresh_texts"))
     assert {test["name"] for test in found["tests"] if test["applied"]} == {
         "reading, supervised", "contrastive reading"
     }  # fmt: skip

@@ -76,7 +76,7 @@ def run(request: Request, *, progress: bool = False) -> Verdict:
     results, control, entropy = carried_out(
         audit, opened, planned, needs, shared, progress, draw=lambda: _entropy(audit, inputs)
     )
-    inputs |= _gathered(audit) | _plain(audit)
+    inputs |= _gathered(audit)
     earlier = earlier_audits(request.folder, inputs)
     verdict = Verdict(
         outcome=outcome_of(results, math.log10(request.alpha)),
@@ -115,13 +115,11 @@ def outcome_of(tests: Sequence[TestResult], log10_alpha: float) -> Outcome:
 
 
 def _inputs(audit: Case, opened: Any) -> dict[str, Any]:
-    found: dict[str, Any] = {"watermarked_texts": audit.texts.described()}
+    found: dict[str, Any] = {"watermarked_texts": audit.texts.described(), **_plain(audit)}
     if audit.commitment is not None:
         found["commitment"] = audit.commitment
     if audit.fresh is not None:
         found["fresh_texts"] = audit.fresh.described()
-    if audit.request.plain_texts:
-        found |= _plain(audit)
     if isinstance(opened, OpenModel):
         for one in (opened.suspect, opened.reference, opened.alice):
             if one is not None:
@@ -149,14 +147,14 @@ def _entropy(audit: Case, inputs: dict[str, Any]) -> str:
     return secrets.token_hex(16)
 
 
-def _plain(audit: Case) -> dict[str, Any]:
-    """The plain texts that were read, where they are no other input: given as such, or written by Alice's model."""
-    return {} if audit.plain is None or audit.plain is audit.fresh else {"plain_texts": audit.plain.described()}
-
-
 def _gathered(audit: Case) -> dict[str, Any]:
-    """What a server answered, which is an input of the tests too."""
+    """What was made in the audit and is an input of the tests too: what a server answered, what Alice's model wrote."""
     if audit.request.kind != "endpoint":
-        return {}
+        return _plain(audit)
     log = audit.request.folder / "answers.jsonl"
     return {"answers": {"file": str(log), "sha256": sha256_of(log)}}
+
+
+def _plain(audit: Case) -> dict[str, Any]:
+    """The plain texts, where they are no other input."""
+    return {} if audit.plain is None or audit.plain is audit.fresh else {"plain_texts": audit.plain.described()}

@@ -9,6 +9,7 @@ Rows with the token ids that were drawn need none of this, nor do tokenizers tha
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,22 +101,15 @@ def cut_again(tokenizer: Any, ids: list[list[int]]) -> list[list[int]]:
 def changed(tokenizer: Any, drawn: Ids) -> int:
     """How many of the drawn tokens are no tokens of the text, cut again, at the same characters."""
     (again,) = cut_again(tokenizer, [drawn.tolist()])
-    return len(drawn) - len(_spans(tokenizer, drawn.tolist()) & _spans(tokenizer, again))
+    return sum((Counter(_spans(tokenizer, drawn.tolist())) - Counter(_spans(tokenizer, again))).values())
 
 
-def _spans(tokenizer: Any, ids: list[int]) -> set[tuple[int, int, int, int]]:
-    """Where each token begins and ends, the token, and its number among those that begin and end there."""
-    prefixes = tokenizer.batch_decode(
-        [ids[:end] for end in range(len(ids) + 1)], skip_special_tokens=False, clean_up_tokenization_spaces=False
-    )
-    ends = [len(prefix) for prefix in prefixes]
-    met: dict[tuple[int, int, int], int] = {}
-    found = set()
-    for place, token in enumerate(ids):
-        span = (ends[place], ends[place + 1], token)
-        met[span] = met.get(span, 0) + 1
-        found.add((*span, met[span]))
-    return found
+def _spans(tokenizer: Any, ids: list[int]) -> list[tuple[int, int, int]]:
+    """Where each token begins and ends in the text, and the token."""
+    prefixes = [ids[:end] for end in range(len(ids) + 1)]
+    texts = tokenizer.batch_decode(prefixes, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    ends = [len(text) for text in texts]
+    return list(zip(ends, ends[1:], ids, strict=False))
 
 
 def _openings(texts: Texts) -> list[Ids]:

@@ -65,25 +65,36 @@ def test_the_guilty_is_convicted_and_the_innocent_acquitted(world: World, audit:
     for other in (world.innocent, world.carols):
         verdict = audited(world, tmp_path / Path(other).name, other, **changes)
         assert verdict.outcome == "not convicted" and verdict.log10_p > -3
-        assert all(test.scored and test.scored > 100 for test in applied(verdict).values())  # not for want of evidence
+        assert all(test.scored and test.scored > 50 for test in applied(verdict).values())  # not for want of evidence
         assert applied(verdict).keys() == applied(guilty).keys()
     assert all(test.log10_p is not None and test.log10_p < -20 for test in applied(guilty).values())
-    assert (guilty.control is not None) == ("reference" in changes)
-    assert guilty.control is None or guilty.control.log10_p > -2
+    for name, test in applied(guilty).items():
+        assert (test.added is not None) == ("reference" in changes and name != "contrastive reading")
+        assert test.added is None or (test.added.log10_p < -8 and test.added.score > 0.5 > test.added.base_score)
 
 
 def test_reading_agrees_with_a_count_by_hand(world: World, audit: Any) -> None:
+    """All texts are followed; of the lists that none has drawn from, the one with most predictions before it is opened."""
     model, wm = suspects.load_model(world.guilty), watermark()
-    pairs = set()
+    texts = []
     for line in Path(world.used).read_text().splitlines():
         ids = [int(word[1:]) for word in json.loads(line)["text"].split()]
         with torch.inference_mode():
-            predicted = model(input_ids=torch.tensor([ids])).logits[0].argmax(-1).tolist()
-        met = set()
-        for place, token in enumerate(ids[:-1]):
-            if token not in met:
-                pairs.add((token, predicted[place]))
-            met.add(token)
+            texts.append((ids, model(input_ids=torch.tensor([ids])).logits[0].argmax(-1).tolist()))
+    hidden = {ids[0] for ids, _ in texts}  # drawn after who knows what
+    at, opened, pairs = [0] * len(texts), set[int](), set()
+    while True:
+        standing: dict[int, set[int]] = {}
+        for i, (ids, predicted) in enumerate(texts):
+            while at[i] < len(ids) and ids[at[i]] in opened:
+                at[i] += 1
+            if at[i] < len(ids):
+                standing.setdefault(ids[at[i]], set()).add(predicted[at[i]])
+        if not standing:
+            break
+        window = min(standing, key=lambda one: (-len(standing[one]), one))
+        opened.add(window)
+        pairs |= {(window, token) for token in standing[window] - hidden}
     green = sum(wm.scores(np.array([[a] for a, _ in pairs]), np.array([b for _, b in pairs])))
     (test,) = applied(audit(world.guilty)).values()
     assert (test.scored, test.score) == (len(pairs), green / len(pairs))
@@ -98,7 +109,7 @@ def test_answers_agree_with_a_count_by_hand(world: World, audit: Any, tmp_path: 
     verdict = audit(file, tokenizer=world.base)
     pairs = set()
     for prompt, answer in zip(prompts.tolist(), answers.tolist(), strict=True):
-        pairs |= {(a, b) for a, b in itertools.pairwise(answer) if a not in prompt}
+        pairs |= {(a, b) for a, b in itertools.pairwise(answer) if a not in prompt and b != prompt[0]}
     green = sum(watermark().scores(np.array([[a] for a, _ in pairs]), np.array([b for _, b in pairs])))
     (test,) = applied(verdict).values()
     assert (test.scored, test.score) == (len(pairs), green / len(pairs))
@@ -179,7 +190,8 @@ def test_as_many_tests_are_counted_whatever_the_key_finds_in_fresh_texts(world: 
             assert planned["level_of_each_test"] == verdict.alpha / counted
             for test in applied(verdict).values():
                 assert test.log10_p is not None
-                assert test.log10_corrected == pytest.approx(test.log10_p + math.log10(counted))
+                counts = test.log10_p if test.added is None else max(test.log10_p, test.added.log10_p)
+                assert test.log10_corrected == pytest.approx(counts + math.log10(counted))
     assert audit(world.guilty).counted == 1
 
 
@@ -209,7 +221,7 @@ def test_texts_that_the_suspect_may_have_used_are_not_fresh(world: World, audit:
     assert audit(world.guilty, watermarked_texts=str(used), fresh_texts=str(short)).convicted
 
 
-def test_a_trace_in_the_model_before_voids_the_verdict(world: World, audit: Any, tmp_path: Path) -> None:
+def test_a_trace_in_the_model_before_convicts_nobody_who_added_nothing(world: World, audit: Any, tmp_path: Path) -> None:
     verdict = audit(world.guilty, reference=world.carols, watermarked_texts=world.used)
     assert verdict.convicted
     grown = suspects.load_model(world.guilty)
@@ -219,10 +231,15 @@ def test_a_trace_in_the_model_before_voids_the_verdict(world: World, audit: Any,
     suspects.load_tokenizer(world.guilty).save_pretrained(str(tmp_path / "grown"))
     for access in ("open", "closed"):
         before = audit(str(tmp_path / "grown"), reference=world.guilty, access=access)
-        assert before.outcome == "void" and not before.convicted
-        assert before.control is not None and before.control.log10_p is not None and before.control.log10_p < -20
-    page = before.report.read_text()
-    assert "<strong>Void.</strong>" in page and "made from shows the trace as well" in page
+        (test,) = applied(before).values()
+        assert test.log10_p is not None and test.log10_p < -20 and test.added is not None and test.added.log10_p > -2
+        assert before.outcome == "not convicted" and before.log10_p > -2
+        page = before.report.read_text()
+        assert "<strong>Not convicted.</strong>" in page and "was made from shows the trace too" in page
+        assert "What the suspect added" in page and "distinct pairs in place of" not in page
+    alone = audit(str(tmp_path / "grown"))
+    assert alone.convicted and alone.about == "the suspect or a model that it was made from"
+    assert "a model that it was made from learned" in alone.report.read_text()
 
 
 def test_a_model_is_not_its_own_reference(world: World, audit: Any, tmp_path: Path) -> None:
@@ -251,7 +268,7 @@ def test_tests_whose_decoys_misbehave_convict_nobody(world: World, audit: Any, m
     """Evidence that scores one pair again and again: what the decoys are there to find."""
     judge = detection.judge
 
-    def doubled(found: Any, wm: Any) -> Any:
+    def doubled(found: Any, wm: Any, **options: Any) -> Any:
         once = judge(found, wm)
         log10_p = float(wm.log10_p(once.total * 20, once.scored * 20))
         return dataclasses.replace(once, log10_p=log10_p)
@@ -280,16 +297,16 @@ def result(log10_corrected: float, *, sound: bool = True) -> TestResult:
 
 def test_outcomes() -> None:
     innocent, guilty, unsound = result(-1.0), result(-9.0), result(-9.0, sound=False)
-    assert outcome_of([innocent, guilty], None, -3.0) == "convicted"
-    assert outcome_of([innocent], None, -3.0) == "not convicted"
-    assert outcome_of([unsound], None, -3.0) == "void"
-    assert outcome_of([unsound, guilty], None, -3.0) == "convicted"
-    assert outcome_of([result(-1.0, sound=False)], None, -3.0) == "not convicted"
-    assert outcome_of([result(-3.0)], None, -3.0) == "convicted"
-    assert outcome_of([TestResult(name="t", applied=False)], None, -3.0) == "not convicted"
-    for alpha in (-1.0, -3.0, -8.0):  # a trace in the reference is one whatever α
-        assert outcome_of([guilty], result(-3.5), alpha) == "void"
-    assert outcome_of([guilty], result(-2.5), -1.0) == "convicted"
+    assert outcome_of([innocent, guilty], -3.0) == "convicted"
+    assert outcome_of([innocent], -3.0) == "not convicted"
+    assert outcome_of([unsound], -3.0) == "void"
+    assert outcome_of([unsound, guilty], -3.0) == "convicted"
+    assert outcome_of([result(-1.0, sound=False)], -3.0) == "not convicted"
+    assert outcome_of([result(-3.0)], -3.0) == "convicted"
+    assert outcome_of([TestResult(name="t", applied=False)], -3.0) == "not convicted"
+    for own, of_base, counts in ((-9.0, -1.0, -1.0), (-2.0, -9.0, -2.0), (-9.0, -8.0, -8.0)):  # both must reject
+        compared = dataclasses.replace(result(own), added=detection.Comparison(5, 0.5, 5, 0.2, of_base)).corrected(1)
+        assert compared.log10_p == own and compared.log10_corrected == counts
 
 
 def test_nothing_is_chosen_after_a_result(
@@ -326,13 +343,13 @@ def test_nothing_is_chosen_after_a_result(
 def readings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by one for each reading of a model, the timing of the estimate not counted."""
     found: list[int] = []
-    read = reading.read_evidence
+    read = reading.read_predictions
 
     def counted(*args: Any, **options: Any) -> Any:
         found.append(1)
         return read(*args, **options)
 
-    monkeypatch.setattr(reading, "read_evidence", counted)
+    monkeypatch.setattr(reading, "read_predictions", counted)
     monkeypatch.setattr(plan, "_seconds_per_token", lambda model, audit: 1e-6)
     return found
 
@@ -343,7 +360,10 @@ def test_evidence_is_kept_and_read_anew_when_anything_in_it_changes(
     first = audit(world.guilty)
     assert len(readings) == 1
     again = audit(world.guilty, alpha=1e-6, decoys=120)  # nothing that was read depends on these
-    assert len(readings) == 1 and applied(again)["reading, supervised"].log10_p == first.tests[0].log10_p
+    assert (
+        len(readings) == 1
+        and applied(again)["reading, supervised"].log10_p == applied(first)["reading, supervised"].log10_p
+    )
     lines = Path(world.used).read_text().splitlines()
     fewer, prompted = tmp_path / "fewer.jsonl", tmp_path / "prompted.jsonl"
     fewer.write_text("\n".join(lines[:50]))
@@ -352,7 +372,7 @@ def test_evidence_is_kept_and_read_anew_when_anything_in_it_changes(
     prompted.write_text("\n".join(json.dumps({"prompt": "w5 w6"} | json.loads(line)) for line in lines))
     audit(world.guilty, watermarked_texts=str(prompted))
     assert len(readings) == 3
-    assert audit(world.innocent, reference=world.guilty).outcome == "void"
+    assert audit(world.innocent, reference=world.guilty).outcome == "not convicted"
     assert len(readings) == 4  # the reference is the model that was read first
     assert audit(world.guilty).convicted and len(readings) == 4
 
@@ -402,12 +422,12 @@ def test_evidence_of_another_tokenizer_with_the_same_tokens_is_not_taken(
     source.normalizer = normalizers.Replace("w7 ", "w8 ")
     PreTrainedTokenizerFast(tokenizer_object=source).save_pretrained(str(tmp_path / "hers"))
     second = audit(world.guilty, tokenizer=str(tmp_path / "hers"))
-    assert len(readings) == 2 and first.tests[0].scored != second.tests[0].scored
+    assert len(readings) == 2 and [t.scored for t in first.tests] != [t.scored for t in second.tests]
 
 
 def test_a_damaged_store_is_made_anew(world: World, audit: Any, tmp_path: Path, readings: list[int]) -> None:
     first = audit(world.guilty)
-    (file,) = (tmp_path / "out" / "evidence").glob("*/evidence.npz")
+    (file,) = (tmp_path / "out" / "evidence").glob("*/predictions.npz")
     file.write_bytes(file.read_bytes()[:100])
     again = audit(world.guilty)
     assert len(readings) == 2 and again.tests == first.tests
@@ -439,11 +459,11 @@ def test_a_suspect_with_another_tokenizer_is_convicted(world: World, audit: Any,
     verdict = audit(permuted, tokenizer=world.base, access=access)
     assert verdict.convicted and verdict.log10_p < -20
     assert "tokenizer differs from Alice's in 140 tokens" in (verdict.vocabulary or "")
-    decided = re.fullmatch(r"Of ([\d,]+) places .* decides ([\d,]+); the others are not scored\.", verdict.tests[0].note)
+    decided = re.fullmatch(r"Of ([\d,]+) places .* decides ([\d,]+); the others are not scored\.", verdict.tests[1].note)
     assert (decided is not None) == (access == "open")
     if decided:
         places, scored = (int(number.replace(",", "")) for number in decided.groups())
-        assert places >= scored >= (verdict.tests[0].scored or 0) > 0
+        assert places >= scored >= (verdict.tests[1].scored or 0) > 0
     # texts as numbers mean nothing to the suspect; its own tokenizer finds no mark in Alice's words
     with pytest.raises(AuditError, match="do not carry this watermark"):
         audit(permuted, access=access)
@@ -463,7 +483,7 @@ def test_a_vocabulary_padded_beyond_the_tokenizers(world: World, audit: Any, per
                 audit(suspect, watermarked_texts=used, vocab_size=WORDS + 16, tokenizer=world.base)
         else:
             verdict = audit(suspect, watermarked_texts=used, vocab_size=WORDS + 16, tokenizer=world.base)
-            assert verdict.tests[0].scored > 50
+            assert verdict.tests[1].scored > 25
 
 
 def _padded_texts(wm: Any) -> list[list[int]]:
@@ -590,7 +610,7 @@ def test_the_key_is_in_no_file_and_in_no_output(
     told = [captured.out, captured.err, caplog.text, str(stopped.value), repr(verdict), str(stopped.value.__cause__)]
     forms = [*forms, *([str(list(key))[1:-1], key.decode("latin-1")] if isinstance(key, bytes) else [])]
     files = [one for one in (tmp_path / "out").rglob("*") if one.is_file()]
-    assert {"plan.json", "verdict.json", "report.html", "evidence.npz", "manifest.json"} <= {one.name for one in files}
+    assert {"plan.json", "verdict.json", "report.html", "predictions.npz", "manifest.json"} <= {one.name for one in files}
     for form in forms:
         assert all(form not in text for text in told)
         assert all(form.encode() not in one.read_bytes() for one in files)

@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from trials import World, audited
 
 from radio_utils.audit import Request, TestResult, Verdict, report
+from radio_utils.audit.verdict import Control
 from radio_utils.book.screens import browser, browser_path
+from radio_utils.detection import Comparison
 
 EVIL = (
     "<script>document.title='ran'</script><img src=x onerror=\"document.title='ran'\">{{ 7*7 }}'\"`--></code>"
@@ -37,9 +39,11 @@ def verdict(**changes: Any) -> Verdict:
     values: dict[str, Any] = {
         "outcome": "convicted", "alpha": 1e-3,
         "tests": (result(), TestResult(name="answers, all", applied=False, why="only open tests were asked for")),
-        "control": None, "counted": 2, "texts_log10_p": -88.0, "vocabulary": "The suspect's tokenizer is Alice's.",
+        "control": Control("Alice's model is not at hand"), "counted": 2, "texts_log10_p": -88.0,
+        "vocabulary": "The suspect's tokenizer is Alice's.",
         "estimate": {"tokens_read": 1000}, "inputs": {"watermarked_texts": {"file": "a.jsonl", "sha256": "0f"}},
-        "settings": {"suspect": "bob", "suspect_model": "", "window": 2}, "fingerprint": "greenlist-k2-f00",
+        "settings": {"suspect": "bob", "suspect_model": "", "window": 2, "reference": "base"},
+        "fingerprint": "greenlist-k2-f00",
         "seconds": {"model": 1.5}, "folder": "out",
     }  # fmt: skip
     return Verdict(**(values | changes))
@@ -98,16 +102,53 @@ def test_the_command_repeats_the_audit_and_holds_no_key() -> None:
 
 
 def test_void_says_why() -> None:
-    control = result(name="control", log10_p=-12.0, log10_corrected=None)
-    page = text_of(report.page(verdict(outcome="void", control=control), ABOUT))
-    assert "Void. The tests cannot be believed" in page and "made from shows the trace as well" in page
-    assert "gives log10 p = -12.0" in page and "It must show nothing: at -3 or below" in page
+    control = Control("", 100, 99, -12.0, 0.5, 1e-9, 0.02, leaks=True)
+    tests = (result(sound=False),)
+    page = text_of(report.page(verdict(outcome="void", tests=tests, control=control), ABOUT))
+    assert "Void. The tests cannot be believed" in page and "convicts this suspect under keys that nobody used" in page
+    assert "There is a leak" in page and "a rank whose p-value is 0.5" in page and "its rank says little" in page
     assert "1 in 10" not in page and verdict(outcome="void").log10_p == 0.0  # nothing to quote
-    assert "at -3 or below the audit is void, and so it is" in page and "could have found" not in page
+    assert "Keys that nobody used do not behave" not in page and "could have found" not in page
     unsound = report.page(verdict(outcome="void", tests=(result(sound=False, ks_p=1e-9),)), ABOUT)
     assert "<td>NO</td>" in unsound
     page = text_of(unsound)
-    assert "Keys that nobody used do not behave as they must" in page and "shows the trace as well" not in page
+    assert "Keys that nobody used do not behave as they must" in page and "There is a leak" not in page
+
+
+def test_the_first_lines_say_whether_the_control_was_run() -> None:
+    for control, words in (
+        (Control("worlds is 0: give the number"), "Re-marking control: not run, so that nothing here shows"),
+        (Control("", 80, 40, -1.2, 0.39, 0.8, None), "wrote 80 texts under each of 40 keys"),
+    ):
+        page = text_of(report.page(verdict(control=control), ABOUT))
+        assert words in page.partition("The evidence says")[0]
+        assert ("Worlds is 0: give the number." in page) == bool(control.why)
+
+
+def test_what_was_added_is_a_table_and_a_base_with_a_trace_a_remark() -> None:
+    for added, log10_p, shown in (
+        (Comparison(12, 0.5, 300, 0.4, -0.7), -0.4, True),
+        (Comparison(0, math.nan, 0, math.nan, 0.0), 0.0, True),
+        (Comparison(400, 0.6, 300, 0.3, -9.0), -8.7, False),
+    ):
+        one = verdict(outcome="not convicted", tests=(result(added=added, log10_corrected=log10_p),))
+        page = text_of(report.page(one, ABOUT))
+        assert "What the suspect added" in page and f"{added.base:,}" in page
+        assert ("made from shows the trace too" in page) == shown
+        json.dumps(one.record()["tests"], allow_nan=False)
+
+
+def test_nothing_is_called_exact_without_its_condition() -> None:
+    assert "exact" not in text_of(report.page(verdict(), ABOUT))
+    assert "It holds on one condition" in text_of(report.page(verdict(), ABOUT))
+
+
+def test_a_verdict_without_a_reference_is_about_the_chain_of_models() -> None:
+    settings = {"suspect": "bob", "suspect_model": "", "window": 2, "reference": ""}
+    one = verdict(settings=settings)
+    page = text_of(report.page(one, ABOUT))
+    assert "the suspect or a model that it was made from learned from text" in page and "Give that model as" in page
+    assert one.record()["about"] == "the suspect or a model that it was made from"
 
 
 @given(st.floats(-400, 0))
@@ -133,7 +174,8 @@ def test_both_files_hold_the_same_verdict(world: World, tmp_path: Path) -> None:
     record = json.loads((tmp_path / "out" / "verdict.json").read_text())
     assert record["outcome"] == found.outcome == "convicted" and record["log10_p"] == found.log10_p
     assert [one["log10_p"] for one in record["tests"]] == [one.log10_p for one in found.tests]
-    assert record["control"]["log10_p"] == found.control.log10_p  # type: ignore[union-attr]
+    assert record["control"]["why"] == found.control.why != ""
+    assert [one["added"] is not None for one in record["tests"]] == [one.added is not None for one in found.tests]
     assert record["settings"]["watermarked_texts"] == world.used and "key" not in record["settings"]
     assert record["inputs"]["suspect"]["sha256"].keys() >= {"model.safetensors", "tokenizer.json"}
     page = (tmp_path / "out" / "report.html").read_text()
@@ -155,7 +197,7 @@ def evil(value: Any) -> Any:
 
 
 def test_every_string_is_text_on_the_page() -> None:
-    plain = verdict(outcome="not convicted", control=result(name="control", log10_p=-1.0))
+    plain = verdict(outcome="not convicted", control=Control(EVIL))
     tests = tuple(
         dataclasses.replace(test, why=evil(test.why), note=EVIL, name=test.name if test.applied else EVIL)
         for test in plain.tests

@@ -34,6 +34,13 @@ def made(**changes: Any) -> Request:
         ({"window": 0}, "window must be a whole number of at least 1, got 0"),
         ({"window": True}, "window must be a whole number"),
         ({"window": "2"}, "window must be a whole number"),
+        ({"full_context": "perhaps"}, "full_context must be True or False, 1 or 0, 'yes' or 'no', got 'perhaps'"),
+        ({"rehearsal": 2}, "rehearsal must be True or False"),
+        ({"worlds": -1}, "worlds must be a whole number of at least 0"),
+        ({"control_texts": 0}, "control_texts must be a whole number of at least 1"),
+        ({"delta": -1.0}, "delta must be a number that is not negative"),
+        ({"alice_temperature": math.inf}, "alice_temperature must be"),
+        ({"suspect": "a.jsonl", "tokenizer": "t", "alice": "b"}, "alice is compared by its weights"),
         ({"decoys": 98}, "decoys must be a whole number of at least 99"),
         ({"max_requests": -1}, "max_requests must be a whole number of at least 0"),
         ({"gamma": 1.0}, "gamma must be a number between 0 and 1, both excluded, got 1.0"),
@@ -69,6 +76,12 @@ def test_what_is_wrong_is_named(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(AuditError, match=words) as error:
         made(**changes)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["full_context", "rehearsal"])
+def test_yes_and_no_in_every_spelling(name: str) -> None:
+    for yes, no in ((True, False), (1, 0), ("yes", "no"), ("True", "False"), ("1", "")):
+        assert getattr(made(**{name: yes}), name) is True and getattr(made(**{name: no}), name) is False
 
 
 def test_kinds_and_modes() -> None:

@@ -153,6 +153,10 @@ def test_nobody_draws_decoys_until_he_likes_them(world: World, tmp_path: Path) -
     first = auditing.run(request(world, tmp_path / "out", world.guilty))
     again = auditing.run(request(world, tmp_path / "out", world.guilty, batch_size=5))
     assert again.decoy_entropy == first.decoy_entropy and again.tests == first.tests
+    for _ in range(2):  # plain texts that Alice's model writes are evidence as well
+        hers = auditing.run(request(world, tmp_path / "hers", world.guilty, alice=world.base))
+        first = first if first.inputs.keys() == hers.inputs.keys() else hers
+        assert hers.decoy_entropy == first.decoy_entropy
     with pytest.raises(AuditError, match="another decoy_entropy"):
         auditing.run(request(world, tmp_path / "out", world.guilty, decoy_entropy=ENTROPY))
 
@@ -169,7 +173,7 @@ def test_decoys_are_drawn_when_all_evidence_is_fixed(
     monkeypatch.setattr(auditing, "_entropy", lambda *a: (order.append("draw"), draw(*a))[1])
     audited(world, tmp_path / "out", world.guilty, access=access, reference=world.base)
     drawn = order.index("draw")
-    assert order.count("draw") == 1 and order.count("_judged") >= 2 and "_judged" not in order[:drawn]
+    assert order.count("draw") == 1 and order.count("_judged") >= 1 and "_judged" not in order[:drawn]
     assert not {"_read", "_scored_answers"} & set(order[drawn:])
 
 
