@@ -197,7 +197,8 @@ def _contexts(its_tokenizer: Any, tokenizer: Any, texts: Any, prompts: Any) -> l
             for number, (string, size) in enumerate(pieces):
                 ends += [len(fed) - 1, *[-1] * (size - 1)]
                 fed += (spelt if number else opened)[string]
-        ends.append(len(fed) - 1)
+        last = next((pieces[-1][0] for pieces in reversed(parts) if pieces), "")
+        ends.append(-1 if last.endswith(_BROKEN) else len(fed) - 1)  # a text may end inside a character
         if not fed:
             raise ValueError(f"texts[{i}] with its prompt has no token in the suspect's tokenizer; drop such texts first")
         contexts.append(

@@ -172,7 +172,10 @@ def test_lists_with_a_fixed_number_of_greens_are_asked_once(wm: Any) -> None:
     verdict = watch.verdict(0.01, 12)
     windows, lists = set[tuple[int, ...]](), set[int]()
     for start in range(0, 12, 4):
-        found = ev.collect(answers[start : start + 4], wm.window, 20, prompts=prompts[start : start + 4], dedup="window")
+        found = ev.collect(
+            answers[start : start + 4], wm.window, 20, prompts=prompts[start : start + 4], dedup="window",
+            shared=ev.shared_by(wm), hidden=True,
+        )  # fmt: skip
         ids = wm.list_ids(found.windows, found.tokens).tolist()
         lists |= {one for one, window in zip(ids, map(tuple, found.windows.tolist()), strict=True) if window not in windows}
         windows |= set(map(tuple, found.windows.tolist()))

@@ -109,7 +109,7 @@ def test_shards_give_the_evidence_of_the_whole(data: st.DataObject, k: int, dedu
 @given(st.data(), st.integers(1, 4), st.integers(1, 3))
 def test_frequent_windows_equal_a_counter(data: st.DataObject, k: int, at_least: int) -> None:
     texts = data.draw(st.lists(st.lists(few_ids | huge_ids, max_size=15), min_size=1, max_size=5))
-    counts = Counter(tuple(t[i : i + k]) for t in texts for i in range(len(t) - k + 1))
+    counts = Counter(window for t in texts for window in {tuple(t[i : i + k]) for i in range(len(t) - k + 1)})
     found = ev.frequent_windows(texts, k, BIG, at_least=at_least)
     assert found.shape[1] == k
     assert [tuple(row) for row in found.tolist()] == sorted(w for w, n in counts.items() if n >= at_least)

@@ -32,11 +32,15 @@ def world(written_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Worl
     return World(preset, store=Store(root), progress=False)
 
 
-def read_directly(world: World, bob: Any, pairs: Any, batch_size: int = 3) -> Evidence:
-    return reading.read_evidence(
-        bob, instructions.answer_ids(world.tokenizer, pairs), 1, 600,
-        prompts=instructions.prompt_ids(world.tokenizer, pairs), batch_size=batch_size,
-    )  # fmt: skip
+def read_directly(world: World, bob: Any, pairs: Any) -> Evidence:
+    prompts, texts = instructions.written_ids(world.tokenizer, pairs)
+    return read_texts(world, bob, prompts, texts)
+
+
+def read_texts(world: World, bob: Any, prompts: Any, texts: Any) -> Evidence:
+    """In batches of the world's size: another one breaks ties otherwise."""
+    size = world.preset.reading.batch_size
+    return reading.read_evidence(bob, texts, 1, 600, prompts=prompts, batch_size=size, full_context=True)
 
 
 def assert_alike(found: Evidence, expected: Evidence) -> None:
@@ -46,7 +50,7 @@ def assert_alike(found: Evidence, expected: Evidence) -> None:
     def rows(one: Evidence) -> set[tuple[int, ...]]:
         return {(*window, token) for window, token in zip(one.windows.tolist(), one.tokens.tolist(), strict=True)}
 
-    assert len(rows(found) ^ rows(expected)) <= 0.02 * len(expected)
+    assert len(rows(found) ^ rows(expected)) <= max(4, 0.1 * len(expected))
 
 
 def test_answers_come_from_the_store(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +82,7 @@ def test_the_control_of_a_world_puts_one_test_to_all_keys(
     for p, strength, wm, pairs in zip(control.worlds, strengths, wms, world.remarked(wms, 6), strict=True):
         assert len(set(pairs)) == 6
         assert p == directly(pairs, wm)
-        assert strength == detect(instructions.answer_ids(world.tokenizer, pairs), wm).score
+        assert strength == detect(instructions.written_ids(world.tokenizer, pairs)[1], wm).score
         assert strength > 0.35  # marked under its own key
     monkeypatch.setattr(World, "bob", lambda *_, **__: pytest.fail("read again"))
     assert np.array_equal(experiments.remark(again(world), 0.5, setting, texts=6, worlds=4).worlds, control.worlds)
@@ -86,7 +90,7 @@ def test_the_control_of_a_world_puts_one_test_to_all_keys(
 
 def test_the_control_refuses_settings_without_marked_text(world: World) -> None:
     with pytest.raises(ValueError, match="setting must be"):
-        experiments.remark(world, 0.5, "plain")  # type: ignore[arg-type]
+        experiments.remark(world, 0.5, "plain", texts=6, worlds=4)  # type: ignore[arg-type]
 
 
 def test_supervised_prompts_are_those_bob_used_again_and_again(world: World) -> None:
@@ -109,13 +113,13 @@ def test_reading_is_read_evidence_from_the_store(world: World, monkeypatch: pyte
 
 def test_pairs_grow_along_the_texts_to_what_reading_gives(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens, pairs = experiments.pair_growth(world, 0.5, parts=4)
-    texts = instructions.answer_ids(world.tokenizer, world.pairs("fresh")[: world.preset.reading.texts])
+    texts = instructions.written_ids(world.tokenizer, world.pairs("fresh")[: world.preset.reading.texts])[1]
     assert len(tokens) == len(pairs) == 4 and tokens[-1] == sum(text.size for text in texts)
-    assert all(np.diff(tokens) > 0) and all(np.diff(pairs) >= 0)
+    assert all(np.diff(tokens) > 0) and pairs[0] < pairs[-1]
     read = experiments.reading(world, 0.5, "unsupervised")
-    assert abs(pairs[-1] - len(read)) <= 0.02 * len(read)  # other batches break ties otherwise
-    first = read_directly(world, world.bob(0.5), world.pairs("fresh")[: -(-len(texts) // 4)])
-    assert abs(pairs[0] - len(first)) <= max(1, 0.02 * len(first))
+    assert pairs[-1] == len(read)
+    first = read_directly(world, world.bob(0.5), world.pairs("fresh")[: len(texts) // 4])
+    assert abs(pairs[0] - len(first)) <= max(2, 0.05 * len(first))  # other batches break ties otherwise
     monkeypatch.setattr(World, "bob", lambda *_: pytest.fail("read again"))
     assert experiments.pair_growth(again(world), 0.5, parts=4) == (tokens, pairs)
 
@@ -169,19 +173,21 @@ def test_the_innocents_stand_in_is_part_of_the_key(world: World) -> None:
     assert theirs > ours
 
 
-@pytest.mark.parametrize("twin", [False, True])
-def test_contrast_is_read_contrast_from_the_store(world: World, twin: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = experiments.contrast(world, 0.5, twin=twin)
-    pairs = world.pairs("outside")
-    direct = reading.read_contrast(
-        world.bob(0.5), [world.base(), world.twin()] if twin else world.base(),
-        instructions.answer_ids(world.tokenizer, pairs), 1, 600, prompts=instructions.prompt_ids(world.tokenizer, pairs),
-    )  # fmt: skip
-    assert len(found.explained) == int(twin)
+@pytest.mark.parametrize("references", [("base",), ("base", "twin"), ("alice",)])
+def test_contrast_is_read_contrast_from_the_store(
+    world: World, references: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = experiments.contrast(world, 0.5, references=references)
+    prompts, texts = instructions.written_ids(world.tokenizer, world.pairs("outside"))
+    models = [getattr(world, name)() for name in references]
+    direct = reading.read_contrast(world.bob(0.5), models, texts, 1, 600, prompts=prompts)
+    assert len(found.explained) == len(references) - 1
     assert len(found.pairs) == pytest.approx(len(direct.pairs), rel=0.01)
     assert found.pairs.seen == direct.pairs.seen
     monkeypatch.setattr(World, "bob", lambda *_, **__: pytest.fail("read again"))
-    assert np.array_equal(experiments.contrast(again(world), 0.5, twin=twin).weights, found.weights)
+    assert np.array_equal(experiments.contrast(again(world), 0.5, references=references).weights, found.weights)
+    with pytest.raises(ValueError, match="references must be some of 'base', 'twin' and 'alice'"):
+        experiments.contrast(world, 0.5, references=("bob",))
 
 
 # --- shards -----------------------------------------------------------------------------------------------------------
@@ -196,8 +202,8 @@ def test_shards_read_what_one_reads(world: World, setting: Any, monkeypatch: pyt
     assert_alike(found, read_directly(cut, cut.bob(1.0), pairs[:16]))
     parts = [experiments.read_shard(cut, 1.0, setting, shard) for shard in range(3)]
     for shard, part in enumerate(parts):
-        assert_alike(part, read_directly(cut, cut.bob(1.0), pairs[:16][shard::3]))
-    assert sum(part.seen for part in parts) == found.seen
+        assert_alike(experiments.scored(cut, part), read_directly(cut, cut.bob(1.0), pairs[:16][shard::3]))
+    assert sum(len(part.contexts) for part in parts) == len(pairs[:16])
     monkeypatch.setattr(World, "bob", lambda *_, **__: pytest.fail("read again"))
     same = experiments.reading(again(cut), 1.0, setting)
     assert np.array_equal(same.tokens, found.tokens) and np.array_equal(same.windows, found.windows)
@@ -209,7 +215,7 @@ def test_more_shards_than_texts(world: World) -> None:
     assert len(cut.used_by(0.1)) == 2
     found = experiments.reading(cut, 0.1, "supervised")
     assert_alike(found, read_directly(cut, cut.bob(0.1), cut.used_by(0.1)))
-    assert len(experiments.read_shard(cut, 0.1, "supervised", 2)) == 0
+    assert len(experiments.read_shard(cut, 0.1, "supervised", 2).contexts) == 0
 
 
 # --- openings in five languages ---------------------------------------------------------------------------------------
@@ -268,7 +274,7 @@ def test_reading_of_a_language_is_that_of_its_continuations(
 ) -> None:
     found = experiments.reading_of_language(world, 1.0, "es")
     starts, texts = experiments.continuations(world, "es")
-    assert_alike(found, reading.read_evidence(world.bob(1.0), texts, 1, 600, prompts=starts, batch_size=2))
+    assert_alike(found, read_texts(world, world.bob(1.0), starts, texts))
     monkeypatch.setattr(World, "bob", lambda *_, **__: pytest.fail("read again"))
     assert np.array_equal(experiments.reading_of_language(again(world), 1.0, "es").tokens, found.tokens)
 

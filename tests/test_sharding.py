@@ -567,13 +567,10 @@ def test_the_draws_follow_from_seed_and_name(bob: Path, tmp_path: Path) -> None:
 
 
 def test_answers_can_be_scored(bob: Path, files: list[Path], tmp_path: Path) -> None:
-    from radio_utils import querying
-
     options: dict[str, Any] = {"max_new_tokens": 8, "stop_tokens": range(8), "seed": 3}
     everything = [row for rows in answered(answer_shards(bob, files, tmp_path, **options)) for row in rows]
     long_enough = answer_shards(bob, files, tmp_path, shortest=WM.window + 1, **options)
     assert sum(map(len, answered(long_enough))) < len(everything) == len(TEXTS)
-    expected = querying.score_answers(
-        [row["prompt_ids"] for row in everything], [np.array(row["ids"], np.int64) for row in everything], WM
-    )
+    usable = [row for row in everything if len(row["ids"]) > WM.window]
+    expected = detection.detect([row["ids"] for row in usable], WM, prompts=[row["prompt_ids"] for row in usable])
     same(detect_shards(long_enough, WM, tmp_path), expected)

@@ -81,7 +81,7 @@ def test_a_second_pass_only_reads(written_store: Path, tmp_path: Path, monkeypat
     work(stages.stages(World(preset, store=store, progress=False)), minutes=9)
     made = sorted(path.name for path in store.root.iterdir())
     kinds = {name.rsplit("-", 1)[0] for name in made}
-    assert {"alice", "base", "bob", "twin", "reading", "answers", "contrast", "pairs"} <= kinds
+    assert {"alice", "base", "bob", "twin", "predictions", "answers", "contrast", "pairs"} <= kinds
     monkeypatch.setattr(Store, "_build", lambda *_, **__: pytest.fail("made again"))
     monkeypatch.setattr(training, "train", lambda *_, **__: pytest.fail("trained again"))
     todo = stages.stages(World(preset, store=store, progress=False))

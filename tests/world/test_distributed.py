@@ -189,9 +189,9 @@ def test_each_artifact_is_made_once(launched: Path) -> None:
     assert len({*made[0], *made[1]}) == len(made[0]) + len(made[1])
     for rank in (0, 1):
         kinds = {name.rsplit("-", 1)[0] for name in made[rank]}
-        assert {"pairs", "reading"} <= kinds, "both wrote and both read"
+        assert {"pairs", "predictions"} <= kinds, "both wrote and both read"
     kinds = [name.rsplit("-", 1)[0] for name in (*made[0], *made[1])]
-    assert kinds.count("bob") == kinds.count("keys") == 1 and kinds.count("pairs") == 10 and kinds.count("reading") == 8
+    assert kinds.count("bob") == kinds.count("keys") == 1 and kinds.count("pairs") == 10 and kinds.count("predictions") == 8
 
 
 @pytest.mark.slow
@@ -219,7 +219,7 @@ def test_the_weights_are_those_of_one_process(which: float | str, together: Worl
 @pytest.mark.parametrize("setting", ["supervised", "unsupervised"])
 def test_the_verdict_is_that_of_one_process(which: float | str, setting: Any, together: World, alone: World) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiments, "read_evidence", lambda *_, **__: pytest.fail("read again"))
+        patch.setattr(experiments, "read_predictions", lambda *_, **__: pytest.fail("read again"))
         theirs = judge(experiments.reading(together, which, setting), together.watermark)
     ours = judge(experiments.reading(alone, which, setting), alone.watermark)
     assert theirs.seen == ours.seen

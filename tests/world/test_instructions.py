@@ -76,7 +76,7 @@ def test_the_answer_has_no_say_in_whether_a_pair_is_kept() -> None:
 
 def test_a_pair_keeps_the_tokens_that_were_drawn(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Spelt one letter at a time, as no tokenizer would; reading must feed those, and not what the text tokenises to."""
-    letters = [np.concatenate([tokenizer(c, add_special_tokens=False)["input_ids"] for c in text]) for text in numbered(40)]
+    letters = [np.concatenate([tokenizer(c, add_special_tokens=False)["input_ids"] for c in text]) for text in numbered(41)]
     tail = tokenizer("\nQuestion: another", add_special_tokens=False)["input_ids"]
     monkeypatch.setattr(decoding, "generate", lambda *_, **__: [np.array([*ids, *tail], np.int64) for ids in letters])
     pairs = ask(tokenizer, 30)
