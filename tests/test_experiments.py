@@ -82,7 +82,8 @@ def test_the_control_of_a_world_puts_one_test_to_all_keys(
     for p, strength, wm, pairs in zip(control.worlds, strengths, wms, world.remarked(wms, 6), strict=True):
         assert len(set(pairs)) == 6
         assert p == directly(pairs, wm)
-        assert strength == detect(instructions.written_ids(world.tokenizer, pairs)[1], wm).score
+        texts = [text for text in instructions.written_ids(world.tokenizer, pairs)[1] if text.size > 1]
+        assert strength == detect(texts, wm).score
         assert strength > 0.35  # marked under its own key
     monkeypatch.setattr(World, "bob", lambda *_, **__: pytest.fail("read again"))
     assert np.array_equal(experiments.remark(again(world), 0.5, setting, texts=6, worlds=4).worlds, control.worlds)
