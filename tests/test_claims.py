@@ -85,6 +85,34 @@ def test_contrastive_reading_hears_more_than_hard_reading_of_the_same_text(folde
         assert z[rho, "base and twin"] > 2 * hard
 
 
+CONTROLLED = [one for one in RECORDS if "re_marking" in json.loads((one / "05_open_model.json").read_text())["tables"]]
+WITH_CONTROLS = pytest.mark.parametrize("folder", CONTROLLED, ids=lambda one: one.relative_to(ROOT / "results").as_posix())
+
+
+@WITH_CONTROLS
+def test_re_marked_worlds_see_what_leaks_and_nothing_else(folder: Path) -> None:
+    for chapter, leaks in (("05_open_model", "copycat, every place"), ("06_closed_model", "echo, all windows")):
+        for row in rows(folder, chapter, "re_marking"):
+            if row["test"] == leaks:
+                assert row["ks_p"] < 1e-6 and row["log10_p"] < -10, row
+            else:
+                assert row["ks_p"] > 1e-3, row
+
+
+@WITH_CONTROLS
+def test_counts_tell_more_than_pairs_that_count_once(folder: Path) -> None:
+    found = {(row["rho"], row["test"]): row["log10_p"] for row in rows(folder, "06_closed_model", "counts")}
+    assert found[0.0, "counts"] > INNOCENT
+    for rho in (0.1, 0.5, 1.0):
+        assert found[rho, "counts"] < found[rho, "pairs, φ"]
+
+
+@WITH_CONTROLS
+def test_alices_own_model_is_a_reference_too(folder: Path) -> None:
+    z = {row["rho"]: row["z"] for row in rows(folder, "05_open_model", "contrast") if row["reference"] == "alice"}
+    assert abs(z[0.0]) < 3 and z[0.1] > 5
+
+
 def test_a_watched_test_convicts_the_guilty_early_and_the_innocent_never(folder: Path) -> None:
     for row in rows(folder, "06_closed_model", "stopping"):
         assert row["convicted"] == (row["log10_p"] <= -3)
