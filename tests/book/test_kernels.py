@@ -182,7 +182,11 @@ class TestStopping:
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
     def test_by_a_signal(self, number: signal.Signals, book: Project, running: Any) -> None:
-        process, pids = running("execute", "--preset", "smoke")
+        before = signal.signal(number, signal.SIG_DFL)  # whoever runs the tests may have it ignored, which is inherited
+        try:
+            process, pids = running("execute", "--preset", "smoke")
+        finally:
+            signal.signal(number, before)
         process.send_signal(number)
         out, err = process.communicate(timeout=LONG)
         assert process.returncode == 128 + number
