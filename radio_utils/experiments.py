@@ -194,14 +194,14 @@ def remark_with(
 def pair_growth(world: World, which: float | str, *, parts: int = 24) -> tuple[list[int], list[int]]:
     """How the distinct pairs that Bob's expectations give grow along Alice's fresh texts: tokens read, and pairs so far.
 
-    The last number of pairs is that of :func:`reading`, unsupervised.
+    More texts can open the lists in another order, which now and then scores a few pairs less: the most so far count.
     """
     found = read_shard(world, which, "unsupervised")
-    tokens, distinct = [], []
+    tokens, distinct = list[int](), list[int]()
     for count in np.linspace(0, len(found.contexts), min(parts, len(found.contexts)) + 1).astype(int)[1:].tolist():
         part = Predictions(found.contexts[:count], found.starts[:count], found.tokens[:count])
         tokens.append(sum(context.size for context in part.contexts) - int(part.starts.sum()))
-        distinct.append(len(scored(world, part)))
+        distinct.append(max(len(scored(world, part)), *distinct[-1:], 0))
     return tokens, distinct
 
 
