@@ -64,7 +64,7 @@ class Progress:
 
     def _told(self, name: str, elapsed: float) -> str:
         left = self.left(name, elapsed)
-        return "" if left is None else f"; about {_time(left)} left"
+        return f"; about {_time(left)} left" if left and left >= 1 else ""  # past its time, nobody knows
 
 
 def _time(seconds: float) -> str:
