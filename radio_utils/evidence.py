@@ -721,23 +721,27 @@ def _shown_by_prompt(
     known = _unique(owned(packing.pack_windows(windows), whose))
     found = _is_member(owned(packing.windows_of(words), owner), known)
     if hidden:
-        found |= _after_hidden(packing, words, owner, prompts, shared is not None)
+        begun = [(i, p[:t], int(p[t])) for i, p in enumerate(prompts) for t in range(min(packing.window, p.size))]
+        found |= after_hidden(*packing.unpack(words), owner, begun, any_window=shared is not None)
     if shared is not None and windows.size:
         left = np.flatnonzero(~found)
         found[left] = _shares_with_prompt(shared, *packing.unpack(words[left]), owner[left], windows, whose)
     return found
 
 
-def _after_hidden(packing: Packing, words: Words, owner: Ids, prompts: list[Ids], any_window: bool) -> NDArray[np.bool_]:
-    """Which tokens the prompt gave after a window that it does not show and that may have been theirs."""
-    found, (windows, tokens) = np.zeros(words.shape[0], bool), packing.unpack(words)
-    for known in range(packing.window):
-        shown = [i for i, prompt in enumerate(prompts) if prompt.size > known]
-        ending = slice(known, known) if any_window else slice(0, known)  # other windows may have the hidden one's list
-        hidden = np.array([[i, prompts[i][known], *prompts[i][ending]] for i in shown], np.int64)
-        if hidden.size:
-            own = [owner, tokens] if any_window else [owner, tokens, *windows.T[packing.window - known :]]
-            found |= rows_among(np.column_stack(own), hidden)
+def after_hidden(
+    windows: Ids, tokens: Ids, owner: Ids, hidden: Sequence[tuple[int, Ids, int]], *, any_window: bool
+) -> NDArray[np.bool_]:
+    """Which pairs [n] have a token that a hidden draw of their own text gave, after a window that may have been theirs.
+
+    ``hidden`` draws are the text, the tokens in which its window is known to end, and the token. With ``any_window`` other
+    windows may have the hidden one's list, so that its end says nothing.
+    """
+    found = np.zeros(tokens.size, bool)
+    for known in sorted({ending.size for _, ending, _ in hidden}):
+        told = [(i, token, *([] if any_window else ending)) for i, ending, token in hidden if ending.size == known]
+        own = () if any_window else windows.T[windows.shape[1] - known :]
+        found |= rows_among(np.column_stack([owner, tokens, *own]), np.array(told, np.int64))
     return found
 
 

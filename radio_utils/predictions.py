@@ -132,7 +132,7 @@ class Predictions:
         chosen = places.known & (places.predicted >= 0)
         if skip_seen:
             chosen &= _sealed(leader, shared)
-            chosen[chosen] = ~_explained(places, shared, chosen)
+            chosen[chosen] = ~places.explained(chosen, any_window=shared is not None)
         windows, tokens = places.windows(chosen), places.predicted[chosen]
         collector.add_words(packing.pack([*windows.T, tokens]), int(np.count_nonzero(places.asked)))
         return collector.evidence()
@@ -183,6 +183,11 @@ class _Places:
         ends = np.flatnonzero(chosen)
         found: Ids = self.ids[ends[:, None] + np.arange(-self.window, 0)]
         return found
+
+    def explained(self, chosen: NDArray[np.bool_], *, any_window: bool) -> NDArray[np.bool_]:
+        """Which predictions at chosen places a hidden draw of their text gave too (``evidence.after_hidden``)."""
+        owner = np.repeat(np.arange(self.sizes.size), self.sizes)[chosen]
+        return ev.after_hidden(self.windows(chosen), self.predicted[chosen], owner, self.hidden, any_window=any_window)
 
 
 def _sealed(places: _Places, shared: ev.SharesColours | None) -> NDArray[np.bool_]:
@@ -257,18 +262,4 @@ def _looked_at(places: _Places, wm: ev.SharesColours, at: Ids, before: Ids) -> N
     others = wm.colour_ids(places.ids[before[columns][:, None] + reach], tokens[rows])
     found = np.zeros(at.size, bool)
     found[rows[others == own[rows]]] = True
-    return found
-
-
-def _explained(places: _Places, shared: ev.SharesColours | None, chosen: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Which of the chosen predictions a hidden draw of their text gave too, after what may be the same window."""
-    owner = np.repeat(np.arange(places.sizes.size), places.sizes)[chosen]
-    tokens, windows = places.predicted[chosen], places.windows(chosen)
-    found = np.zeros(tokens.size, bool)
-    for known in range(places.window):
-        # where windows share lists, others have the hidden one's: then any window may be the same
-        ending, own = (slice(0), ()) if shared is not None else (slice(None), windows.T[places.window - known :])
-        told = [(i, token, *last[ending]) for i, last, token in places.hidden if last.size == known]
-        if told:
-            found |= ev.rows_among(np.column_stack([owner, tokens, *own]), np.array(told, np.int64))
     return found

@@ -117,7 +117,7 @@ def _checked_for_counts(
 ) -> float | None:
     """log10 p of prompts that are said to be plain, None where that is not said or they are too short for it."""
     _ = wm.mark_distribution  # a scheme without marks is refused here
-    _check_reference(reference)
+    reading.check_model("reference", reference)
     shown.shown_by(asked, drawn, marked, wm.window, wm.vocab_size)
     long = [prompt for prompt in asked if prompt.size > wm.window]
     if marked or not long:
@@ -129,14 +129,6 @@ def _checked_for_counts(
             "written without the key, or say prompts_marked=True"
         )
     return own
-
-
-def _check_reference(reference: Any) -> None:
-    if not callable(reference) or not hasattr(reference, "parameters"):
-        raise TypeError(
-            f"reference must be a causal model, got {type(reference).__name__}; load it first, as with "
-            "radio_utils.suspects.load_model(folder)"
-        )
 
 
 def count_answers(
@@ -176,7 +168,7 @@ def count_answers(
     """
     if not (np.isfinite(tau) and tau >= 0):
         raise ValueError(f"tau must be finite and not negative, got {tau}")
-    _check_reference(reference)
+    reading.check_model("reference", reference)
     told = shown.shown_by(prompts, drawn, prompts_marked, window, vocab_size)
     allowed = None if keep is None else ev.checked_filter(keep, window, vocab_size)
     usable = _usable(prompts, answers, window, vocab_size)

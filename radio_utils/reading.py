@@ -98,14 +98,19 @@ def _models(model: Any, reference: Any) -> list[Any]:
     references = list(reference) if isinstance(reference, list | tuple) else [reference]
     if not references:
         raise ValueError("reference is empty; give B's base model or Alice's own, or leave it out for plain reading")
-    for i, one in enumerate([model, *references]):
-        if not callable(one) or not hasattr(one, "parameters"):
-            name = "model" if i == 0 else f"reference[{i - 1}]" if isinstance(reference, list | tuple) else "reference"
-            raise TypeError(
-                f"{name} must be a causal model, got {type(one).__name__}; load it first, as with "
-                "radio_utils.suspects.load_model(folder)"
-            )
+    check_model("model", model)
+    for i, one in enumerate(references):
+        check_model(f"reference[{i}]" if isinstance(reference, list | tuple) else "reference", one)
     return [model, *references]
+
+
+def check_model(name: str, model: Any) -> None:
+    """Raise ``TypeError`` for what is no model, as the name of a folder is none."""
+    if not callable(model) or not hasattr(model, "parameters"):
+        raise TypeError(
+            f"{name} must be a causal model, got {type(model).__name__}; load it first, as with "
+            "radio_utils.suspects.load_model(folder)"
+        )
 
 
 def read_evidence(
