@@ -1,7 +1,7 @@
 """Helper package of the book "Radioactive Watermarks".
 
-The statistical core (:mod:`radio_utils.prf`, ``watermarks``, ``compat``, ``pvalues``, ``weighted``,
-``eprocess``, ``evidence``, ``detection``, ``planning``) needs numpy and scipy only; names that need torch are imported
+The statistical core (:mod:`radio_utils.stats`, ``watermarks``, ``compat``, ``evidence``, ``detection``, ``eprocess``,
+``planning``) needs numpy and scipy only; names that need torch are imported
 when they are first used.
 """
 

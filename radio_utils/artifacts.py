@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import functools
 import hashlib
 import json
 import logging
@@ -33,11 +32,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import resources
 from pathlib import Path, PurePath
 from typing import Any
 
 from filelock import FileLock, Timeout
+
+from radio_utils.files import read_json, sha256_of, sync, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -229,8 +229,8 @@ class Store:
             }
             write_json(folder / MANIFEST, manifest)
             for inner in [path for path in folder.rglob("*") if path.is_dir()]:
-                _sync(inner)
-            _sync(folder)
+                sync(inner)
+            sync(folder)
             try:
                 folder.rename(artifact.path)
             except OSError:
@@ -239,7 +239,7 @@ class Store:
                 if _problem(artifact) is not None:
                     raise
                 _remove(folder)
-            _sync(self.root)
+            sync(self.root)
             for scratch in (self.root / ".scratch").glob("*"):  # also of one that was killed just here
                 if (self.root / scratch.name / MANIFEST).exists():
                     _remove(scratch)
@@ -280,77 +280,6 @@ class Store:
             "free some space there or set RADIO_UTILS_STORE to a folder on a larger disk"
         )
         return StoreFullError(errno.ENOSPC, message, str(self.root))
-
-
-@functools.cache
-def code_version(*files: str) -> str:
-    """Hash of the package's modules that make an artifact, by their paths in it: when they change it is made anew."""
-    root = resources.files("radio_utils")
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(root.joinpath(*file.split("/")).read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def atomic_write(path: Path | str, content: str | bytes) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part. Text is written as UTF-8.
-
-    Missing folders are created. If it fails, the old file is untouched and the ``OSError`` names ``path``.
-    """
-    target = Path(path)
-    data = content.encode("utf-8") if isinstance(content, str) else content
-    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")  # the same folder: a rename does not cross disks
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-        _sync(target.parent)
-    except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink()
-        if isinstance(error, OSError):
-            error.filename, error.filename2 = str(target), None  # not the name of a file that is gone
-        raise
-
-
-def write_json(path: Path | str, obj: object) -> None:
-    """Write strict JSON, atomically. Raises ``ValueError`` naming the field that is NaN or infinite."""
-    try:
-        text = json.dumps(obj, allow_nan=False, ensure_ascii=False, indent=1)
-    except ValueError as error:
-        where = _not_finite(obj, "") or str(error)
-        raise ValueError(f"cannot write {path} as strict JSON: {where}; write None for a missing number") from error
-    except TypeError as error:
-        raise TypeError(f"cannot write {path} as strict JSON: {error}") from error
-    atomic_write(path, text + "\n")
-
-
-def read_json(path: Path | str) -> Any:
-    """Read strict JSON. Raises ``ValueError`` naming the file if it is torn, no UTF-8 or holds NaN or infinity."""
-    data = Path(path).read_bytes()
-    try:
-        return json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not strict JSON: {error}; delete it or write it again") from error
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-def _not_finite(value: object, where: str) -> str | None:
-    """The first NaN or infinity in ``value`` as "field = nan", or ``None``."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return f"{where.lstrip('.') or 'the value'} = {value}"
-    items: list[tuple[str, object]] = []
-    if isinstance(value, Mapping):
-        items = [(f"{where}.{name}", entry) for name, entry in value.items()]
-    elif isinstance(value, list | tuple):
-        items = [(f"{where}[{i}]", entry) for i, entry in enumerate(value)]
-    return next((found for name, entry in items if (found := _not_finite(entry, name))), None)
 
 
 def _recipe(kind: str, config: Mapping[str, object], inputs: Sequence[Artifact], version: str) -> dict[str, Any]:
@@ -433,7 +362,7 @@ def _sealed(folder: Path, name: str) -> dict[str, dict[str, Any]]:
             raise ValueError(f"the build of {name} made {relative}, which is no plain file; copy what it points to")
         if relative == MANIFEST:
             raise ValueError(f"the build of {name} wrote {MANIFEST}, a name that the store needs; choose another")
-        _sync(path)
+        sync(path)
         files[relative] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
     if not files:
         raise ValueError(f"the build of {name} wrote no file; write into the folder that build is called with")
@@ -466,27 +395,6 @@ def _problem(artifact: Artifact, *, hashes: bool = False) -> str | None:
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         return f"{MANIFEST} is unreadable: {error}"
     return None
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, as hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file's content or a folder's entries are on the disk."""
-    folder = path.is_dir()
-    try:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-    except OSError as error:
-        # some file systems cannot flush a folder; the order of writes is then theirs
-        if not folder or error.errno not in {errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES}:
-            raise
 
 
 def _remove(path: Path) -> None:

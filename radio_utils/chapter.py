@@ -11,20 +11,20 @@ import json
 import logging
 import math
 import os
-import platform
 import sys
 import time
 import warnings
 from collections.abc import Iterable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from radio_utils import figures
-from radio_utils.artifacts import Store, default_root, write_json
+from radio_utils.artifacts import Store, default_root
+from radio_utils.files import write_json
 from radio_utils.presets import Preset, load_preset
+from radio_utils.provenance import hardware, versions
 from radio_utils.world.world import World
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,6 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "audit": ("case", "test", "scored", "log10_p", "log10_corrected", "ks_p", "outcome"),
     "summary": ("rho", "setting", "access", "watermark", "log10_p"),
 }
-_PACKAGES = ("radio_utils", "torch", "transformers", "tokenizers", "numpy", "scipy")
 
 
 class Chapter:
@@ -141,26 +140,6 @@ class Chapter:
 
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that results depend on."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def hardware() -> dict[str, Any]:
-    """The machine in words: processor cores and, where there is one, the GPU."""
-    import torch
-
-    found: dict[str, Any] = {"machine": platform.machine(), "system": platform.system(), "cores": os.cpu_count()}
-    found["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return found
 
 
 def power_of_ten(log10_p: float) -> str:

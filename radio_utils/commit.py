@@ -30,10 +30,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from radio_utils.artifacts import read_json, sha256_of
+from radio_utils.files import read_json, sha256_of
 from radio_utils.keys import SCHEMES, check_secret, make_watermark, read_key
-from radio_utils.prf import Key, derive_bytes
 from radio_utils.watermarks import Watermark
+from radio_utils.watermarks.prf import Key, derive_bytes
 
 FORMAT = "radio_utils commitment 1"
 _COST = {"n": 1 << 16, "r": 8, "p": 1}  # 64 MiB and some tenths of a second a guess

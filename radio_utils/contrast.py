@@ -15,8 +15,8 @@ positions of w that count. The weights are argued for in the chapter "Open model
 
 When the p-value is exact
 -------------------------
-The tail of S is that of a sum of independent Bernoullis with known weights (:mod:`radio_utils.weighted`). It is the law
-of S under H₀ on one condition: *the text that is read, its prompts, B, and every reference are independent of the key*.
+The tail of S is that of a sum of independent Bernoullis with known weights (:mod:`radio_utils.stats.weighted`). It is the
+law of S under H₀ on one condition: *the text that is read, its prompts, B, and every reference are independent of the key*.
 Then no weight has seen a colour, and nothing else matters: how B predicts, what he copies, which places are left out, how
 often windows come. No context can whisper what it does not hold, so that the test is valid whatever leaks from marked text
 elsewhere. The condition fails where the text or a reference has met text that was marked under the key, where texts or
@@ -40,8 +40,8 @@ from numpy.typing import NDArray
 
 from radio_utils import detection
 from radio_utils import evidence as ev
+from radio_utils.stats.weighted import WeightedSum
 from radio_utils.watermarks import Watermark
-from radio_utils.weighted import WeightedSum
 
 if TYPE_CHECKING:
     import torch
@@ -120,7 +120,7 @@ class ContrastiveReading:
     hypothesis that text, suspect and references are independent of the key (see the module). Two other routes check it:
     ``log10_saddlepoint`` approximates it and should agree, ``log10_chernoff`` bounds it from above by an argument of three
     lines and lies one or two decades higher by nature. ``log10_p`` falls back to a bound where the exact tail would take
-    too much work (:meth:`radio_utils.weighted.WeightedSum.log10_exact`).
+    too much work (:meth:`radio_utils.stats.weighted.WeightedSum.log10_exact`).
     ``text_log10_p`` is the plain detector's log10 p of all that was read, None where it is not known: text that carries the
     mark is no ground for this test.
     """

@@ -20,9 +20,10 @@ draw.
 
 Weights that saw answers, prompts and reference have seen no key, if these have not. So S = Σ q(W, v)·mark(W, v), q whole
 numbers in proportion to y, is a sum of independent marks with known weights under H₀ "B never met the key", however B
-answers, and its tail is exact (:mod:`radio_utils.weighted`). The same prompt may be asked many times: repeats only make the
-counts better. The condition is that prompts and reference know nothing of the key. Prompts that were written under it show
-some of its lists; what may then be weighed, and when, is said in :mod:`radio_utils.shown`. Chapter "Closed model".
+answers, and its tail is exact (:mod:`radio_utils.stats.weighted`). The same prompt may be asked many times: repeats only
+make the counts better. The condition is that prompts and reference know nothing of the key. Prompts that were written
+under it show some of its lists; what may then be weighed, and when, is said in :mod:`radio_utils.shown`. Chapter
+"Closed model".
 """
 
 from __future__ import annotations

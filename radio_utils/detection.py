@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from radio_utils import evidence as ev
-from radio_utils import pvalues
-from radio_utils.corpora import ENDINGS, CorpusError, CorpusFile, is_path
+from radio_utils.evidence.files import ENDINGS, CorpusError, CorpusFile, is_path
 from radio_utils.parallel import side_by_side
+from radio_utils.stats import ks
 from radio_utils.watermarks import Watermark
 
 Floats = NDArray[np.float64]
@@ -69,12 +69,12 @@ class NullAudit:
 
     ``log10_p`` [keys] are the p-values as a verdict would quote them, ``uniform_p`` [keys] their randomised version, as
     those of a discrete statistic are only super-uniform. ``ks`` tests these one-sidedly, for an excess of *small* p-values
-    (:func:`radio_utils.pvalues.ks_small`): a test may be cautious, as where lists have a fixed number of greens and sums
+    (:func:`radio_utils.stats.ks.ks_small`): a test may be cautious, as where lists have a fixed number of greens and sums
     vary less than their law says, and that harms nobody.
     """
 
     log10_p: Floats
-    ks: pvalues.KSResult
+    ks: ks.KSResult
     uniform_p: Floats = field(repr=False)
 
     @property
@@ -151,7 +151,7 @@ def detect(
     share of the windows: the share is chosen without the key, so p is as valid as it would be without it.
 
     Raises ``ValueError`` for ids outside the vocabulary, empty or too short texts, or unequal numbers of prompts; its
-    subclass :class:`radio_utils.corpora.CorpusError` where a file is at fault, with the file's name and the row.
+    subclass :class:`radio_utils.evidence.files.CorpusError` where a file is at fault, with the file's name and the row.
     """
     options = {"keep": keep, "dedup": dedup, "sample": sample}
     return judge(_collected(texts, wm, prompts, options, tokenizer, workers), wm)
@@ -365,8 +365,8 @@ def audit_evidence(found: ev.Evidence, wm: Watermark, *, keys: int = 1000, seed:
 
 def audit_of(log10_p: Floats, log10_p_above: Floats, *, seed: int) -> NullAudit:
     """The audit of p-values under decoy keys; ``log10_p_above`` is log10 P(S > s), which tells the steps of p."""
-    uniform = pvalues.randomised(log10_p, log10_p_above, np.random.default_rng([seed, 1]))
-    return NullAudit(log10_p=log10_p, ks=pvalues.ks_small(uniform), uniform_p=uniform)
+    uniform = ks.randomised(log10_p, log10_p_above, np.random.default_rng([seed, 1]))
+    return NullAudit(log10_p=log10_p, ks=ks.ks_small(uniform), uniform_p=uniform)
 
 
 def under_decoys(found: ev.Evidence, wm: Watermark, *, keys: int, seed: int) -> tuple[Floats, Counts]:
@@ -407,7 +407,7 @@ def which_key(
     found = _collected(texts, first, prompts, {"keep": keep, "dedup": dedup})
     totals, counts = _totals(found, candidates)
     log10_p = np.asarray(first.log10_p(totals, counts), np.float64)
-    log10_family = pvalues.family_wise(log10_p)
+    log10_family = ks.family_wise(log10_p)
     convincing = [int(i) for i in np.argsort(log10_p)[:_COMPARED] if log10_family[i] <= np.log10(_CONVINCING)]
     _check_unrelated(found, candidates, convincing)
     return KeySearch(log10_p, log10_family, totals, counts)

@@ -17,17 +17,19 @@ import torch
 from numpy.typing import NDArray
 
 from radio_utils import decoding
-from radio_utils.artifacts import Artifact, code_version, write_json
+from radio_utils.artifacts import Artifact
 from radio_utils.contrast import Contrast
 from radio_utils.detection import Detection, judge
 from radio_utils.evidence import Evidence, first_rows, shared_by
-from radio_utils.memory import needs_memory
+from radio_utils.files import write_json
 from radio_utils.predictions import Predictions
-from radio_utils.prf import derive_bytes
+from radio_utils.provenance import code_version
 from radio_utils.reading import read_contrast, read_predictions
 from radio_utils.remarking import RemarkControl, mean_score, remark_control
 from radio_utils.suspects import load_model
+from radio_utils.suspects.memory import needs_memory
 from radio_utils.watermarks import Watermark
+from radio_utils.watermarks.prf import derive_bytes
 from radio_utils.world import instructions, openings, training
 from radio_utils.world.instructions import Pair
 from radio_utils.world.savepoints import Savepoint
@@ -60,7 +62,7 @@ def answers(world: World, which: float | str, prompts_of: PairSet, count: int) -
     artifact = world.store.get(
         "answers", config, build,
         inputs=[world.made(which), world.written(prompts_of)],
-        version=code_version("decoding.py", "suspects.py", "world/instructions.py", "world/mixtures.py"),
+        version=code_version("suspects", "world.instructions", "world.mixtures"),
     )  # fmt: skip
     rows = json.loads((artifact / "answers.json").read_text(encoding="utf-8"))
     return asked, [np.array(row, np.int64) for row in rows]
@@ -122,7 +124,7 @@ def read_shard(
         label = f"reading with Bob ({which}), {setting}"
         _read(world, world.bob(which, epoch=epoch), answers, prompts, label).save(folder / "predictions.npz")
 
-    version = code_version("reading.py", "predictions.py", "world/instructions.py", "world/mixtures.py")
+    version = code_version("reading", "world.instructions", "world.mixtures")
     made = world.store.get("predictions", config, build, inputs=inputs, version=version)
     return Predictions.load(made / "predictions.npz")
 
@@ -158,10 +160,7 @@ def remark(
         "run": world.run,
         "seed": world.seed,
     }
-    version = code_version(
-        "remarking.py", "reading.py", "predictions.py", "evidence.py", "detection.py", "decoding.py", "watermarks.py",
-        "prf.py", "world/instructions.py", "world/mixtures.py",
-    )  # fmt: skip
+    version = code_version("remarking", "world.instructions", "world.mixtures")
     inputs = [world.made(which), world.written(author)]
     artifact = world.store.get("re-marking", config, build, inputs=inputs, version=version)
     return RemarkControl.load(artifact / "control.json")
@@ -246,7 +245,7 @@ def contrast(world: World, which: float | str, *, references: Sequence[str] = ("
     inputs = [world.made(which), world.written("outside")]
     for name in references:
         inputs += [world.made(name)] if name == "twin" else world.model_inputs(name)
-    version = code_version("reading.py", "contrast.py", "evidence.py", "world/instructions.py")
+    version = code_version("contrast", "world.instructions")
     return Contrast.load(world.store.get("contrast", config, build, inputs=inputs, version=version).path)
 
 
@@ -304,7 +303,7 @@ def _polyglot(world: World) -> Artifact:
         "openings": [openings.digest(language) for language in settings.languages],
         "seed": world.seed,
     }
-    inputs, version = world.model_inputs("alice"), code_version("world/training.py")
+    inputs, version = world.model_inputs("alice"), code_version("world.training")
     return world.store.get("polyglot", config, build, inputs=inputs, version=version)
 
 
@@ -338,7 +337,7 @@ def _continued(world: World, language: str) -> Artifact:
         "watermark": {"fingerprint": world.watermark.fingerprint, "delta": world.preset.watermark.delta},
         "seed": world.seed,
     }
-    version = code_version("decoding.py", "watermarks.py", "prf.py")
+    version = code_version("decoding", "watermarks", "watermarks.prf")
     inputs = [_polyglot(world)] if settings.taught else world.model_inputs("alice")
     return world.store.get("continuations", config, build, inputs=inputs, version=version)
 
@@ -352,7 +351,7 @@ def reading_of_language(world: World, which: float | str, language: str) -> Evid
         label = f"reading {language} with Bob ({which})"
         _read(world, world.bob(which), texts, starts, label).save(folder / "predictions.npz")
 
-    inputs, version = [world.made(which), written], code_version("reading.py", "predictions.py")
+    inputs, version = [world.made(which), written], code_version("reading", "predictions")
     artifact = world.store.get("predictions-language", {}, build, inputs=inputs, version=version)
     return scored(world, Predictions.load(artifact / "predictions.npz"))
 

@@ -16,8 +16,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from radio_utils import compat
-from radio_utils.prf import Key
 from radio_utils.watermarks import GreenList, GumbelMax, Watermark
+from radio_utils.watermarks.prf import Key
 
 SCHEMES = (
     "green list",

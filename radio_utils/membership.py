@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from radio_utils import evidence as ev
-from radio_utils import pvalues
+from radio_utils.stats import ks
 
 if TYPE_CHECKING:
     import torch
@@ -48,9 +48,7 @@ def pieces(tokenizer: Any, texts: Sequence[str], *, length: int = 256, shortest:
     return labelled_pieces(tokenizer, texts, length=length, shortest=shortest)[0]
 
 
-def labelled_pieces(
-    tokenizer: Any, texts: Sequence[str], *, length: int = 256, shortest: int = 8
-) -> tuple[list[str], Ids]:
+def labelled_pieces(tokenizer: Any, texts: Sequence[str], *, length: int = 256, shortest: int = 8) -> tuple[list[str], Ids]:
     """The pieces of :func:`pieces`, and the index among ``texts`` of the text that each was cut from: int array [pieces].
 
     The second is what :func:`membership_test` takes as ``documents``.
@@ -240,7 +238,7 @@ def _measured(model: Any, fed: list[_Fed], batch_size: int, measure: Measure) ->
     """What ``measure`` finds at the scored tokens of each text. Texts of like length are fed together."""
     import torch
 
-    from radio_utils.causality import check_causal
+    from radio_utils.suspects.causality import check_causal
 
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -262,7 +260,7 @@ def _measured_batch(model: Any, batch: list[_Fed], measure: Measure) -> list[NDA
     """One forward pass; then the logits before scored tokens only, a slice at a time."""
     import torch
 
-    from radio_utils.causality import check_places
+    from radio_utils.suspects.causality import check_places
 
     ids, mask = (torch.from_numpy(array) for array in ev.padded([one.ids for one in batch]))
     scored = mask.bool() & (torch.arange(ids.shape[1]) >= torch.tensor([[one.first] for one in batch]))
@@ -346,7 +344,7 @@ def membership_test(
     document it was cut from (:func:`labelled_pieces`): pieces of one document share its author and its topic, and counted
     as trials of their own they convict innocents. Without labels every score is a document of its own. A document's score
     is the mean over its pieces, and the test is the one-sided Kolmogorov–Smirnov test of these
-    (:func:`radio_utils.pvalues.ks_lower`): under H₀ all ways to choose the candidates among the documents are equally
+    (:func:`radio_utils.stats.ks.ks_lower`): under H₀ all ways to choose the candidates among the documents are equally
     likely, which makes p exact without ties, and cautious with them. It is a permutation test of documents whose
     permutations are counted instead of drawn, so that p may be as small as 1 / C(n + m, n).
 
@@ -369,7 +367,7 @@ def membership_test(
         )
     candidates = _of_documents("candidate_scores", candidate_scores, "documents", documents)
     fresh = _of_documents("fresh_scores", fresh_scores, "fresh_documents", fresh_documents)
-    result = pvalues.ks_lower(candidates, fresh)
+    result = ks.ks_lower(candidates, fresh)
     return MembershipTest(
         statistic=result.statistic,
         log10_p=result.log10_p,

@@ -36,7 +36,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
-from radio_utils import pvalues
+from radio_utils.stats import tails
 from radio_utils.watermarks import Watermark
 
 Floats = NDArray[np.float64]
@@ -524,7 +524,7 @@ class _Exponentials(_Test):
         result = np.zeros(n.size)
         some = n > 0
         total = self.critical(n[some]) / (1 + effect)
-        result[some] = 10.0 ** np.asarray(pvalues.log10_gamma_tail(total, n[some]), np.float64)
+        result[some] = 10.0 ** np.asarray(tails.log10_gamma_tail(total, n[some]), np.float64)
         return result
 
     def bounds(self, n: Floats, effect: float) -> tuple[Floats, Floats]:

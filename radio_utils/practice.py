@@ -28,10 +28,11 @@ from pathlib import Path
 from typing import Any
 
 from radio_utils import experiments
-from radio_utils.artifacts import Store, atomic_write, default_root
+from radio_utils.artifacts import Store, default_root
+from radio_utils.files import atomic_write
 from radio_utils.keys import known_key, read_key
 from radio_utils.presets import PresetError, load_preset
-from radio_utils.prf import Key, derive_bytes
+from radio_utils.watermarks.prf import Key, derive_bytes
 from radio_utils.world.instructions import Pair, written_ids
 from radio_utils.world.world import World
 

@@ -13,8 +13,8 @@ import yaml
 from pydantic import Field
 
 from radio_utils import decoding
-from radio_utils.prf import Key
 from radio_utils.watermarks import GreenList, GumbelMax, Watermark
+from radio_utils.watermarks.prf import Key
 
 Count = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]

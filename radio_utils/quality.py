@@ -27,7 +27,7 @@ import yaml
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from radio_utils.artifacts import atomic_write
+from radio_utils.files import atomic_write
 from radio_utils.suspects import load_model, load_tokenizer
 from radio_utils.world.instructions import OPENING, Pair
 

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from radio_utils import contrast, counts, decoding, detection, reading, shown
 from radio_utils import evidence as ev
 from radio_utils.eprocess import EProcess
-from radio_utils.suspects import Ids, LocalSuspect, Suspect
+from radio_utils.suspects.local import Ids, LocalSuspect, Suspect
 from radio_utils.watermarks import Watermark
 
 Floats = NDArray[np.float64]

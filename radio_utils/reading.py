@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from radio_utils import contrast, detection
 from radio_utils import evidence as ev
-from radio_utils.causality import check_causal, check_places
 from radio_utils.predictions import Predictions
+from radio_utils.suspects.causality import check_causal, check_places
 from radio_utils.watermarks import Watermark
 
 Ids = NDArray[np.int64]

@@ -114,7 +114,7 @@ class RemarkControl:
 
     def save(self, path: Path) -> None:
         """Write everything as strict JSON."""
-        from radio_utils.artifacts import write_json
+        from radio_utils.files import write_json
 
         arrays = {name: None if (a := getattr(self, name)) is None else a.tolist() for name in ("worlds", "strengths")}
         rest = {"log10_p": self.log10_p, "seed": str(self.seed), "keys": list(self.keys), "strength": self.strength}
@@ -123,7 +123,7 @@ class RemarkControl:
     @classmethod
     def load(cls, path: Path) -> RemarkControl:
         """Read what :meth:`save` wrote."""
-        from radio_utils.artifacts import read_json
+        from radio_utils.files import read_json
 
         row = read_json(path)
         strengths = None if row["strengths"] is None else np.array(row["strengths"])

@@ -26,10 +26,10 @@ from numpy.typing import ArrayLike, NDArray
 from tqdm import tqdm
 
 from radio_utils import evidence as ev
-from radio_utils.causality import check_causal
 from radio_utils.predictions import Predictions
 from radio_utils.reading import batch_logits
 from radio_utils.suspects import LocalSuspect
+from radio_utils.suspects.causality import check_causal
 
 Ids = NDArray[np.int64]
 

@@ -36,9 +36,10 @@ from tqdm import tqdm
 
 from radio_utils import detection
 from radio_utils import evidence as ev
-from radio_utils.artifacts import code_version, sha256_of
-from radio_utils.corpora import CorpusFile
+from radio_utils.evidence.files import CorpusFile
+from radio_utils.files import sha256_of
 from radio_utils.predictions import Predictions
+from radio_utils.provenance import code_version
 from radio_utils.watermarks import Watermark
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ def detect_shards(
         prompts_refused=ev.shared_by(wm) is not None,
     )  # fmt: skip
     key = _key(
-        "detect", ("evidence.py", "detection.py", "corpora.py", "prf.py"),
+        "detect", ("detection",),
         window=wm.window, vocab_size=wm.vocab_size, tokenizer=_tokenizer_id(tokenizer), **options,
     )  # fmt: skip
     return _verdict(map_shards(work, files, folder, key=key, suffix=".npz", **how), wm, dedup)
@@ -190,7 +191,7 @@ def read_shards(
     bob = _Bob.of(model, device, dtype)
     work = partial(_read, bob=bob, vocab_size=wm.vocab_size, tokenizer=tokenizer, batch_size=batch_size)
     key = _key(
-        "read", ("reading.py", "predictions.py", "corpora.py", "suspects.py"),
+        "read", ("reading", "suspects", "evidence"),
         vocab_size=wm.vocab_size, tokenizer=_tokenizer_id(tokenizer), bob=bob.key, batch_size=batch_size,
     )  # fmt: skip
     parts = [Predictions.load(part) for part in _with_bob(bob, work, files, folder, key, ".npz", how)]
@@ -240,7 +241,7 @@ def answer_shards(
     }
     work = partial(_answer, bob=bob, tokenizer=tokenizer, shortest=shortest, seed=seed, options=options)
     key = _key(
-        "answer", ("decoding.py", "corpora.py", "suspects.py"),
+        "answer", ("suspects", "evidence"),
         tokenizer=_tokenizer_id(tokenizer), bob=bob.key, shortest=shortest, seed=seed, **options,
     )  # fmt: skip
     return _with_bob(bob, work, files, folder, key, ".jsonl", how)
@@ -280,9 +281,7 @@ class _Task:
         return _hash(json.dumps([self.key, shard.name, sha256_of(shard)]).encode()) + self.suffix
 
 
-def _read(
-    shard: Path, path: Path, *, bob: _Bob, vocab_size: int, tokenizer: Any, batch_size: int
-) -> None:
+def _read(shard: Path, path: Path, *, bob: _Bob, vocab_size: int, tokenizer: Any, batch_size: int) -> None:
     from radio_utils.reading import read_predictions
 
     corpus = CorpusFile(shard, tokenizer)

@@ -15,8 +15,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from radio_utils.endpoint import EndpointSuspect
 from radio_utils.suspects import load_tokenizer
+from radio_utils.suspects.endpoint import EndpointSuspect
 
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "and", "cat", "what", "is"]
 

@@ -27,16 +27,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from radio_utils import artifacts
-from radio_utils.artifacts import (
-    MANIFEST,
-    Artifact,
-    Store,
-    StoreFullError,
-    atomic_write,
-    default_root,
-    read_json,
-    write_json,
-)
+from radio_utils.artifacts import MANIFEST, Artifact, Store, StoreFullError, default_root
+from radio_utils.files import atomic_write, read_json, write_json
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONFIG = {"vocabulary": 512, "rho": 0.05, "name": "bob"}

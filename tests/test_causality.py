@@ -12,7 +12,7 @@ import transformers
 
 import radio_utils as ru
 from radio_utils import membership, reading
-from radio_utils.causality import check_causal
+from radio_utils.suspects.causality import check_causal
 
 SIZE = 60
 SMALL: dict[str, Any] = {

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from radio_utils import GreenList, GumbelMax, Watermark, commit, compat
 from radio_utils.commit import Commitment, Parameters, main
 from radio_utils.keys import SCHEMES, known_key
-from radio_utils.prf import Key, derive_bytes
+from radio_utils.watermarks.prf import Key, derive_bytes
 
 KEY, NUMBER = "a key of the tests: 90b1", 4_611_712_345_678_901
 GIVEN = Parameters("green list", 2, 0.25, 500)

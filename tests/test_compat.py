@@ -15,12 +15,12 @@ import torch
 from scipy import stats
 from transformers import LlamaConfig, LlamaForCausalLM, WatermarkDetector, WatermarkingConfig
 
-from radio_utils import compat, detect, null_audit, parallel, which_key
+from radio_utils import detect, null_audit, parallel, which_key
 from radio_utils import evidence as ev
 from radio_utils.compat import ReleasedGreenList, ReleasedGumbelMax, TransformersGreenList
 from radio_utils.decoding import GreenListProcessor, GumbelMaxProcessor
 from radio_utils.detection import curve, judge
-from radio_utils.watermarks import Watermark
+from radio_utils.watermarks import Watermark, published, torch_random
 
 SECRET = 918273645546372819
 
@@ -63,8 +63,8 @@ def one_torch_thread() -> Iterator[None]:
 @pytest.fixture(params=["alone", "together"])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Few generators are run one by one, many side by side: both are tested on few."""
-    monkeypatch.setattr(compat, "_FEW", 10**9 if request.param == "alone" else 0)
-    monkeypatch.setattr(compat, "_BLOCK", 5)
+    monkeypatch.setattr(torch_random, "_FEW", 10**9 if request.param == "alone" else 0)
+    monkeypatch.setattr(torch_random, "_BLOCK", 5)
 
 
 @pytest.mark.usefixtures("path")
@@ -124,7 +124,7 @@ def test_released_numbers_are_torchs(vocab_size: int, k: int, key: int) -> None:
 
 def test_many_windows_of_text(monkeypatch: pytest.MonkeyPatch) -> None:
     """More windows than one block and one seeding."""
-    monkeypatch.setattr(compat, "_SEEDED", 600)
+    monkeypatch.setattr(torch_random, "_SEEDED", 600)
     text = np.minimum(np.random.default_rng(2).zipf(1.3, 2600) - 1, 299)
     windows, tokens = np.stack([text[:-2], text[1:-1]], axis=1), text[2:]
     assert len(np.unique(windows, axis=0)) > 600
@@ -145,7 +145,7 @@ def test_seeding_arithmetic_at_its_edges() -> None:
     windows = np.concatenate([windows_of(200, 4, 10**6), [[0, 0, 0, 0], [5, 0, 0, 1], [5, 1, 0, 0], [0, 1, 5, 999_999]]])
     for key in [*keys, top, top - 1, 2**64, 2**65 + 7, 10**40]:
         expected = [plain_seed(w, key) % 2**32 for w in windows.tolist()]
-        assert np.array_equal(compat._ReleasedSeeding(key).seeds(windows), expected)
+        assert np.array_equal(published._ReleasedSeeding(key).seeds(windows), expected)
 
 
 def test_documented_weaknesses_hold() -> None:
@@ -242,11 +242,11 @@ def test_processors_of_the_release() -> None:
 
 
 def test_a_zero_among_the_numbers_is_harmless(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compat, "_outputs", lambda seed, count, generator: np.full(count, 2**32 - 2**24, np.uint32))
+    monkeypatch.setattr(torch_random, "_outputs", lambda seed, count, generator: np.full(count, 2**32 - 2**24, np.uint32))
     wm = ReleasedGumbelMax(3, 10)
     assert wm.uniforms([[1, 2]], [3])[0] == 0.0
     assert wm.scores([[1, 2]], [3])[0] == 0.0
-    monkeypatch.setattr(compat, "_outputs", lambda seed, count, generator: np.full(count, 2**32 - 1, np.uint32))
+    monkeypatch.setattr(torch_random, "_outputs", lambda seed, count, generator: np.full(count, 2**32 - 1, np.uint32))
     assert wm.scores([[1, 2]], [3])[0] == pytest.approx(24 * math.log(2), rel=1e-12)
     monkeypatch.setattr(torch, "rand", lambda n, generator: torch.tensor([0.0, *[0.5] * (n - 1)]))
     assert int(wm.logits_processor()(torch.tensor([[1, 2]]), torch.zeros(1, 10)).argmax()) == 1
@@ -430,7 +430,7 @@ sys.stdout.write(repr(result))
 
 def test_threads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     windows, tokens = windows_of(400, 2, 1000), windows_of(1, 400, 1000)[0]
-    monkeypatch.setattr(compat, "_BLOCK", 16)
+    monkeypatch.setattr(torch_random, "_BLOCK", 16)
     results = []
     for threads in (1, 3):
         monkeypatch.setattr(parallel, "THREADS", threads)

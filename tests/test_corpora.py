@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from radio_utils import GreenList, corpora, detect, null_audit
+from radio_utils import GreenList, detect, null_audit
+from radio_utils.evidence import files as corpora
 
 WM = GreenList("alice", 500, 2)
 TEXTS = np.random.default_rng(0).integers(0, 500, (30, 40)).tolist()

@@ -15,7 +15,7 @@ import radio_utils as ru
 from radio_utils import contrast, counts, querying
 from radio_utils.decoding import Sampling
 from radio_utils.shown import Shown
-from radio_utils.weighted import WeightedSum
+from radio_utils.stats.weighted import WeightedSum
 
 V = 40
 ALPHAS = (0.05, 0.01, 0.001)

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from radio_utils import GreenList, GumbelMax, compat, detect, null_audit, pvalues
+from radio_utils import GreenList, GumbelMax, compat, detect, null_audit
 from radio_utils import evidence as ev
 from radio_utils.detection import audit_evidence, curve, judge
+from radio_utils.stats import ks
 from radio_utils.watermarks import Watermark
 
 V = 500
@@ -97,7 +98,7 @@ def test_p_values_of_random_text_under_random_keys_are_uniform(wm: Watermark, de
         found = detect(random_texts(trial, 4, 40, 60), key, dedup=dedup)  # few ids: many repeated windows
         p.append(found.log10_p)
         above.append(float(key.log10_p_above(found.total, found.scored)))
-    uniform = pvalues.randomised(p, above, np.random.default_rng(0))
+    uniform = ks.randomised(p, above, np.random.default_rng(0))
     assert stats.kstest(uniform, "uniform").pvalue > 1e-4
     assert min(p) > -5.5
 
@@ -122,7 +123,7 @@ def test_null_audit_is_uniform_even_on_marked_and_repetitive_text(wm: Watermark)
     assert audit.keys == 400
     assert audit.log10_p.shape == audit.uniform_p.shape == (400,)
     assert audit.ks_p > 1e-4
-    assert audit.ks == pvalues.ks_small(audit.uniform_p)  # one-sided: nobody is hurt by a test that is cautious
+    assert audit.ks == ks.ks_small(audit.uniform_p)  # one-sided: nobody is hurt by a test that is cautious
     assert audit.ks_p == audit.ks.p_value
     assert -6 < audit.min_log10_p < -1
     assert audit.min_log10_p == audit.log10_p.min()
@@ -150,7 +151,7 @@ def test_lists_of_a_fixed_size_are_cautious_and_that_is_sound(wm: Watermark) -> 
     """Their decoys crowd around p = ½: against a uniform law that is a difference, but no innocent's harm."""
     audit = audit_evidence(few_lists(1), wm, keys=800, seed=2)
     if wm.scheme == "released green list" or wm.seeding_scheme == "lefthash":  # type: ignore[attr-defined]
-        assert pvalues.ks_uniform(audit.uniform_p).log10_p < -3  # two-sided this voided the guilty
+        assert ks.ks_uniform(audit.uniform_p).log10_p < -3  # two-sided this voided the guilty
         assert np.std(audit.uniform_p) < 0.95 * math.sqrt(1 / 12)
     assert audit.ks_p > 1e-2
     # scored again and again, their small p-values are too frequent all the same
@@ -174,8 +175,8 @@ def test_null_audit_is_uniform_on_a_handful_of_pairs() -> None:
     audit = null_audit(random_texts(8, 1, 12), BOTH[0], keys=400)
     assert len(np.unique(audit.log10_p)) < 11
     assert audit.ks_p > 1e-4
-    assert pvalues.ks_uniform(10**audit.log10_p).log10_p < -10
-    assert pvalues.ks_small(10**audit.log10_p).log10_p > -0.5  # as a verdict quotes them they are cautious
+    assert ks.ks_uniform(10**audit.log10_p).log10_p < -10
+    assert ks.ks_small(10**audit.log10_p).log10_p > -0.5  # as a verdict quotes them they are cautious
 
 
 def test_null_audit_scores_what_detect_scores() -> None:

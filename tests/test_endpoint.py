@@ -33,9 +33,9 @@ from hypothesis import strategies as st
 
 import radio_utils as ru
 from radio_utils import suspects
-from radio_utils.endpoint import BudgetError, Clock, EndpointError, EndpointSuspect, Usage
-from radio_utils.endpoint.address import Address
 from radio_utils.suspects import Suspect
+from radio_utils.suspects.endpoint import BudgetError, Clock, EndpointError, EndpointSuspect, Usage
+from radio_utils.suspects.endpoint.address import Address
 from radio_utils.world import models
 
 VOCABULARY = 300
@@ -729,7 +729,9 @@ def test_killed_at_any_moment_nothing_is_lost_or_asked_again(bench: Bench, token
     texts = [f"{a} {b} {c}" for a in WORDS for b in WORDS[:6] for c in WORDS[:5]]  # 360, more than twenty lives suffice for
     prompts, rng, kills = bench.ids(texts), random.Random(0), 0
     context = get_context("forkserver")
-    context.set_forkserver_preload(["radio_utils.endpoint", "openai", "transformers.models.auto.tokenization_auto"])
+    context.set_forkserver_preload(
+        ["radio_utils.suspects.endpoint", "openai", "transformers.models.auto.tokenization_auto"]
+    )
     with served(FakeServer(lambda number, seen: refusal(500) if number % 11 == 0 else None, latency=0.02)) as fake:
         options = {"url": fake.url, "model": "toy", "log": bench.log, "concurrency": 3, "budget": 2000, "attempts": 8}
         while True:

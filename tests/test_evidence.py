@@ -154,8 +154,8 @@ def test_first_rows_of_the_largest_ids() -> None:
 def test_a_set_that_grew_in_many_leaves_is_the_same_set(monkeypatch: pytest.MonkeyPatch, vocab_size: int) -> None:
     texts = np.random.default_rng(3).integers(0, 50, (400, 60))
     whole = ev.collect(texts, 2, vocab_size)
-    for name, value in {"_BLOCK": 500, "_LEAF": 64}.items():
-        monkeypatch.setattr(ev, name, value)
+    monkeypatch.setattr("radio_utils.evidence.pairs._BLOCK", 500)
+    monkeypatch.setattr("radio_utils.evidence.packing.LEAF", 64)
     small = ev.collect(list(texts), 2, vocab_size)
     assert len(small.parts) > (50 if vocab_size == 50 else 20)  # wide pairs are cut between oldest ids only
     assert np.array_equal(np.concatenate(small.parts), np.concatenate(whole.parts))

@@ -223,4 +223,4 @@ def test_the_key_is_drawn_among_its_decoys() -> None:
 def test_a_framed_page_stays_in_its_frame() -> None:
     framed = figures.framed('<p title="a">"><script>alert(1)</script>', height=300)._repr_html_()
     assert framed.startswith("<iframe sandbox title=") and "height: 300px" in framed
-    assert "<script" not in framed and '"><' not in framed[:-len("></iframe>")]
+    assert "<script" not in framed and '"><' not in framed[: -len("></iframe>")]

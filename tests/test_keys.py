@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from radio_utils import compat
 from radio_utils.keys import INTEGER_KEYS, SCHEMES, check_secret, known_key, short_key
-from radio_utils.prf import Key
+from radio_utils.watermarks.prf import Key
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from radio_utils import GreenList, GumbelMax, compat, detect, null_audit, pvalues, which_key
+from radio_utils import GreenList, GumbelMax, compat, detect, null_audit, which_key
 from radio_utils.contrast import audit_contrast
 from radio_utils.detection import audit_evidence
 from radio_utils.querying import score_answers
 from radio_utils.reading import read_contrast, read_evidence
+from radio_utils.stats import ks
 from radio_utils.suspects import LocalSuspect
 from radio_utils.watermarks import Watermark
 
@@ -53,18 +54,18 @@ def test_the_right_key_among_two_thousand_is_found_alone(wm: Watermark) -> None:
 def test_family_wise_is_holm() -> None:
     p = np.array([0.01, 0.04, 0.03, 0.005, 0.9])
     expected = np.array([0.04, 0.09, 0.09, 0.025, 0.9])
-    assert 10 ** pvalues.family_wise(np.log10(p)) == pytest.approx(expected)
-    assert pvalues.family_wise([-5000.0, -3.0]) == pytest.approx([-5000 + math.log10(2), -3.0])
-    assert pvalues.family_wise(-0.5).tolist() == [-0.5]
+    assert 10 ** ks.family_wise(np.log10(p)) == pytest.approx(expected)
+    assert ks.family_wise([-5000.0, -3.0]) == pytest.approx([-5000 + math.log10(2), -3.0])
+    assert ks.family_wise(-0.5).tolist() == [-0.5]
     for bad in ([], [0.5], [math.nan]):
         with pytest.raises(ValueError, match="log10_p must be one or more"):
-            pvalues.family_wise(bad)
+            ks.family_wise(bad)
 
 
 def test_the_family_wise_error_holds() -> None:
     rng = np.random.default_rng(1)
     families = np.log10(rng.random((4000, 30)))
-    any_rejected = np.mean([np.any(pvalues.family_wise(family) <= math.log10(0.05)) for family in families])
+    any_rejected = np.mean([np.any(ks.family_wise(family) <= math.log10(0.05)) for family in families])
     assert any_rejected <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 4000)
 
 

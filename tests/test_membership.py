@@ -18,7 +18,8 @@ from hypothesis.extra import numpy as hnp
 from torch.nn import functional
 
 import radio_utils as ru
-from radio_utils import membership, pvalues
+from radio_utils import membership
+from radio_utils.stats import ks
 
 VOCABULARY = 40
 
@@ -260,7 +261,7 @@ def test_candidates_needed_inverts_smirnovs_limit(distance: float, d: float, tar
     assert log10_p(n) <= target + 1e-9 < log10_p(n - 1)
     # and of the exact law: so many steps ahead have about that p-value
     steps = d * distance * n
-    exact = pvalues.ks_lower(np.arange(n, dtype=float), np.arange(n) + round(steps) - 0.5).log10_p
+    exact = ks.ks_lower(np.arange(n, dtype=float), np.arange(n) + round(steps) - 0.5).log10_p
     assert exact == pytest.approx(target, rel=0.12)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from radio_utils.memory import DeviceMemoryError, needs_memory
+from radio_utils.suspects.memory import DeviceMemoryError, needs_memory
 
 
 def test_out_of_memory_names_the_settings() -> None:

@@ -39,9 +39,10 @@ def test_the_innocent_shares_no_text_with_the_guilty(practice_case: practice.Cas
 
     marked = texts("marked.jsonl")
     assert marked and not marked & texts("fresh.jsonl") and not marked & texts("plain.jsonl")
-    assert Path(practice_case / "guilty/model.safetensors").read_bytes() != Path(
-        practice_case / "innocent/model.safetensors"
-    ).read_bytes()
+    assert (
+        Path(practice_case / "guilty/model.safetensors").read_bytes()
+        != Path(practice_case / "innocent/model.safetensors").read_bytes()
+    )
 
 
 def test_an_unknown_preset_is_an_error_without_a_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
 
-from radio_utils.prf import PRF, Key, RowPRF, derive_bytes
+from radio_utils.watermarks.prf import PRF, Key, RowPRF, derive_bytes
 
 GOLDEN = Path(__file__).parent / "golden" / "prf.json"
 MODULES = (
-    "prf", "pvalues", "watermarks", "compat", "evidence", "detection", "corpora", "weighted", "eprocess", "contrast",
-    "predictions", "remarking", "shown",
+    "watermarks", "watermarks.prf", "compat", "evidence", "evidence.files", "stats.tails", "stats.ks", "stats.weighted",
+    "detection", "eprocess", "contrast", "predictions", "remarking", "shown", "files", "provenance",
 )  # fmt: skip
 CORE = ("radio_utils", *(f"radio_utils.{name}" for name in MODULES))
 MASK = (1 << 64) - 1

@@ -16,8 +16,8 @@ from scipy import stats
 
 from radio_utils import GreenList, GumbelMax, detect
 from radio_utils.decoding import GreenListProcessor, GumbelMaxProcessor, Sampling, processor_for
-from radio_utils.prf import PRF
 from radio_utils.watermarks import Watermark
+from radio_utils.watermarks.prf import PRF
 
 GOLDEN = Path(__file__).parent / "golden" / "watermarks.json"
 GAMMAS = {0.25: 8, 0.5: 8, 0.015625: 8, 1 / 512: 16, 0.3 + 2**-20: 32, 0.1: 32, 1 / 3: 32, 0.9: 32}

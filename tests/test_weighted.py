@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from radio_utils import GumbelMax, pvalues, weighted
-from radio_utils.weighted import WeightedSum
+from radio_utils import GumbelMax
+from radio_utils.stats import ks, tails, weighted
+from radio_utils.stats.weighted import WeightedSum
 
 COIN = ([0, 1], [0.75, 0.25])
 
@@ -52,7 +53,7 @@ def test_exact_tail_equals_enumeration(weights: list[int]) -> None:
 @pytest.mark.parametrize(("n", "s"), [(10, 9), (1000, 250), (1000, 200), (1000, 700), (10**5, 30_000), (10**5, 99_000)])
 def test_equal_weights_are_a_binomial(n: int, s: int) -> None:
     null = WeightedSum.of(np.full(n, 3), *COIN)
-    exact = float(pvalues.log10_binomial_tail(s, n, 0.25))
+    exact = float(tails.log10_binomial_tail(s, n, 0.25))
     assert null.log10_exact(3 * s) == pytest.approx(exact, rel=1e-9)
     assert null.log10_exact(3 * s - 1) == pytest.approx(exact, rel=1e-9)  # nothing lies between multiples of the weight
 
@@ -74,8 +75,8 @@ def test_simulated_sums_have_uniform_p_values() -> None:
     weights = rng.integers(-12, 13, 400)
     null = WeightedSum.of(weights, *COIN)
     totals = (rng.random((4000, 400)) < 0.25) @ weights
-    p = pvalues.randomised(null.log10_many(totals), null.log10_many(totals + 1), rng)
-    assert pvalues.ks_uniform(p).p_value > 1e-3
+    p = ks.randomised(null.log10_many(totals), null.log10_many(totals + 1), rng)
+    assert ks.ks_uniform(p).p_value > 1e-3
 
 
 def test_marks_of_gumbel_max_have_the_distribution_they_say() -> None:

@@ -12,7 +12,7 @@ import sys
 
 from radio_utils.audit import AuditError, Request, run
 from radio_utils.audit.report import one_digit
-from radio_utils.endpoint import EndpointError
+from radio_utils.suspects.endpoint import EndpointError
 
 
 def main(arguments: list[str] | None = None) -> int:

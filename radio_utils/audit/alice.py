@@ -11,19 +11,19 @@ import torch
 
 from radio_utils import decoding, detection, reading
 from radio_utils import evidence as ev
-from radio_utils.artifacts import Store, atomic_write, code_version
+from radio_utils.artifacts import Store
 from radio_utils.audit import preflight
 from radio_utils.audit.case import Case, Ids, OpenModel, readable, room
 from radio_utils.audit.spelling import cut_again
 from radio_utils.audit.texts import Texts, read_texts
 from radio_utils.audit.verdict import Control
 from radio_utils.detection import Detection, detect
+from radio_utils.files import atomic_write
+from radio_utils.provenance import code_version
 from radio_utils.remarking import RemarkControl, remark_control, write_under
 from radio_utils.watermarks import Watermark
 
 WRITTEN = 300  # plain texts that are written where none are at hand
-_CODE = ("remarking.py", "reading.py", "predictions.py", "retokenising.py", "evidence.py", "detection.py", "decoding.py",
-         "watermarks.py", "compat.py", "prf.py", "audit/alice.py")  # fmt: skip
 
 
 def openings(audit: Case) -> list[Ids]:
@@ -78,7 +78,7 @@ def plain_texts(audit: Case, opened: OpenModel, progress: bool) -> Texts:
     config = {"openings": [one.tolist() for one in prompts], "length": length, "alice": alice.digest, "seed": request.seed}
     config |= {"temperature": request.alice_temperature, "dtype": request.dtype}
     with audit.timed("model"), readable("alice"):
-        version = code_version("decoding.py", "audit/alice.py")
+        version = code_version("audit.alice")
         made = Store(request.folder / "evidence").get("plain", config, build, version=version)
     path = str(made / "plain.jsonl")
     found = read_texts("texts that alice writes", path, None, audit.wm.vocab_size, audit.wm.window)
@@ -148,5 +148,5 @@ def control(audit: Case, opened: OpenModel, seed: int, progress: bool) -> Contro
         "full_context": request.full_context, "allowance": audit.allowance(texts),
     }  # fmt: skip
     with audit.timed("model"), readable("alice or suspect"):
-        made = Store(request.folder / "evidence").get("re-marking", config, build, version=code_version(*_CODE))
+        made = Store(request.folder / "evidence").get("re-marking", config, build, version=code_version("audit.alice"))
     return Control.of(RemarkControl.load(made / "control.json"), len(chosen))

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from radio_utils import keys
-from radio_utils.artifacts import sha256_of, write_json
 from radio_utils.audit import preflight, report, spelling
 from radio_utils.audit.alice import no_control
 from radio_utils.audit.case import Case, OpenModel, check_same_inputs, open_endpoint, open_model, prepared, verdict_before
@@ -27,6 +26,7 @@ from radio_utils.audit.request import Request
 from radio_utils.audit.testing import carried_out
 from radio_utils.audit.texts import tokenizer_digest
 from radio_utils.audit.verdict import Outcome, TestResult, Verdict
+from radio_utils.files import sha256_of, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +34,8 @@ logger = logging.getLogger(__name__)
 def run(request: Request, *, progress: bool = False) -> Verdict:
     """Carry out an audit and write ``plan.json``, ``verdict.json`` and ``report.html`` into its folder.
 
-    Raises :class:`AuditError`, or :class:`radio_utils.endpoint.EndpointError` where a server fails, for whatever stops it;
-    what was gathered until then is kept and used again.
+    Raises :class:`AuditError`, or :class:`radio_utils.suspects.endpoint.EndpointError` where a server fails, for whatever
+    stops it; what was gathered until then is kept and used again.
     """
     audit = prepared(request)
     opened: Any = None

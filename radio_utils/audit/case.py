@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 
 from radio_utils import detection, keys, querying, reading, suspects
-from radio_utils.artifacts import read_json, sha256_of
 from radio_utils.audit import preflight
 from radio_utils.audit.errors import AuditError
 from radio_utils.audit.request import Request
-from radio_utils.audit.texts import Texts, read_texts, sha256_of_folder
+from radio_utils.audit.texts import Texts, read_texts
 from radio_utils.commit import Commitment
+from radio_utils.files import read_json, sha256_of, sha256_of_folder
 from radio_utils.predictions import Predictions
 from radio_utils.retokenising import TokenMap, read_across
 from radio_utils.watermarks import Watermark
@@ -347,7 +347,7 @@ def _check_length(audit: Case, model: Any) -> None:
 
 def open_endpoint(audit: Case, progress: bool) -> Any:
     """The suspect behind a server; nothing is asked yet."""
-    from radio_utils.endpoint import EndpointSuspect
+    from radio_utils.suspects.endpoint import EndpointSuspect
 
     request = audit.request
     with readable("suspect"):

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from radio_utils.artifacts import read_json
+from radio_utils.files import read_json
 
 _LARGEST = 1 << 26  # bytes; a verdict is far smaller
 

@@ -21,10 +21,10 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from radio_utils import figures
-from radio_utils.artifacts import atomic_write, write_json
 from radio_utils.audit.request import Request
 from radio_utils.audit.verdict import UNSOUND, TestResult, Verdict
-from radio_utils.chapter import hardware, versions
+from radio_utils.files import atomic_write, write_json
+from radio_utils.provenance import hardware, versions
 
 TESTS = {
     "contrastive reading": "How its expectations differ from those of a model that never met the key, along unmarked texts",

@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 from radio_utils import keys
 from radio_utils.audit.errors import AuditError
 from radio_utils.keys import SCHEMES, make_watermark
-from radio_utils.prf import Key
 from radio_utils.watermarks import Watermark
+from radio_utils.watermarks.prf import Key
 
 ACCESS = ("open", "closed", "both")
 DTYPES = ("float32", "bfloat16", "float16")

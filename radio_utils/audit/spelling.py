@@ -19,9 +19,11 @@ import torch
 from scipy import stats
 
 from radio_utils import decoding
-from radio_utils.artifacts import Store, code_version, read_json, write_json
+from radio_utils.artifacts import Store
 from radio_utils.audit.case import OPENING, Case, Ids, OpenModel, readable, room
 from radio_utils.audit.texts import Texts
+from radio_utils.files import read_json, write_json
+from radio_utils.provenance import code_version
 from radio_utils.watermarks import Watermark
 
 _TEXTS, _TOKENS = 64, 64  # how much is written to measure it
@@ -79,7 +81,7 @@ def measured(audit: Case, opened: OpenModel) -> Spelling | None:
     config = {"openings": [ids.tolist() for ids in openings], "writer": writer.digest, "seed": request.seed}
     config |= {"temperature": request.alice_temperature, "dtype": request.dtype}
     with audit.timed("model"), readable(writer.name):
-        version = code_version("decoding.py", "audit/spelling.py")
+        version = code_version("audit.spelling")
         made = Store(request.folder / "evidence").get("spelling", config, build, version=version)
     found = read_json(made / "spelling.json")
     return Spelling(found["changed"], found["tokens"], "Alice's model" if writer is opened.alice else "the suspect")

@@ -16,7 +16,7 @@ import numpy as np
 
 from radio_utils import contrast, decoding, detection, querying, reading
 from radio_utils import evidence as ev
-from radio_utils.artifacts import Store, code_version
+from radio_utils.artifacts import Store
 from radio_utils.audit import alice, preflight
 from radio_utils.audit.case import Case, Ids, OpenModel, Weights, prompts_for, readable
 from radio_utils.audit.errors import AuditError
@@ -24,6 +24,7 @@ from radio_utils.audit.plan import Planned
 from radio_utils.audit.texts import Texts, tokenizer_digest
 from radio_utils.audit.verdict import Control, TestResult
 from radio_utils.predictions import Predictions
+from radio_utils.provenance import code_version
 from radio_utils.retokenising import Retokenised
 from radio_utils.suspects import LocalSuspect, Suspect
 
@@ -124,7 +125,7 @@ def _predictions(audit: Case, opened: OpenModel, of: Weights, texts: Texts, bar:
         opened.read(of, audit, texts.ids, texts.prompts, bar).save(folder / "predictions.npz")
 
     with audit.timed("model"), readable(of.name):
-        version = code_version("reading.py", "retokenising.py", "predictions.py")
+        version = code_version("reading", "retokenising")
         made = _store(audit).get("predictions", config, build, version=version)
     return Predictions.load(made / "predictions.npz")
 
@@ -167,7 +168,7 @@ def _read_contrast(audit: Case, opened: OpenModel, progress: bool) -> Judge:
     config = {"texts": texts.digest, "window": wm.window, "vocab_size": wm.vocab_size}
     config |= {"model": opened.suspect.digest, "reference": reference.digest, "dtype": request.dtype}
     with audit.timed("model"), readable(f"suspect or {reference.name}"):
-        version = code_version("reading.py", "contrast.py", "evidence.py")
+        version = code_version("contrast")
         made = _store(audit).get("contrast", config, build, version=version)
     found = contrast.Contrast.load(made.path)
 

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from radio_utils import evidence as ev
-from radio_utils.artifacts import sha256_of
 from radio_utils.audit.errors import AuditError
-from radio_utils.corpora import CorpusError, CorpusFile
+from radio_utils.evidence.files import CorpusError, CorpusFile
+from radio_utils.files import sha256_of
 
 Ids = NDArray[np.int64]
 
@@ -130,8 +130,3 @@ def tokenizer_digest(tokenizer: Any) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     whole = json.dumps(sorted(tokenizer.get_vocab().items())) if backend is None else backend.to_str()
     return hashlib.sha256(whole.encode("utf-8")).hexdigest()
-
-
-def sha256_of_folder(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file of a model's folder, by its name."""
-    return {one.name: sha256_of(one) for one in sorted(folder.iterdir()) if one.is_file()}

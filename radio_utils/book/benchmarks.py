@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from radio_utils.artifacts import read_json
 from radio_utils.book.project import BookError, Project
 from radio_utils.book.status import _row, _text
+from radio_utils.files import read_json
 
 Row = Mapping[str, Any]
 Tables = Mapping[str, Sequence[Row]]

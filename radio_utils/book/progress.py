@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from radio_utils.artifacts import read_json
 from radio_utils.book.project import Project
+from radio_utils.files import read_json
 
 logger = logging.getLogger(__name__)
 

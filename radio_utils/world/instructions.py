@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from radio_utils import decoding
-from radio_utils.artifacts import atomic_write
+from radio_utils.files import atomic_write
 from radio_utils.suspects import check_vocabulary
 from radio_utils.watermarks import Watermark
 from radio_utils.world.training import Example

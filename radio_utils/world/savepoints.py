@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from radio_utils.artifacts import read_json, sha256_of, write_json
+from radio_utils.files import read_json, sha256_of, write_json
 
 logger = logging.getLogger(__name__)
 FACTS = "training.json"

@@ -21,12 +21,14 @@ import numpy as np
 import torch
 import transformers
 
-from radio_utils.artifacts import Artifact, Store, atomic_write, code_version, default_root, write_json
-from radio_utils.memory import needs_memory
+from radio_utils.artifacts import Artifact, Store, default_root
+from radio_utils.files import atomic_write, write_json
 from radio_utils.presets import Model, Preset
-from radio_utils.prf import Key, derive_bytes
+from radio_utils.provenance import code_version
 from radio_utils.suspects import LocalSuspect, check_same_tokenizer, load_model, load_tokenizer
+from radio_utils.suspects.memory import needs_memory
 from radio_utils.watermarks import Watermark
+from radio_utils.watermarks.prf import Key, derive_bytes
 from radio_utils.world import adapters, corpus, installed, instructions, mixtures, models, redrawing, training
 from radio_utils.world.instructions import Pair
 from radio_utils.world.savepoints import Savepoint
@@ -110,7 +112,7 @@ class World:
             documents = corpus.read_corpus(packages)
             atomic_write(folder / "documents.jsonl", "".join(json.dumps(asdict(d)) + "\n" for d in documents))
 
-        return self.store.get("corpus", corpus.package_versions(packages), build, version=code_version("world/corpus.py"))
+        return self.store.get("corpus", corpus.package_versions(packages), build, version=code_version("world.corpus"))
 
     @functools.cached_property
     def documents(self) -> list[corpus.Document]:
@@ -135,7 +137,7 @@ class World:
             preset.tokenizer.model_dump(),
             build,
             inputs=[self._corpus],
-            version=code_version("world/models.py"),
+            version=code_version("world.models"),
         )
 
     @functools.cached_property
@@ -211,7 +213,7 @@ class World:
 
     def _pretraining(self, name: str) -> _Named:
         config = {"model": self._model(name).model_dump(), "name": name, "seed": self.seed, **_versions()}
-        version = code_version("world/training.py", "world/models.py", "world/instructions.py")
+        version = code_version("world.training", "world.models", "world.instructions")
         return config, [self._corpus, self._tokenizer], version
 
     def bob(self, which: float | str, *, epoch: int | None = None) -> Any:
@@ -337,7 +339,7 @@ class World:
             kind="bob",
             config={"rho": rho, "mixtures": self.preset.mixtures.model_dump(include={"size"}), **self._recipe()},
             inputs=[self.written("watermarked"), self.written("plain"), *self.model_inputs("base")],
-            version=self._tuning_code("world/training.py", "world/mixtures.py", "world/instructions.py"),
+            version=self._tuning_code("world.training", "world.mixtures", "world.instructions"),
             pairs=lambda: self.mixture(rho).pairs,
             start=lambda: self._source("base"),
             label=f"fine-tuning Bob at rho = {rho:g}",
@@ -348,7 +350,7 @@ class World:
             kind="twin",
             config={"size": self.preset.mixtures.size, **self._recipe()},
             inputs=[self.written("kept"), *self.model_inputs("base")],
-            version=self._tuning_code("world/training.py", "world/instructions.py"),
+            version=self._tuning_code("world.training", "world.instructions"),
             pairs=lambda: self.pairs("kept")[: self.preset.mixtures.size],
             start=lambda: self._source("base"),
             label="fine-tuning Bob's twin",
@@ -362,7 +364,7 @@ class World:
             kind="purified",
             config={"changes": changes, "size": self.preset.mixtures.size, **self._recipe()},
             inputs=[self.made(rho), self.written("kept")],
-            version=self._tuning_code("world/training.py", "world/instructions.py"),
+            version=self._tuning_code("world.training", "world.instructions"),
             pairs=lambda: self.pairs("kept")[: self.preset.mixtures.size],
             start=lambda: self.made(rho).path,
             label=f"purifying Bob at rho = {rho:g}",
@@ -376,7 +378,7 @@ class World:
             kind="redrawn",
             config={"size": self.preset.mixtures.size, **self._recipe()},
             inputs=[self._redrawn(share), *self.model_inputs("base")],
-            version=self._tuning_code("world/training.py", "world/instructions.py"),
+            version=self._tuning_code("world.training", "world.instructions"),
             pairs=lambda: instructions.load_pairs(self._redrawn(share) / "pairs.jsonl"),
             start=lambda: self._source("base"),
             label=f"fine-tuning Bob on text redrawn by {share:.0%}",
@@ -391,7 +393,7 @@ class World:
             kind="keys",
             config={"part": part, **self._recipe()},
             inputs=[*(world.written("watermarked") for world in worlds), *self.model_inputs("base")],
-            version=self._tuning_code("world/training.py", "world/instructions.py"),
+            version=self._tuning_code("world.training", "world.instructions"),
             pairs=lambda: [pair for world in worlds for pair in world.alices(part)],
             start=lambda: self._source("base"),
             label=f"fine-tuning Bob on {len(worlds)} keys",
@@ -434,11 +436,11 @@ class World:
             "seed": self.seed,
         }
         inputs = [self.written("watermarked"), *self.model_inputs("base")]
-        version = code_version("world/redrawing.py", "decoding.py", "world/instructions.py")
+        version = code_version("world.redrawing", "world.instructions")
         return self.store.get("redrawn-pairs", config, build, inputs=inputs, version=version)
 
     def _tuning_code(self, *files: str) -> str:
-        adapter = ("world/adapters.py",) if self.preset.fine_tuning.adapter else ()
+        adapter = ("world.adapters",) if self.preset.fine_tuning.adapter else ()
         return code_version(*files, *adapter)
 
     def _recipe(self) -> dict[str, Any]:
@@ -623,7 +625,7 @@ class World:
         }
         if shards > 1:
             config |= {"shard": shard, "shards": shards}
-        version = code_version("decoding.py", "watermarks.py", "prf.py", "world/instructions.py")
+        version = code_version("decoding", "watermarks", "world.instructions")
         return config, [self._corpus, *self.model_inputs("alice")], version
 
     def demonstrations(self) -> list[Pair]:

@@ -18,8 +18,8 @@ import pytest
 from servers import Server, serving
 from trials import GAMMA, KEY, OTHER_KEY, WORDS, World, save_tokenizer, watermark, write_file, write_ids
 
-from radio_utils import endpoint
 from radio_utils.audit.__main__ import main
+from radio_utils.suspects import endpoint
 
 pytest.importorskip("openai")
 

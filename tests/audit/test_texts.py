@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from trials import save_tokenizer
 
 from radio_utils import suspects
-from radio_utils.artifacts import sha256_of
 from radio_utils.audit import AuditError
-from radio_utils.audit.texts import Texts, read_texts, sha256_of_folder
+from radio_utils.audit.texts import Texts, read_texts
+from radio_utils.files import sha256_of, sha256_of_folder
 
 WORDS = 20
 

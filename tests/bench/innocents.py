@@ -25,9 +25,9 @@ from radio_utils import detection, querying
 from radio_utils import evidence as ev
 from radio_utils.artifacts import Store, default_root
 from radio_utils.presets import load_preset
-from radio_utils.pvalues import randomised
 from radio_utils.reading import read_predictions
 from radio_utils.remarking import other_keys
+from radio_utils.stats.tails import randomised
 from radio_utils.suspects import LocalSuspect
 from radio_utils.world import instructions
 from radio_utils.world.world import World

@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from radio_utils.artifacts import write_json
 from radio_utils.detection import detect, which_key
+from radio_utils.files import write_json
 from radio_utils.watermarks import GreenList, GumbelMax, Watermark
 
 V, K, GAMMA = 32_000, 2, 0.25
@@ -395,7 +395,7 @@ def record() -> Row:
         "vocabulary": best_of(growth_cases("vocabulary", (2000, 8000, 32_000, 64_000, 128_256, 256_000), rows=1000), 3),
         "window": best_of(growth_cases("window", (1, 2, 4), rows=1000), 3),
     }
-    from radio_utils.chapter import hardware, versions
+    from radio_utils.provenance import hardware, versions
 
     date = time.strftime("%Y-%m-%d", time.gmtime())
     return {"date": date, "versions": versions(), "hardware": hardware(), "tables": tables}

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from tiny import chapter, tiny_project
 
-from radio_utils.artifacts import write_json
 from radio_utils.book import Project
 from radio_utils.book.execute import execute
 from radio_utils.book.progress import Progress
+from radio_utils.files import write_json
 
 NAMES = ["01_first", "02_second", "03_third"]
 

@@ -21,7 +21,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from worlds import small
 
-from radio_utils.artifacts import Store, read_json, write_json
+from radio_utils.artifacts import Store
+from radio_utils.files import read_json, write_json
 from radio_utils.world import savepoints
 from radio_utils.world.savepoints import FACTS, Savepoint
 from radio_utils.world.training import DivergedError, Example, Recipe, Steps, train
@@ -275,5 +276,3 @@ def test_a_world_goes_on_where_it_was_killed(
     assert ours["files"] == theirs["files"] and found.key == expected.key
     assert which != "bob" or {f"epoch-{i}/model.safetensors" for i in range(1, 6)} < ours["files"].keys()
     assert list((store.root / ".scratch").iterdir()) == []
-
-

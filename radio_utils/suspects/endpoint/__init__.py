@@ -6,9 +6,9 @@ the sampling, the prompt's text and the number of times that this prompt was ask
 in the log *before* it is made, so a budget of requests holds whatever happens. No key and no password is written there.
 """
 
-from radio_utils.endpoint.errors import BudgetError, EndpointError
-from radio_utils.endpoint.log import Usage
-from radio_utils.endpoint.pacing import Clock
-from radio_utils.endpoint.suspect import KINDS, EndpointSuspect
+from radio_utils.suspects.endpoint.errors import BudgetError, EndpointError
+from radio_utils.suspects.endpoint.log import Usage
+from radio_utils.suspects.endpoint.pacing import Clock
+from radio_utils.suspects.endpoint.suspect import KINDS, EndpointSuspect
 
 __all__ = ["KINDS", "BudgetError", "Clock", "EndpointError", "EndpointSuspect", "Usage"]

@@ -18,7 +18,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from radio_utils.endpoint.errors import EndpointError
+from radio_utils.suspects.endpoint.errors import EndpointError
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,11 +23,11 @@ from numpy.typing import ArrayLike
 from tqdm import tqdm
 
 from radio_utils import evidence as ev
-from radio_utils.endpoint.address import Address
-from radio_utils.endpoint.errors import BudgetError, EndpointError
-from radio_utils.endpoint.log import AnswerLog, Request, Usage, is_count
-from radio_utils.endpoint.pacing import LONGEST_BACKOFF, Clock, Pace
-from radio_utils.endpoint.protocol import (
+from radio_utils.suspects.endpoint.address import Address
+from radio_utils.suspects.endpoint.errors import BudgetError, EndpointError
+from radio_utils.suspects.endpoint.log import AnswerLog, Request, Usage, is_count
+from radio_utils.suspects.endpoint.pacing import LONGEST_BACKOFF, Clock, Pace
+from radio_utils.suspects.endpoint.protocol import (
     Answer,
     Failure,
     Stopped,
@@ -39,7 +39,7 @@ from radio_utils.endpoint.protocol import (
     storable,
     transport_errors,
 )
-from radio_utils.suspects import Ids
+from radio_utils.suspects.local import Ids
 
 T = TypeVar("T")
 

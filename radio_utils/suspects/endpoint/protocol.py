@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from radio_utils.endpoint.errors import EndpointError
+from radio_utils.suspects.endpoint.errors import EndpointError
 
 
 class Failure(Exception):

@@ -1,0 +1,69 @@
+"""Evidence: the distinct (window, token) pairs of token sequences.
+
+Under the null hypothesis the scores of *distinct* pairs are independent, if the pairs were chosen without the key; the
+scores of repeated pairs are equal. So a pair counts once in a test, over all texts (``dedup="window+token"``, the second
+variant of Sander et al. 2024); the stricter variant counts a window once.
+
+A pair is packed into one 64-bit word where it fits (k = 2 at any vocabulary up to two million tokens), else into two or
+more. Evidence is a sorted set of such words. It merges like a set: shards of a corpus collected apart give the verdict of
+the whole, bit for bit, whatever their number and order.
+"""
+
+from radio_utils.evidence.checks import (
+    DEDUPS,
+    Dedup,
+    Ids,
+    check_dedup,
+    checked_filter,
+    checked_sequence,
+    checked_texts,
+    too_short,
+)
+from radio_utils.evidence.packing import Packing, Words
+from radio_utils.evidence.pairs import (
+    Collector,
+    Evidence,
+    SharesColours,
+    SharesLists,
+    after_hidden,
+    collect,
+    from_pairs,
+    shared_by,
+)
+from radio_utils.evidence.windows import (
+    all_windows,
+    first_appearances,
+    first_rows,
+    following,
+    frequent_windows,
+    padded,
+    rows_among,
+)
+
+__all__ = [
+    "DEDUPS",
+    "Collector",
+    "Dedup",
+    "Evidence",
+    "Ids",
+    "Packing",
+    "SharesColours",
+    "SharesLists",
+    "Words",
+    "after_hidden",
+    "all_windows",
+    "check_dedup",
+    "checked_filter",
+    "checked_sequence",
+    "checked_texts",
+    "collect",
+    "first_appearances",
+    "first_rows",
+    "following",
+    "frequent_windows",
+    "from_pairs",
+    "padded",
+    "rows_among",
+    "shared_by",
+    "too_short",
+]

@@ -1,0 +1,89 @@
+"""Token ids as they are given: one sequence, many, filters; each error names the argument and the place."""
+
+from __future__ import annotations
+
+import array
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from radio_utils.watermarks import as_ids
+
+Ids = NDArray[np.int64]
+Dedup = Literal["window+token", "window"] | None
+DEDUPS: tuple[Dedup, ...] = ("window+token", "window", None)
+
+
+def checked_texts(name: str, texts: Any, vocab_size: int, *, shortest: int, first: int = 0) -> list[Ids]:
+    """Token sequences as int arrays, or a ``ValueError`` that names the text at fault."""
+    refuse_strings(name, texts)
+    sequences = [
+        checked_sequence(f"{name}[{i}]", text, vocab_size, shortest=shortest) for i, text in enumerate(texts, first)
+    ]
+    if not sequences and name == "texts":
+        raise ValueError("texts is empty; there is nothing to score")
+    return sequences
+
+
+def checked_sequence(name: str, text: Any, vocab_size: int, *, shortest: int) -> Ids:
+    """One token sequence as an int array [n], or a ``ValueError`` that begins with ``name``."""
+    sequence = as_sequence(name, text, vocab_size)
+    if sequence.ndim != 1:
+        raise ValueError(f"{name} must be a flat sequence of token ids, got shape {list(sequence.shape)}")
+    if sequence.size < shortest:
+        if shortest == 1:
+            raise ValueError(f"{name} is empty; give it at least one token, or drop it")
+        raise ValueError(too_short(name, sequence.size, shortest))
+    return sequence
+
+
+def joined_lists(texts: Any, shortest: int, vocab_size: int) -> tuple[Ids, NDArray[np.int64]] | None:
+    """Lists of plain ints as one array, and their lengths; None where anything is not so, which the slow way will name."""
+    if type(texts) is not list or not all(type(text) is list and len(text) >= shortest for text in texts):
+        return None
+    if not texts or any(type(text[0]) is not int for text in texts):
+        return None
+    together = array.array("q")
+    try:
+        for text in texts:
+            together.fromlist(text)
+        return as_ids("texts", np.frombuffer(together, np.int64), vocab_size), np.array(list(map(len, texts)))
+    except (TypeError, OverflowError, ValueError):
+        return None
+
+
+def refuse_strings(name: str, texts: Any) -> None:
+    """Raise ``ValueError`` for a string where token ids are wanted."""
+    if isinstance(texts, str | bytes):
+        raise ValueError(f"{name} must be sequences of token ids, got a string; tokenise it first")
+
+
+def as_sequence(name: str, text: Any, vocab_size: int) -> Ids:
+    """One text as ids. A list of plain ints takes a short cut, twice as fast as numpy's own conversion."""
+    if type(text) is list and text and type(text[0]) is int:
+        try:
+            return as_ids(name, np.frombuffer(array.array("q", text), np.int64), vocab_size)
+        except (TypeError, OverflowError):
+            pass  # something else is in the list: let the general way say what
+    return as_ids(name, text, vocab_size)
+
+
+def too_short(name: str, size: int, shortest: int) -> str:
+    """What to say of a text that holds no pair."""
+    needed = f"at least {shortest} are needed to fill a window and score one token"
+    return f"{name} has {size} tokens; {needed}: drop such texts first"
+
+
+def checked_filter(keep: ArrayLike, window: int, vocab_size: int) -> Ids:
+    """The filter φ as int64 [m, k], or an error that says what is wrong with it."""
+    rows = as_ids("keep", keep, vocab_size)
+    if rows.ndim != 2 or rows.shape[1] != window:
+        raise ValueError(f"keep must be windows of shape [m, {window}], got {list(rows.shape)}")
+    return rows
+
+
+def check_dedup(dedup: Dedup) -> None:
+    """Raise ``ValueError`` unless ``dedup`` is one of :data:`DEDUPS`."""
+    if dedup not in DEDUPS:
+        raise ValueError(f"dedup must be one of {DEDUPS}, got {dedup!r}")

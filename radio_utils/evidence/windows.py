@@ -1,0 +1,95 @@
+"""Windows of token sequences: all of them, those that are frequent, and first appearances."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from radio_utils.evidence.checks import Ids, checked_texts
+
+
+def padded(sequences: Sequence[Ids]) -> tuple[Ids, Ids]:
+    """Sequences as one array, zeros on the right, and its attention mask: both int64 [n, longest]."""
+    ids = np.zeros((len(sequences), max(sequence.size for sequence in sequences)), np.int64)
+    mask = np.zeros_like(ids)
+    for row, sequence in enumerate(sequences):
+        ids[row, : sequence.size], mask[row, : sequence.size] = sequence, 1
+    return ids, mask
+
+
+def following(context: Ids, start: int, window: int, *, skip_seen: bool) -> tuple[Ids, Ids, int]:
+    """What reading mode scores of a context: windows [m, k] whose next token lies at ``start`` or later, its place [m].
+
+    With ``skip_seen`` a window that was met earlier in the context is left out: a model may copy what it saw after it. The
+    third value counts the windows before that.
+    """
+    windows = np.lib.stride_tricks.sliding_window_view(context, window)[:-1]
+    places = np.arange(window, context.size)
+    allowed = places >= start
+    seen = int(np.count_nonzero(allowed))
+    if skip_seen:
+        first = np.zeros(windows.shape[0], bool)
+        first[first_rows(windows)] = True
+        allowed &= first
+    return windows[allowed], places[allowed], seen
+
+
+def first_rows(rows: Ids) -> NDArray[np.intp]:
+    """Indices, ascending, of the first appearance of each distinct row."""
+    if rows.shape[0] == 0:
+        return np.zeros(0, np.intp)
+    order, starts = grouped(rows)
+    return np.sort(order[starts])
+
+
+def first_appearances(values: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Which of the values [n] were not met earlier in the row: bool [n]."""
+    found = np.zeros(values.size, bool)
+    found[np.unique(values, return_index=True)[1]] = True
+    return found
+
+
+def frequent_windows(texts: Iterable[ArrayLike], window: int, vocab_size: int, *, at_least: int = 1) -> Ids:
+    """The filter φ: windows that occur in at least ``at_least`` of the texts, as a sorted array [m, k].
+
+    Supervised, the texts are D̃ᴬ and one is enough; unsupervised they are fresh texts of A, where the number of texts stands
+    for "likely seen in training". It is *texts* that are counted. Where they are marked, how often a window comes again
+    within one depends on its own list, which may lead back to it; whether a text comes to it at all does not, for until
+    then its list had no say. Where they are plain, nothing depends on a list.
+    """
+    if at_least < 1:
+        raise ValueError(f"at_least must be 1 or more, got {at_least}")
+    windows, owner = all_windows(checked_texts("texts", texts, vocab_size, shortest=0), window)
+    if windows.shape[0] == 0:
+        return windows
+    once = first_rows(np.column_stack([windows, owner]))
+    windows = windows[once]
+    order, starts = grouped(windows)
+    counts = np.diff(starts, append=order.size)
+    return windows[order[starts[counts >= at_least]]]
+
+
+def grouped(rows: Ids) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """A stable order that puts equal rows together, and where each group starts in it."""
+    order = np.lexsort(rows.T[::-1])
+    ordered = rows[order]
+    new = np.ones(order.size, bool)
+    new[1:] = np.any(ordered[1:] != ordered[:-1], axis=1)
+    return order, np.flatnonzero(new)
+
+
+def all_windows(sequences: Sequence[Ids], window: int) -> tuple[Ids, Ids]:
+    """Every run of ``window`` tokens in the sequences, [m, k], and the number [m] of the sequence that holds it."""
+    found = [np.lib.stride_tricks.sliding_window_view(s, window) for s in sequences if s.size >= window]
+    owner = [np.full(s.size - window + 1, i, np.int64) for i, s in enumerate(sequences) if s.size >= window]
+    if not found:
+        return np.zeros((0, window), np.int64), np.zeros(0, np.int64)
+    return np.concatenate(found), np.concatenate(owner)
+
+
+def rows_among(rows: Ids, among: Ids) -> NDArray[np.bool_]:
+    """Whether each row [n, c] is one of the rows ``among`` [m, c]."""
+    both = np.unique(np.concatenate([among, rows]), axis=0, return_inverse=True)[1].ravel()
+    return np.isin(both[len(among) :], both[: len(among)])
