@@ -193,6 +193,18 @@ class WeightedSum:
         tail = float(np.sum(mass[: points // 2] * np.exp(-theta * upper)))
         return min(0.0, float((k - theta * total + np.log(tail)) / _LN10))
 
+    def masses(self, total: int, theta: float) -> tuple[Floats, float]:
+        """Chances of total, total + 1, … as [j] of the sum tilted by θ, and what makes them the sum's own.
+
+        log P(S = total + j) = log masses[j] − θ·j + the second. Raises ``ValueError`` where the transform is too much work.
+        """
+        k, _, variance = self.cumulants(theta)
+        points = self._points(max(variance, self.variance * 1e-12))
+        found = self._tilted_masses(theta, total, points)
+        if found is None:
+            raise ValueError(f"the law of {int(self.counts.sum())} pairs takes too long to work out; score fewer pairs")
+        return found[: points // 2], k - theta * total
+
     def mirrored(self) -> WeightedSum:
         """The distribution of −S."""
         return WeightedSum(-self.weights[::-1], self.counts[::-1], self.values, self.chances)

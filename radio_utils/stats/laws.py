@@ -1,0 +1,687 @@
+"""The law of one score under the null hypothesis, and all that a test must know of it.
+
+A test of a watermark adds up scores of distinct pairs. Which watermark it was, it need not know: the law says how the sum
+is distributed (:meth:`Law.log10_tail`), how a weighted sum is (:meth:`Law.weighted`), at what odds to bet on high scores
+(:meth:`Law.cgf`), and what high scores would look like (:meth:`Law.tilted`, the exponential family through the law: for a
+green list other rates of green, for Gumbel-max exponentials of another mean). A new scheme has one of these laws, or one
+more class here.
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import optimize, special
+
+from radio_utils.stats import tails
+from radio_utils.stats.weighted import WeightedSum
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+_LN10 = float(np.log(10.0))
+GRID = 64  # alternatives that the e-process bets on
+_POINTS = 4001  # of a density
+
+
+class NullSum(Protocol):
+    """The law of a weighted sum of whole-number marks, or an upper bound on its upper tail."""
+
+    @property
+    def mean(self) -> float:
+        """Expected sum."""
+
+    @property
+    def variance(self) -> float:
+        """Variance of the sum, or more."""
+
+    def log10_exact(self, total: int) -> float:
+        """log10 P(S ≥ total), or an upper bound on it."""
+
+    def log10_chernoff(self, total: int) -> float:
+        """log10 of the Chernoff bound."""
+
+    def log10_saddlepoint(self, total: int) -> float:
+        """log10 of an approximation."""
+
+    def log10_many(self, totals: ArrayLike) -> Floats:
+        """log10 P(S ≥ total) of many totals."""
+
+    def mirrored(self) -> NullSum:
+        """The law of −S."""
+
+
+class Tilted(Protocol):
+    """What scores look like where they follow the key: their moments, and draws of their sums."""
+
+    @property
+    def mean(self) -> float:
+        """Expected score."""
+
+    @property
+    def variance(self) -> float:
+        """Variance of a score."""
+
+    def draw(self, count: int, repeats: int, generator: np.random.Generator) -> Floats:
+        """``repeats`` sums of ``count`` scores each."""
+
+
+class Law(abc.ABC):
+    """The distribution of one score under H₀; the scores of different pairs are independent, or the law says otherwise.
+
+    ``mean`` and ``variance`` are those of one score, ``largest`` is the largest score that there is (∞ if there is none).
+    """
+
+    mean: float
+    variance: float
+    largest: float = math.inf
+
+    @abc.abstractmethod
+    def log10_tail(self, total: ArrayLike, count: ArrayLike) -> Any:
+        """log10 P(S ≥ total) of the sum S of ``count`` scores; scalars or arrays, broadcast."""
+
+    def log10_above(self, total: ArrayLike, count: ArrayLike) -> Any:
+        """log10 P(S > total), which differs from :meth:`log10_tail` for discrete scores only."""
+        return self.log10_tail(total, count)
+
+    def log10_allowing(self, total: ArrayLike, count: ArrayLike, share: float) -> Any:
+        """A bound on the tail where in each trial something of chance at most ``share`` in [0, 1) may have been left out.
+
+        Whatever was left out, what remains has at most 1 / (1 − share) times its density under the null, and so has each
+        of ``count`` trials: p grows by that power at most. Raises ``ValueError`` for a share outside [0, 1).
+        """
+        check_share(share)
+        found = np.asarray(self.log10_tail(total, count), np.float64)
+        return np.minimum(0.0, found - np.asarray(count) * np.log10(1.0 - share))[()] if share else found[()]
+
+    def log10_between(self, total: float, count: int, other_total: float, other_count: int) -> float:
+        """log10 p of "these scores are no larger than those": totals over two disjoint sets of independent scores.
+
+        For all scores of one common law of the exponential family through this one, whatever its mean. Given the sum of
+        both totals, the first has a law without parameters; here its densities are Daniels' saddlepoint approximations (H.
+        E. Daniels, *Saddlepoint approximations in statistics*, 1954), normalised, where a law has no exact test of its own.
+        """
+        if not count or not other_count:
+            return 0.0
+        together, every = total + other_total, count + other_count
+        common = self.tilted_to(together / every)
+        spread = math.sqrt(common.variance * count * other_count / every)
+        middle = together * count / every
+        x = np.linspace(min(middle - 12 * spread, total), max(middle + 12 * spread, total + 6 * spread), _POINTS)
+        logs = np.array([self._log_density(v, count) + self._log_density(together - v, other_count) for v in x])
+        logs -= special.logsumexp(logs)
+        return min(0.0, float(special.logsumexp(logs[x >= total])) / _LN10)
+
+    def _log_density(self, total: float, count: int) -> float:
+        try:
+            theta = self.tilt_of(total / count)
+        except ValueError:
+            return -math.inf
+        variance = self.tilted(theta).variance
+        return float(count * self.cgf(theta) - theta * total - 0.5 * math.log(2 * math.pi * count * variance))
+
+    # --- weighted sums: contrastive reading, counts -----------------------------------------------------------------
+
+    @property
+    @abc.abstractmethod
+    def mark_distribution(self) -> tuple[Ints, Floats]:
+        """Values [l], whole numbers in order, and chances [l] of one pair's mark."""
+
+    @abc.abstractmethod
+    def marks(self, scores: Floats) -> Ints:
+        """Whole-number marks of scores, which never fall as the score grows."""
+
+    def weighted(self, weights: ArrayLike, lists: ArrayLike | None = None) -> NullSum:
+        """The law of Σ qᵢ·markᵢ for whole-number weights q [n].
+
+        ``lists`` [n] says which pairs are looked up in one list; it matters only where tokens of one list are dependent.
+        """
+        return WeightedSum.of(weights, *self.mark_distribution)
+
+    # --- alternatives: planning, betting ----------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def cgf(self, theta: ArrayLike) -> Any:
+        """K(θ) = log E exp(θ·score) under the null; +∞ where it is infinite."""
+
+    @property
+    def bets(self) -> Floats:
+        """The tilts θ > 0 that an e-process bets on, from hardly above the null to far above it."""
+        return np.geomspace(1e-2, 6.0, GRID) / max(1.0, math.sqrt(self.variance))
+
+    @abc.abstractmethod
+    def tilted(self, theta: float) -> Tilted:
+        """The law with density exp(θ·score − K(θ)) against this one: what scores look like where they follow the key."""
+
+    def tilt_of(self, mean: float) -> float:
+        """The tilt θ whose law has this mean. Raises ``ValueError`` for a mean that no score allows."""
+        if mean == self.mean:
+            return 0.0
+        step = (1e-3 if mean > self.mean else -1e-3) / max(1.0, math.sqrt(self.variance))
+        near, far = 0.0, step
+        while (self.tilted(far).mean - mean) * step < 0:
+            near, far = far, 2.0 * far
+            if abs(far) > 1e4 / math.sqrt(self.variance) or not math.isfinite(self.cgf(far)):
+                far = self._edge(near, far, mean, step)
+                break
+        found: float = optimize.brentq(lambda t: self.tilted(t).mean - mean, near, far, xtol=1e-14)
+        return found
+
+    def _edge(self, near: float, far: float, mean: float, step: float) -> float:
+        """A tilt beyond the one wanted, where K(θ) is finite for some θ only. Raises ``ValueError`` if there is none."""
+        low, high = near, far
+        for _ in range(200):
+            middle = (low + high) / 2
+            if not math.isfinite(self.cgf(middle)):
+                high = middle
+            elif (self.tilted(middle).mean - mean) * step >= 0:
+                return middle
+            else:
+                low = middle
+        raise ValueError(f"mean={mean:g} is none that scores of this law can have, whose own mean is {self.mean:g}")
+
+    def tilted_to(self, mean: float) -> Tilted:
+        """The tilted law with this mean. Raises ``ValueError`` for a mean that no score allows."""
+        return self.tilted(self.tilt_of(mean))
+
+    @abc.abstractmethod
+    def draw(self, count: int, repeats: int, generator: np.random.Generator) -> Floats:
+        """``repeats`` sums of ``count`` scores each."""
+
+
+def check_share(share: float) -> None:
+    """Raise ``ValueError`` unless a share of trials lies in [0, 1)."""
+    if not 0.0 <= share < 1.0:
+        raise ValueError(f"share must lie in [0, 1), the part of the trials that may have been left out, got {share}")
+
+
+@dataclass(frozen=True)
+class Bernoulli(Law):
+    """A score of 1 with chance ``rate``, else 0: green or not."""
+
+    rate: float
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.rate < 1.0:
+            raise ValueError(f"rate must lie strictly between 0 and 1, got {self.rate}")
+
+    largest = 1.0
+
+    @property
+    def mean(self) -> float:  # type: ignore[override]
+        """The rate."""
+        return self.rate
+
+    @property
+    def variance(self) -> float:  # type: ignore[override]
+        """rate·(1 − rate)."""
+        return self.rate * (1.0 - self.rate)
+
+    def log10_tail(self, total: ArrayLike, count: ArrayLike) -> Any:
+        """log10 P(Binomial(count, rate) ≥ total)."""
+        return tails.log10_binomial_tail(total, count, self.rate)
+
+    def log10_above(self, total: ArrayLike, count: ArrayLike) -> Any:
+        """log10 P(Binomial(count, rate) > total), −∞ where every trial succeeded."""
+        return tails.log10_binomial_above(total, count, self.rate)
+
+    def log10_allowing(self, total: ArrayLike, count: ArrayLike, share: float) -> Any:
+        """log10 P(Binomial(count, rate + share) ≥ total), which is a bound: rate / (1 − share) ≤ rate + share."""
+        check_share(share)
+        rate = self.rate + share
+        return tails.log10_binomial_tail(total, count, rate) if rate < 1 else np.zeros(np.broadcast(total, count).shape)[()]
+
+    def log10_between(self, total: float, count: int, other_total: float, other_count: int) -> float:
+        """Fisher's exact test of two shares."""
+        return tails.log10_fisher(total, count, other_total, other_count)
+
+    @property
+    def mark_distribution(self) -> tuple[Ints, Floats]:
+        """1 with the chance of the rate, else 0."""
+        return np.array([0, 1]), np.array([1.0 - self.rate, self.rate])
+
+    def marks(self, scores: Floats) -> Ints:
+        """The scores themselves."""
+        return scores.astype(np.int64)
+
+    def cgf(self, theta: ArrayLike) -> Any:
+        """log(1 − rate + rate·exp θ)."""
+        return np.log1p(self.rate * np.expm1(np.asarray(theta, np.float64)))[()]
+
+    @property
+    def bets(self) -> Floats:
+        """Log odds ratios from 0.01 to 6."""
+        return np.geomspace(1e-2, 6.0, GRID)
+
+    def tilted(self, theta: float) -> Bernoulli:
+        """Another rate."""
+        return Bernoulli(float(special.expit(special.logit(self.rate) + theta)))
+
+    def tilted_to(self, mean: float) -> Bernoulli:
+        """The rate itself is the mean."""
+        return Bernoulli(mean)
+
+    def draw(self, count: int, repeats: int, generator: np.random.Generator) -> Floats:
+        """Binomial draws."""
+        return generator.binomial(count, self.rate, repeats).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class FixedLists(Bernoulli):
+    """Green or not, in lists of V tokens of which exactly ``greens`` are green, drawn without return.
+
+    The number of greens among t tokens of one list is hypergeometric: no more spread than a binomial's (W. Hoeffding,
+    *Probability inequalities for sums of bounded random variables*, 1963, theorem 4), so that the binomial Chernoff bound
+    holds, and the binomial tail is exact where every list is asked once. Of weighted sums the tail is bounded.
+    """
+
+    rate: float
+    greens: int
+    size: int
+
+    @classmethod
+    def of(cls, greens: int, size: int) -> FixedLists:
+        """``greens`` of ``size`` tokens."""
+        return cls(greens / size, greens, size)
+
+    def weighted(self, weights: ArrayLike, lists: ArrayLike | None = None) -> NullSum:
+        """A sum whose upper tail is bounded. Raises ``ValueError`` where ``lists`` are not given."""
+        if lists is None:
+            raise ValueError(
+                "weights of tokens in lists with a fixed number of greens need to know which lists; give lists"
+            )
+        return ListSum.of(np.asarray(weights), np.asarray(lists), self)
+
+
+@dataclass(frozen=True)
+class ListSum:
+    """Σ qᵢ·greenᵢ where the greens of each list are ``law.greens`` of its ``law.size`` tokens, drawn without return.
+
+    Lists are independent. In one list the sum is that of a sample of m = greens from the population of the V tokens'
+    weights (0 for tokens that have none). By Hoeffding's theorem 4 the expectation of a convex function is at most that of
+    a sample with return, so E exp(θS) ≤ Π over lists (1 + Σᵢ (exp(θqᵢ) − 1)/V)^m, and Chernoff's bound follows. ``weights``
+    [n] are sorted by list, ``starts`` [lists] are where each begins.
+    """
+
+    weights: Ints
+    starts: NDArray[np.intp]
+    law: FixedLists
+
+    @classmethod
+    def of(cls, weights: NDArray[Any], lists: NDArray[Any], law: FixedLists) -> ListSum:
+        """The sum for one integer weight and one list number a pair."""
+        if weights.dtype.kind not in "iu" or weights.ndim != 1 or weights.shape != lists.shape[:1]:
+            raise ValueError(f"weights must be a row of whole numbers, one list each, got shape {list(weights.shape)}")
+        order = np.argsort(lists, kind="stable") if lists.ndim == 1 else np.lexsort(lists.T[::-1])
+        ordered, new = lists[order], np.ones(order.size, bool)
+        new[1:] = ordered[1:] != ordered[:-1] if lists.ndim == 1 else np.any(ordered[1:] != ordered[:-1], axis=1)
+        return cls(weights[order].astype(np.int64), np.flatnonzero(new), law)
+
+    @property
+    def mean(self) -> float:
+        """Expected S."""
+        return self.law.rate * float(self.weights.sum())
+
+    @cached_property
+    def variance(self) -> float:
+        """Variance of S."""
+        if not self.weights.size:
+            return 0.0
+        q = self.weights.astype(np.float64)
+        v, rate = self.law.size, self.law.rate
+        sums, squares = np.add.reduceat(q, self.starts), np.add.reduceat(q * q, self.starts)
+        # that of a sample of γV without return: γ(1 − γ)·V/(V − 1)·(Σq² − (Σq)²/V)
+        return float(rate * (1 - rate) * v / (v - 1) * (squares - sums * sums / v).sum())
+
+    def _cumulants(self, theta: float) -> float:
+        q = self.weights.astype(np.float64)
+        with np.errstate(over="ignore"):
+            each = np.add.reduceat(np.expm1(theta * q), self.starts)
+            return float(self.law.greens * np.log1p(each / self.law.size).sum())
+
+    def log10_chernoff(self, total: int) -> float:
+        """log10 of the bound on P(S ≥ total); 0 up to the mean."""
+        if total <= self.mean or not self.weights.size:
+            return 0.0 if total <= self.mean else -math.inf
+        if total > int(np.maximum(self.weights, 0).sum()):
+            return -math.inf
+        unit = 1.0 / max(1.0, float(np.abs(self.weights).max()))
+        found = optimize.minimize_scalar(
+            lambda t: self._cumulants(t * unit) - t * unit * total,
+            bounds=(0.0, 60.0),
+            method="bounded",
+            options={"xatol": 1e-6},
+        )
+        return min(0.0, float(found.fun) / _LN10)
+
+    def log10_exact(self, total: int) -> float:
+        """The Chernoff bound: the exact law of tokens drawn without return with many weights is out of reach."""
+        return self.log10_chernoff(total)
+
+    def log10_saddlepoint(self, total: int) -> float:
+        """A normal tail with the exact mean and variance: an approximation, to be shown beside the bound."""
+        if not self.variance:
+            return 0.0
+        return float(special.log_ndtr((self.mean - total) / math.sqrt(self.variance)) / _LN10)
+
+    def log10_many(self, totals: ArrayLike) -> Floats:
+        """Bounds of many totals."""
+        return np.array([self.log10_chernoff(int(total)) for total in np.asarray(totals).ravel()])
+
+    def mirrored(self) -> ListSum:
+        """The law of −S."""
+        return ListSum(-self.weights, self.starts, self.law)
+
+
+_TOP_MARK = 48  # a score of 12 or more is met once in 160,000 pairs
+
+
+@dataclass(frozen=True)
+class Exponential(Law):
+    """An exponential score of mean 1 under the null (``scale`` otherwise): Gumbel-max."""
+
+    scale: float = 1.0
+
+    @property
+    def mean(self) -> float:  # type: ignore[override]
+        """The scale."""
+        return self.scale
+
+    @property
+    def variance(self) -> float:  # type: ignore[override]
+        """The scale, squared."""
+        return self.scale**2
+
+    def log10_tail(self, total: ArrayLike, count: ArrayLike) -> Any:
+        """log10 P(Gamma(count, scale) ≥ total)."""
+        return tails.log10_gamma_tail(np.asarray(total, np.float64) / self.scale, count)
+
+    def log10_between(self, total: float, count: int, other_total: float, other_count: int) -> float:
+        """The F test of two means of exponentials."""
+        return tails.log10_exponential_ratio(total, count, other_total, other_count)
+
+    @property
+    def mark_distribution(self) -> tuple[Ints, Floats]:
+        """A score in whole quarters of the scale, at most 48 of them: geometric."""
+        values = np.arange(_TOP_MARK + 1)
+        chances = np.exp(-values / 4) * -np.expm1(-0.25)
+        chances[-1] = np.exp(-_TOP_MARK / 4)
+        return values, chances
+
+    def marks(self, scores: Floats) -> Ints:
+        """Scores in whole quarters, rounded down."""
+        return np.minimum(4.0 * scores / self.scale, _TOP_MARK).astype(np.int64)
+
+    def cgf(self, theta: ArrayLike) -> Any:
+        """−log(1 − θ·scale)."""
+        t = np.asarray(theta, np.float64) * self.scale
+        return np.where(t < 1, -np.log1p(-np.minimum(t, 1 - 1e-16)), np.inf)[()]
+
+    @property
+    def bets(self) -> Floats:
+        """Exponentials with a mean above the null's by a thousandth to twenty times."""
+        return (1.0 - 1.0 / (1.0 + np.geomspace(1e-3, 20.0, GRID))) / self.scale
+
+    def tilted(self, theta: float) -> Exponential:
+        """Another scale."""
+        return Exponential(self.scale / (1.0 - theta * self.scale)) if theta * self.scale < 1 else Exponential(math.inf)
+
+    def tilted_to(self, mean: float) -> Exponential:
+        """The scale itself is the mean."""
+        return Exponential(mean)
+
+    def draw(self, count: int, repeats: int, generator: np.random.Generator) -> Floats:
+        """Gamma draws."""
+        return generator.gamma(count, self.scale, repeats)
+
+
+@dataclass(frozen=True)
+class Histogram(Law):
+    """A score of values[i]·``unit`` with chances[i], whole-number values in order: any score that is a sum of few bits.
+
+    The tail of a sum is exact: a discrete Fourier transform of the tilted law (:mod:`radio_utils.stats.weighted`).
+    """
+
+    values: tuple[int, ...]
+    chances: tuple[float, ...]
+    unit: float = 1.0
+
+    def __post_init__(self) -> None:
+        if len(self.values) != len(self.chances) or len(self.values) < 2 or any(np.diff(self.values) <= 0):
+            raise ValueError("values must be at least two whole numbers in order, with a chance each")
+        if not math.isclose(sum(self.chances), 1.0, rel_tol=1e-9) or min(self.chances) <= 0:
+            raise ValueError("chances must be positive and sum to 1")
+
+    @classmethod
+    def of(cls, scores: ArrayLike, unit: float = 1.0) -> Histogram:
+        """The law of a score that takes each of these whole-number values [n] (in units) with equal chance."""
+        values, counts = np.unique(np.asarray(scores, np.int64), return_counts=True)
+        return cls(tuple(values.tolist()), tuple((counts / counts.sum()).tolist()), unit)
+
+    @cached_property
+    def _arrays(self) -> tuple[Ints, Floats]:
+        return np.array(self.values, np.int64), np.array(self.chances)
+
+    @cached_property
+    def mean(self) -> float:  # type: ignore[override]
+        """Expected score."""
+        values, chances = self._arrays
+        return float(values @ chances) * self.unit
+
+    @cached_property
+    def variance(self) -> float:  # type: ignore[override]
+        """Variance of a score."""
+        values, chances = self._arrays
+        return float(((values - float(values @ chances)) ** 2) @ chances) * self.unit**2
+
+    @property
+    def largest(self) -> float:  # type: ignore[override]
+        """The largest value."""
+        return self.values[-1] * self.unit
+
+    def _whole(self, total: float) -> int:
+        """The total in units, rounded up: the same event, but for the rounding of a sum of floats."""
+        return math.ceil(total / self.unit - 1e-6)
+
+    def _sum(self, count: int) -> WeightedSum:
+        return WeightedSum(np.array([1]), np.array([count]), *self._arrays)
+
+    def log10_tail(self, total: ArrayLike, count: ArrayLike) -> Any:
+        """log10 P(S ≥ total), exact."""
+        return self._tails(total, count, 0)
+
+    def log10_above(self, total: ArrayLike, count: ArrayLike) -> Any:
+        """log10 P(S > total), exact."""
+        return self._tails(total, count, 1)
+
+    def _tails(self, total: ArrayLike, count: ArrayLike, more: int) -> Any:
+        s, n = np.broadcast_arrays(np.asarray(total, np.float64), np.asarray(count, np.float64))
+        if np.any(~np.isfinite(s)) or np.any(~np.isfinite(n)) or np.any(n < 0):
+            raise ValueError("total and count must be finite, and count not negative; count each pair once")
+        if np.any(s > n * self.largest + 1e-6 * self.unit):
+            raise ValueError(f"total={s.max():g} exceeds the largest sum of its pairs; count each pair once")
+        result = np.zeros(s.shape)
+        for number in np.unique(n):
+            here = np.flatnonzero(n.ravel() == number)
+            wanted = [self._whole(float(s.flat[i])) + more for i in here]
+            if number:
+                found = self._sum(int(number))
+                result.flat[here] = found.log10_many(wanted) if len(wanted) > 4 else [found.log10_exact(w) for w in wanted]
+            else:
+                result.flat[here] = [0.0 if w <= 0 else -np.inf for w in wanted]
+        return result[()]
+
+    def log10_between(self, total: float, count: int, other_total: float, other_count: int) -> float:
+        """The exact test given the sum of both totals, as Fisher's: Σ over x ≥ total of f(x)·f(sum − x)."""
+        if not count or not other_count:
+            return 0.0
+        s, t, every = self._whole(total), self._whole(other_total), self._sum(count + other_count)
+        apart = s * other_count > t * count
+        here, there = (s / count, t / other_count) if apart else ((s + t) / (count + other_count),) * 2
+        one, other = self._tilt_in_units(here), self._tilt_in_units(there)
+        logs, k = self._sum(count).masses(s, one)
+        others, j = self._sum(other_count).mirrored().masses(-t, -other)
+        joint, i = every.masses(s + t, self._tilt_in_units((s + t) / (count + other_count)))
+        size = min(logs.size, others.size)
+        with np.errstate(divide="ignore"):
+            both = special.logsumexp(np.log(logs[:size] * others[:size]) - (one - other) * np.arange(size)) + k + j
+            return min(0.0, float(both - math.log(joint[0]) - i) / _LN10)
+
+    def _tilt_in_units(self, mean: float) -> float:
+        """The tilt of whole-number values with this mean, far out where the mean is at an end."""
+        low, high = self.values[0], self.values[-1]
+        slack = 1e-9 * (high - low)
+        return self.tilt_of(min(max(mean, low + slack), high - slack) * self.unit) * self.unit
+
+    @property
+    def mark_distribution(self) -> tuple[Ints, Floats]:
+        """The score in units."""
+        return self._arrays
+
+    def marks(self, scores: Floats) -> Ints:
+        """Scores in units."""
+        return np.rint(scores / self.unit).astype(np.int64)
+
+    def cgf(self, theta: ArrayLike) -> Any:
+        """The log of Σ chance·exp(θ·value)."""
+        values, chances = self._arrays
+        return special.logsumexp(np.multiply.outer(np.asarray(theta, np.float64), values * self.unit), b=chances, axis=-1)[
+            ()
+        ]
+
+    def tilted(self, theta: float) -> Histogram:
+        """The same values, other chances."""
+        values, chances = self._arrays
+        logs = np.log(chances) + theta * self.unit * values
+        new = np.maximum(np.exp(logs - special.logsumexp(logs)), 1e-300)
+        return Histogram(self.values, tuple((new / new.sum()).tolist()), self.unit)
+
+    def draw(self, count: int, repeats: int, generator: np.random.Generator) -> Floats:
+        """Multinomial draws."""
+        values, chances = self._arrays
+        return np.asarray((generator.multinomial(count, chances, repeats) @ values) * self.unit, np.float64)
+
+
+def fair_bits(bits: int) -> Histogram:
+    """The law of the number of ones among ``bits`` fair bits: tournament sampling with independent bits."""
+    counts = special.comb(bits, np.arange(bits + 1))
+    return Histogram(tuple(range(bits + 1)), tuple((counts / counts.sum()).tolist()))
+
+
+@dataclass(frozen=True)
+class TwoExponentials(Law):
+    """A score (1 − α)·E + α·E′ with independent unit exponentials: Gumbel-max with two keys.
+
+    A sum of n has a tail that is a mixture of gamma tails (P. G. Moschopoulos, *The distribution of the sum of independent
+    gamma random variables*, 1985): with the smaller scale b and the larger c, S ~ Gamma(2n + J, b), J negative binomial
+    (n, b/c). All terms are positive, so the sum is exact however small.
+    """
+
+    alpha: float
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.alpha < 1.0:
+            raise ValueError(f"alpha must lie strictly between 0 and 1 (the second key's share), got {self.alpha}")
+
+    mean = 1.0
+
+    @property
+    def variance(self) -> float:  # type: ignore[override]
+        """(1 − α)² + α²."""
+        return (1.0 - self.alpha) ** 2 + self.alpha**2
+
+    def log10_tail(self, total: ArrayLike, count: ArrayLike) -> Any:
+        """log10 P(S ≥ total), exact."""
+        s, n = np.broadcast_arrays(np.asarray(total, np.float64), np.asarray(count, np.float64))
+        tails.log10_gamma_tail(s, n)  # its errors
+        return np.array([self._one(float(t), int(c)) for t, c in zip(s.flat, n.flat, strict=True)]).reshape(s.shape)[()]
+
+    def _one(self, total: float, count: int) -> float:
+        if count == 0 or total <= 0:
+            return 0.0
+        small, large = sorted((self.alpha, 1.0 - self.alpha))
+        if small == large:
+            return float(tails.log10_gamma_tail(total / small, 2 * count))
+        # where the terms lie: J given S = total, by its tilted law; far more of them than matter on either side
+        theta = max(0.0, self._saddle(total / count))
+        p = small / large
+        # tilting by exp(θS) makes the failures' chance (1 − p)·(1 − θ·small)⁻¹
+        q = min((1.0 - p) / (1.0 - theta * small), 1.0 - 1e-12)
+        middle, spread = count * q / (1.0 - q), math.sqrt(count * q) / (1.0 - q)
+        first, last = max(0, int(middle - 40 * spread - 60)), int(middle + 40 * spread + 200)
+        j = np.arange(first, last + 1, dtype=np.float64)
+        log_mass = special.gammaln(count + j) - special.gammaln(count) - special.gammaln(j + 1)
+        log_mass += count * math.log(p) + j * math.log1p(-p)
+        tail = np.asarray(tails.log10_gamma_tail(total / small, 2 * count + j), np.float64) * _LN10
+        return min(0.0, float(special.logsumexp(log_mass + tail)) / _LN10)
+
+    def _saddle(self, mean: float) -> float:
+        """θ at which the tilted mean is ``mean``; negative below the null's mean."""
+        limit = 1.0 / max(self.alpha, 1.0 - self.alpha)
+        if mean <= 1.0:
+            return 0.0
+        slope = lambda t: sum(a / (1.0 - t * a) for a in (self.alpha, 1.0 - self.alpha)) - mean  # noqa: E731
+        return float(optimize.brentq(slope, 0.0, limit * (1.0 - 1e-12)))
+
+    @cached_property
+    def mark_distribution(self) -> tuple[Ints, Floats]:
+        """A score in whole quarters, at most 48 of them."""
+        edges = np.arange(_TOP_MARK + 1) / 4
+        small, large = sorted((self.alpha, 1.0 - self.alpha))
+        if small == large:
+            above = np.exp(-edges / small) * (1 + edges / small)
+        else:
+            above = (large * np.exp(-edges / large) - small * np.exp(-edges / small)) / (large - small)
+        chances = above - np.append(above[1:], 0.0)
+        return np.arange(_TOP_MARK + 1), chances
+
+    def marks(self, scores: Floats) -> Ints:
+        """Scores in whole quarters, rounded down."""
+        return np.minimum(4.0 * scores, _TOP_MARK).astype(np.int64)
+
+    def cgf(self, theta: ArrayLike) -> Any:
+        """−log(1 − (1 − α)θ) − log(1 − αθ)."""
+        t = np.asarray(theta, np.float64)
+        fine = t * max(self.alpha, 1.0 - self.alpha) < 1
+        safe = np.where(fine, t, 0.0)
+        return np.where(fine, -np.log1p(-(1.0 - self.alpha) * safe) - np.log1p(-self.alpha * safe), np.inf)[()]
+
+    @property
+    def bets(self) -> Floats:
+        """Tilts up to a mean of about twenty."""
+        return (1.0 - 1.0 / (1.0 + np.geomspace(1e-3, 20.0, GRID))) / max(self.alpha, 1.0 - self.alpha)
+
+    def tilted(self, theta: float) -> TiltedExponentials:
+        """Two exponentials of other scales."""
+        return TiltedExponentials(*(a / (1.0 - theta * a) for a in (1.0 - self.alpha, self.alpha)))
+
+    def draw(self, count: int, repeats: int, generator: np.random.Generator) -> Floats:
+        """Sums of two gamma draws."""
+        return TiltedExponentials(1.0 - self.alpha, self.alpha).draw(count, repeats, generator)
+
+
+@dataclass(frozen=True)
+class TiltedExponentials:
+    """aE + bE′: what two-key scores look like where they follow the keys. Only its moments and draws are wanted."""
+
+    first: float
+    second: float
+
+    @property
+    def mean(self) -> float:
+        """The sum of both scales."""
+        return self.first + self.second
+
+    @property
+    def variance(self) -> float:
+        """The sum of their squares."""
+        return self.first**2 + self.second**2
+
+    def draw(self, count: int, repeats: int, generator: np.random.Generator) -> Floats:
+        """Sums of two gamma draws."""
+        return generator.gamma(count, self.first, repeats) + generator.gamma(count, self.second, repeats)
