@@ -15,13 +15,14 @@ positions of w that count. The weights are argued for in the chapter "Open model
 
 When the p-value is exact
 -------------------------
-The tail of S is that of a sum of independent Bernoullis with known weights (:mod:`radio_utils.stats.weighted`). It is the
-law of S under H₀ on one condition: *the text that is read, its prompts, B, and every reference are independent of the key*.
-Then no weight has seen a colour, and nothing else matters: how B predicts, what he copies, which places are left out, how
-often windows come. No context can whisper what it does not hold, so that the test is valid whatever leaks from marked text
-elsewhere. The condition fails where the text or a reference has met text that was marked under the key, where texts or
-models were chosen after a look at their colours, or where the key was chosen after them. Then the weights know the key, in
-either direction: a reference that *avoids* green leaves an innocent B greener than itself.
+The tail of S is that of a sum of independent marks with known weights (:meth:`radio_utils.stats.laws.Law.weighted`), and a
+bound on it where lists hold a fixed number of greens. It is the law of S under H₀ on one condition:
+*the text that is read, its prompts, B, and every reference are independent of the key*. Then no weight has seen a colour,
+and nothing else matters: how B predicts, what he copies, which places are left out, how often windows come. No context
+can whisper what it does not hold, so that the test is valid whatever leaks from marked text elsewhere. The condition fails
+where the text or a reference has met text that was marked under the key, where texts or models were chosen after a look at
+their colours, or where the key was chosen after them. Then the weights know the key, in either direction: a reference that
+*avoids* green leaves an innocent B greener than itself.
 
 The text is tested for the mark before it is read, and so is every twin (:func:`judge_contrast`). Nothing here tests the
 first reference: that it never met the key is Alice's to show. Where it carries a mark, B's is measured above that one.
@@ -40,7 +41,7 @@ from numpy.typing import NDArray
 
 from radio_utils import detection
 from radio_utils import evidence as ev
-from radio_utils.stats.weighted import WeightedSum
+from radio_utils.stats.laws import NullSum
 from radio_utils.watermarks import Watermark
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ FLOOR = 3e-3  # ε: probabilities far below it carry more noise than mark
 EXPONENT = 0.6  # a: n¹ would do if a window's positions were independent measurements, n⁰ if they were one
 _STEP = 0.3  # a unit of q in root mean squares of the weights: rounding costs less than 1 % of the power
 _WAITING = 4_000_000  # entries that wait before they are added up
-MARKED = -3.0  # log10 p of a text or of a twin, below which it counts as marked and is refused
+MARKED = detection.MARKED
 
 
 @dataclass(frozen=True)
@@ -300,7 +301,7 @@ def judge_contrast(found: Contrast, wm: Watermark, *, text_log10_p: float | None
                 "same places), so it is no innocent twin; leave it out, or train it on text written without the key"
             )
     null, raw = _null(found, wm)
-    values, chances = null.values, null.chances
+    values, chances = wm.law.mark_distribution
     size = float(np.abs(found.weights).sum())
     total = raw - null.mean
     return ContrastiveReading(
@@ -331,14 +332,35 @@ def audit_contrast(found: Contrast, wm: Watermark, *, keys: int = 1000, seed: in
         raise ValueError("the contrast is empty; there is nothing to audit")
     detection.check_evidence(found.pairs, wm)
     decoys = [wm.with_decoy(seed, index) for index in range(keys)]
+    if _merges(wm):  # which pairs are one draw depends on the key, and so does the law
+        each = [_null(found, decoy) for decoy in decoys]
+        log10_p = np.array([null.log10_saddlepoint(raw) for null, raw in each])
+        return detection.audit_of(log10_p, np.array([null.log10_saddlepoint(raw + 1) for null, raw in each]), seed=seed)
     totals = np.rint(_totals(found, wm, decoys)).astype(np.int64)
-    null = WeightedSum.of(found.weights, *wm.mark_distribution)
+    null, _ = _null(found, wm)
     return detection.audit_of(null.log10_many(totals), null.log10_many(totals + 1), seed=seed)
 
 
-def _null(found: Contrast, wm: Watermark) -> tuple[WeightedSum, int]:
-    """The law of S under H₀, and S: 0 where nothing has a weight, of which every p is 1."""
-    return WeightedSum.of(found.weights, *wm.mark_distribution), round(float(_totals(found, wm, [wm])[0]))
+def _merges(wm: Watermark) -> bool:
+    """Whether pairs of different windows are often one draw, which only the key tells."""
+    return isinstance(wm, ev.SharesColours) and not wm.one_list_a_window
+
+
+def _null(found: Contrast, wm: Watermark) -> tuple[NullSum, int]:
+    """The law of S under H₀, and S: 0 where nothing has a weight, of which every p is 1.
+
+    Pairs that are one draw under this key have one mark, and their weights add up.
+    """
+    if not isinstance(wm, ev.SharesColours):
+        return wm.law.weighted(found.weights), round(float(_totals(found, wm, [wm])[0]))
+    windows, tokens = found.pairs.windows, found.pairs.tokens
+    scheme: Any = wm  # a watermark and one that shares colours, which no type says at once
+    _, first, owner = np.unique(scheme.colour_ids(windows, tokens), return_index=True, return_inverse=True)
+    weights = np.zeros(first.size, np.int64)
+    np.add.at(weights, owner.ravel(), found.weights)
+    windows, tokens = windows[first], tokens[first]
+    lists = scheme.list_ids(windows, tokens) if scheme.law.without_return else None
+    return scheme.law.weighted(weights, lists), int(weights @ scheme.law.marks(scheme.scores(windows, tokens)))
 
 
 def _log10_p_two_sided(found: Contrast, wm: Watermark) -> float:

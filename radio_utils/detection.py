@@ -236,7 +236,7 @@ def judge(found: ev.Evidence, wm: Watermark, *, respelt: float = 0.0) -> Detecti
         seen=found.seen,
         scored=scored,
         total=total,
-        log10_p=float(wm.log10_p_allowing(total, scored, respelt)),
+        log10_p=float(wm.law.log10_allowing(total, scored, respelt)),
         scheme=wm.scheme,
         window=wm.window,
         dedup=found.dedup,
@@ -277,9 +277,11 @@ def compare(found: ev.Evidence, base: ev.Evidence, wm: Watermark) -> Comparison:
         score=total / count if count else float("nan"),
         base=others,
         base_score=other / others if others else float("nan"),
-        log10_p=wm.log10_p_between(total, count, other, others),
+        log10_p=wm.law.log10_between(total, count, other, others),
     )
 
+
+MARKED = -3.0  # log10 p below which a text, or a twin, counts as marked: of unmarked ones, one in a thousand does
 
 Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]
 
@@ -359,7 +361,7 @@ def null_audit(
 def audit_evidence(found: ev.Evidence, wm: Watermark, *, keys: int = 1000, seed: int = 0) -> NullAudit:
     """The null audit of evidence that is already collected: a check of the arithmetic (:class:`NullAudit`)."""
     totals, counts = under_decoys(found, wm, keys=keys, seed=seed)
-    above = np.asarray(wm.log10_p_above(totals, counts), np.float64)
+    above = np.asarray(wm.law.log10_above(totals, counts), np.float64)
     return audit_of(np.asarray(wm.log10_p(totals, counts), np.float64), above, seed=seed)
 
 
@@ -423,8 +425,8 @@ _UNRELATED = 6.0  # standard deviations that the correlation of two unrelated ke
 def _check_distinct(candidates: Sequence[Watermark]) -> None:
     """Raise ``ValueError`` if two candidates give random pairs, the same for all, the same marks."""
     first, rng = candidates[0], np.random.default_rng(0)
-    gamma = float(getattr(first, "gamma", 0.5))
-    more = max(16 * _PROBES, int(40 / min(gamma, 1.0 - gamma)))  # two keys differ on a pair with chance 2γ(1 − γ)
+    chances = first.law.mark_distribution[1]
+    more = max(16 * _PROBES, int(80 / (1.0 - chances @ chances)))  # over the chance that two keys differ on a pair
     groups = [list(range(len(candidates)))]
     for probes in (_PROBES, more):
         windows = rng.integers(0, first.vocab_size, (probes, first.window))
@@ -475,23 +477,16 @@ def _check_unrelated(found: ev.Evidence, candidates: Sequence[Watermark], indice
                 )
 
 
-_PARAMETERS = ("scheme", "vocab_size", "window", "gamma", "seeding_scheme")  # all that a null distribution depends on
-
-
 def _check_alike(candidates: Sequence[Watermark]) -> None:
     """Raise ``ValueError`` unless the watermarks differ in their keys only."""
-
-    def parameters(wm: Watermark) -> dict[str, Any]:
-        return {"class": type(wm).__name__} | {name: getattr(wm, name, None) for name in _PARAMETERS}
-
-    expected = parameters(candidates[0])
+    expected = candidates[0].parameters | {"law": candidates[0].law}
     for i, other in enumerate(candidates):
-        given = parameters(other)
+        given = other.parameters | {"law": other.law}
         for name in expected:
-            if given[name] != expected[name]:
+            if given.get(name) != expected[name]:
                 raise ValueError(
                     "candidates must be one scheme with the same parameters under different keys, but "
-                    f"candidates[{i}] has {name} {given[name]!r} and candidates[0] has {expected[name]!r}; "
+                    f"candidates[{i}] has {name} {given.get(name)!r} and candidates[0] has {expected[name]!r}; "
                     "search each kind of watermark by itself"
                 )
 

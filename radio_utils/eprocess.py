@@ -26,46 +26,48 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
 from radio_utils import evidence as ev
+from radio_utils.stats.laws import Law
 from radio_utils.watermarks import Watermark
 
 Floats = NDArray[np.float64]
 _LN10 = float(np.log(10.0))
-_GRID = 64
 
 
 class EProcess:
     """E-values of (total score, count) pairs for one scheme.
 
-    For a green list the alternatives are rates of green γ′ > γ, for Gumbel-max exponentials with a mean above 1. Each E
-    grows with the total score, so scores that are rounded down (:class:`radio_utils.compat.ReleasedGumbelMax`) are allowed:
-    E is then a supermartingale.
+    The alternatives are tilts of the scheme's law (:meth:`radio_utils.stats.laws.Law.tilted`): for a green list rates of
+    green γ′ > γ, for Gumbel-max exponentials with a mean above 1. Each E grows with the total score, so scores that are
+    rounded down (:class:`radio_utils.compat.ReleasedGumbelMax`) are allowed: E is then a supermartingale.
     """
 
     def __init__(self, wm: Watermark, *, dedup: ev.Dedup = "window+token") -> None:
         """``dedup`` says what is scored once: (window, token) pairs, or windows.
 
-        Raises ``ValueError`` for a scheme whose null distribution of a score is not known here, for lists with a fixed
-        number of greens unless a window is scored once, and for ``dedup=None``.
+        Raises ``ValueError`` for lists with a fixed number of greens unless a window is scored once, and for
+        ``dedup=None``.
         """
         ev.check_dedup(dedup)
         if dedup is None:
             raise ValueError("dedup=None scores repeats, at which no odds are fair; use 'window+token' or 'window'")
-        if isinstance(wm, ev.SharesLists) and dedup != "window":
+        if wm.law.without_return and dedup != "window":
             raise ValueError(
                 f"dedup={dedup!r} asks one list of the scheme {wm.scheme!r} several times, and its lists hold a fixed "
                 "number of greens: the odds are then not fair; use dedup='window'"
             )
-        if wm.scheme.endswith("gumbel max"):
-            rates = 1.0 / (1.0 + np.geomspace(1e-3, 20.0, _GRID))  # −ln(1 − r) with mean 1/rate
-            self._per_count, self._per_score = np.log(rates), 1.0 - rates
-        elif hasattr(wm, "gamma"):
-            gamma = float(wm.gamma)
-            odds = gamma / (1.0 - gamma) * np.exp(np.geomspace(1e-2, 6.0, _GRID))
-            rates = odds / (1.0 + odds)
-            self._per_count = np.log((1.0 - rates) / (1.0 - gamma))
-            self._per_score = np.log(rates / gamma) - self._per_count
-        else:
-            raise ValueError(f"no e-process is known for the scheme {wm.scheme!r}; use a green list or Gumbel-max")
+        self._bet(wm.law)
+
+    @classmethod
+    def of(cls, law: Law) -> EProcess:
+        """Bets on independent scores of a law."""
+        made = cls.__new__(cls)
+        made._bet(law)
+        return made
+
+    def _bet(self, law: Law) -> None:
+        # the tilted law of a score s has density exp(θs − K(θ)) against the null's: that is the likelihood ratio
+        self._per_score = law.bets
+        self._per_count = -np.asarray(law.cgf(self._per_score), np.float64)
 
     def log10_e(self, total: ArrayLike, count: ArrayLike) -> Any:
         """log10 E after ``count`` fresh pairs with this total score; scalars or arrays, finite.
@@ -76,7 +78,7 @@ class EProcess:
         if not np.all(np.isfinite(s)) or not np.all(np.isfinite(n)) or np.any(n < 0) or np.any(s < 0):
             raise ValueError("total and count must be numbers that are finite and not negative")
         ratios = n[..., None] * self._per_count + s[..., None] * self._per_score
-        return (special.logsumexp(ratios, axis=-1) - np.log(_GRID))[()] / _LN10
+        return (special.logsumexp(ratios, axis=-1) - np.log(self._per_score.size))[()] / _LN10
 
     def path(self, scores: ArrayLike) -> Floats:
         """log10 E after each of a row of scores [n]: float array [n], in linear time."""

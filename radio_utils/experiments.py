@@ -404,7 +404,7 @@ def log10_p_at(wm: Watermark, score: float, count: int) -> float:
     Between two whole numbers of green tokens it is interpolated.
     """
     total = score * count
-    if not hasattr(wm, "gamma"):
+    if not wm.law.lattice:
         return float(wm.log10_p(total, count))
     below = min(int(np.floor(total)), count - 1)
     lower, upper = wm.log10_p([below, below + 1], count)

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from radio_utils.detection import NullAudit
-from radio_utils.watermarks import GreenList, Watermark
+from radio_utils.watermarks import Watermark
 
 # Okabe and Ito's palette, told apart in every common form of colour blindness
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY = (
@@ -331,9 +331,9 @@ def framed(page: str, *, height: int, title: str = "report") -> Html:
 def coloured(tokenizer: Any, texts: Mapping[str, ArrayLike], wm: Watermark) -> Html:
     """Texts with each token marked: green-list tokens filled and underlined, others plain, unscored ones grey.
 
-    For Gumbel-max a token is marked when its score is above the median of a unit exponential, ln 2.
+    In general a token is marked when its score is above the middle of its law: ½ for greens, ln 2 for Gumbel-max.
     """
-    level = 0.5 if isinstance(wm, GreenList) else float(np.log(2.0))
+    level = wm.law.median
     blocks = []
     for title, text in texts.items():
         ids = np.asarray(text, np.int64)

@@ -6,10 +6,12 @@ pair scores more than under the null by an *effect*:
 * green lists: a pair is green with probability γ + effect, so that S ~ Binomial(n, γ + effect);
 * Gumbel-max: scores are modelled as exponentials with mean 1 + effect, so that S ~ Gamma(n, scale 1 + effect). Its law
   under the null is exact, this one is an approximation: a watermarked token's score follows from the whole distribution
-  that it was drawn from, and is an exponential for none but special ones.
+  that it was drawn from, and is an exponential for none but special ones;
+* any other scheme: tilts of its law (:mod:`radio_utils.stats.laws`), and saddlepoint approximations of both tails.
 
-The effect of a measured verdict is ``detection.score`` − γ, or − 1. The power, P(log10 p ≤ target), is computed from the
-exact tails of both laws; a normal approximation serves as a first guess only. What that takes for granted:
+The effect of a measured verdict is ``detection.score`` − γ, or − 1: less the mean of the law. The power, P(log10 p ≤
+target), is computed from the exact tails of both laws; a normal approximation serves as a first guess only. What that
+takes for granted:
 
 * pairs are independent. They need not all have the same chance of green: if γ + effect is the mean of their chances, the
   power is at least the one given here wherever the critical number of greens is at most the expected one (W. Hoeffding,
@@ -34,9 +36,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
+from scipy import optimize, special
 
 from radio_utils.stats import tails
+from radio_utils.stats.laws import Bernoulli, Exponential, Law
 from radio_utils.watermarks import Watermark
 
 Floats = NDArray[np.float64]
@@ -320,8 +323,8 @@ def _slope(x: Floats, y: Floats) -> float:
 class _Test(abc.ABC):
     """The test of one scheme at one target. Numbers of pairs are float arrays [m] of whole numbers."""
 
-    def __init__(self, wm: Watermark, target: float) -> None:
-        self.wm, self.target = wm, target
+    def __init__(self, law: Law, target: float) -> None:
+        self.law, self.target = law, target
 
     @abc.abstractmethod
     def checked_effect(self, effect: float) -> float:
@@ -365,19 +368,20 @@ class _Test(abc.ABC):
 def _test_of(wm: Watermark, log10_p: float) -> _Test:
     if not (math.isfinite(log10_p) and log10_p <= _EASIEST):
         raise ValueError(f"log10_p must be finite and at most {_EASIEST} (p ≤ 0.5; -3 means p ≤ 0.001), got {log10_p}")
-    if hasattr(wm, "gamma"):
-        return _Greens(wm, float(wm.gamma), float(log10_p))
-    if "gumbel" in wm.scheme:
-        return _Exponentials(wm, float(log10_p))
-    raise ValueError(f"no alternative is known for the scheme {wm.scheme!r}; use a green list or Gumbel-max")
+    law = wm.law
+    if isinstance(law, Bernoulli):
+        return _Greens(law, float(log10_p))
+    if isinstance(law, Exponential):
+        return _Exponentials(law, float(log10_p))
+    return _Tilts(law, float(log10_p))
 
 
 class _Greens(_Test):
     """Binomial(n, γ) under the null, Binomial(n, γ + effect) under the alternative."""
 
-    def __init__(self, wm: Watermark, gamma: float, target: float) -> None:
-        super().__init__(wm, target)
-        self.gamma = gamma
+    def __init__(self, law: Bernoulli, target: float) -> None:
+        super().__init__(law, target)
+        self.gamma = law.rate
 
     def checked_effect(self, effect: float) -> float:
         if not effect > 0:
@@ -403,8 +407,8 @@ class _Greens(_Test):
         while todo.size:
             step += 1
             x, count = np.clip(guess[todo], low[todo] + 1, high[todo] - 1), n[todo]
-            here = np.asarray(self.wm.log10_p(x, count), np.float64)
-            before = np.asarray(self.wm.log10_p(x - 1, count), np.float64)
+            here = np.asarray(self.law.log10_tail(x, count), np.float64)
+            before = np.asarray(self.law.log10_tail(x - 1, count), np.float64)
             good, better = here <= self.target, before <= self.target
             for mask, edge, value, at_edge, at_value in (
                 (good, high, x, at_high, here),
@@ -472,7 +476,7 @@ class _Greens(_Test):
             most = int(n[c > n].max())
             raise ValueError(
                 f"scored={most} pairs are too few for log10_p={self.target:g}: all of them green gives "
-                f"{float(self.wm.log10_p(most, most)):.3g}; score more pairs or ask for less"
+                f"{float(self.law.log10_tail(most, most)):.3g}; score more pairs or ask for less"
             )
         return np.asarray(special.betaincinv(c, n - c + 1.0, power), np.float64) - self.gamma
 
@@ -509,7 +513,7 @@ class _Exponentials(_Test):
         z = -float(special.ndtri_exp(self.target * _LN10))
         total = np.asarray(n * np.maximum(1 - 1 / (9 * n) + z / (3 * np.sqrt(n)), 0.5) ** 3, np.float64)
         for _ in range(100):
-            here = np.asarray(self.wm.log10_p(total, n), np.float64)
+            here = np.asarray(self.law.log10_tail(total, n), np.float64)
             # density over tail; its last digits may be wrong for large n, they only make the steps less perfect
             hazard = np.exp((n - 1) * np.log(total) - total - special.gammaln(n) - here * _LN10)
             with np.errstate(divide="ignore", over="ignore"):
@@ -546,6 +550,89 @@ class _Exponentials(_Test):
 
     def _divergence(self, effect: float) -> tuple[float, float]:
         return max(effect - math.log1p(effect), effect * effect / (2 + 2 * effect)), effect
+
+
+class _Tilts(_Test):
+    """Any other law, and its tilts as alternatives: both tails by Lugannani and Rice's saddlepoint approximation."""
+
+    def checked_effect(self, effect: float) -> float:
+        if not (effect > 0 and math.isfinite(effect)):
+            raise ValueError(f"effect must be positive and finite (mean score less {self.law.mean:g}), got {effect}")
+        try:
+            self.law.tilt_of(self.law.mean + effect)
+        except ValueError as error:
+            raise ValueError(f"effect={effect}: {error}") from error
+        return float(effect)
+
+    def _tail(self, theta: float, under: float, n: float) -> float:
+        """log10 of the chance of a total n·K′(θ) or more under the tilt ``under``."""
+        mean, variance = self.law.tilted(theta).mean, self.law.tilted(theta).variance
+        exponent = n * ((theta - under) * mean - float(self.law.cgf(theta)) + float(self.law.cgf(under)))
+        u = (theta - under) * math.sqrt(n * variance)
+        if abs(u) < 1e-2:
+            return float(special.log_ndtr(-u)) / _LN10
+        w = math.copysign(math.sqrt(2 * max(exponent, 0.0)), u)
+        if w > 0:
+            bracket = special.erfcx(w / math.sqrt(2)) / 2 + (1 / u - 1 / w) / math.sqrt(2 * math.pi)
+            return min(0.0, (-exponent + math.log(max(bracket, 1e-300))) / _LN10)
+        below = special.ndtr(w) - math.exp(-exponent) / math.sqrt(2 * math.pi) * (1 / u - 1 / w)
+        return math.log1p(-min(max(below, 0.0), 1 - 1e-16)) / _LN10
+
+    def _critical(self, n: float) -> float | None:
+        """The tilt θ at whose mean the tail is the target; None where no total of n scores reaches it."""
+        low, high = 0.0, 0.1 / math.sqrt(self.law.variance * n)
+        while True:
+            finite = math.isfinite(float(self.law.cgf(high))) and high * math.sqrt(self.law.variance) < 1e3
+            if not finite:
+                high = (low + high) / 2
+                if high - low < 1e-12 * high:
+                    return None
+            elif self._tail(high, 0.0, n) <= self.target:
+                return float(optimize.brentq(lambda t: self._tail(t, 0.0, n) - self.target, low, high, rtol=1e-10))
+            else:
+                low, high = high, 2 * high
+
+    def power(self, n: Floats, effect: float) -> Floats:
+        under = self.law.tilt_of(self.law.mean + effect)
+        tilts = [self._critical(float(count)) if count > 0 else None for count in n]
+        return np.array([0.0 if t is None else 10 ** self._tail(t, under, float(c)) for t, c in zip(tilts, n, strict=True)])
+
+    def bounds(self, n: Floats, effect: float) -> tuple[Floats, Floats]:
+        """The power itself, as for a continuous score."""
+        exact = self.power(n, effect)
+        return exact, exact
+
+    def last_short(self, first: int, safe: int, effect: float, power: float) -> int:
+        return first - 1
+
+    def effect_seen(self, n: Floats, power: float) -> Floats:
+        return np.array([self._seen(float(count), power) for count in n.ravel()]).reshape(n.shape)
+
+    def _seen(self, n: float, power: float) -> float:
+        critical = self._critical(n)
+
+        def missing(theta: float) -> float:
+            return self._tail(critical or 0.0, theta, n) - math.log10(power)
+
+        high = 2.0 * (critical or 0.0)
+        while (
+            critical is not None and math.isfinite(float(self.law.cgf(high))) and high * math.sqrt(self.law.variance) < 1e3
+        ):
+            if missing(high) >= 0:
+                return self.law.tilted(float(optimize.brentq(missing, 0.0, high))).mean - self.law.mean
+            high *= 1.5
+        raise ValueError(f"scored={int(n)} pairs are too few for log10_p={self.target:g}; score more pairs or ask for less")
+
+    def expected(self, n: Floats, effect: float) -> Floats:
+        return n * (self.law.mean + effect)
+
+    def draw(self, n: int, effect: float, repeats: int, generator: np.random.Generator) -> Floats:
+        return self.law.tilted_to(self.law.mean + effect).draw(n, repeats, generator)
+
+    def _divergence(self, effect: float) -> tuple[float, float]:
+        theta = self.law.tilt_of(self.law.mean + effect)
+        tilted = self.law.tilted(theta)
+        return theta * tilted.mean - float(self.law.cgf(theta)), theta * math.sqrt(tilted.variance)
 
 
 def _first(holds: Callable[[Floats], NDArray[np.bool_]], low: int, high: int, guess: float | None) -> int:

@@ -92,7 +92,7 @@ def query_closed_model(
     −3 are refused then, and the verdict shows it as ``text_log10_p``.
 
     Raises ``ValueError``, before anything is asked, for no prompts, a budget below 1, ids outside the vocabulary, a
-    wrong ``keep`` or ``dedup``, and with a reference for a scheme without marks or plain prompts that carry the mark;
+    wrong ``keep`` or ``dedup``, and with a reference for plain prompts that carry the mark;
     ``TypeError`` for a reference that is no model; :class:`QueryError`, which holds the answers, for answers that cannot be
     scored.
     """
@@ -116,7 +116,6 @@ def _checked_for_counts(
     asked: Sequence[Ids], wm: Watermark, reference: Any, marked: bool, drawn: Sequence[ArrayLike] | None
 ) -> float | None:
     """log10 p of prompts that are said to be plain, None where that is not said or they are too short for it."""
-    _ = wm.mark_distribution  # a scheme without marks is refused here
     reading.check_model("reference", reference)
     shown.shown_by(asked, drawn, marked, wm.window, wm.vocab_size)
     long = [prompt for prompt in asked if prompt.size > wm.window]

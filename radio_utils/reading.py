@@ -51,7 +51,7 @@ def read_open_model(
     have drawn from it (``skip_seen=False`` scores every place, which is unsound: it is there to show why). ``full_context``
     says that the prompts hold all that Alice's model had before it wrote; else a template may stand between, and what it
     hides is allowed for. Tokens that were made from strings differ from those that were drawn in a share ``respelt``,
-    for which p then allows (:meth:`radio_utils.watermarks.Watermark.log10_p_allowing`). And no text may have been chosen
+    for which p then allows (:meth:`radio_utils.stats.laws.Law.log10_allowing`). And no text may have been chosen
     by its mark, which nothing here can see: :func:`radio_utils.remark_control` can.
 
     With ``reference`` the reading is *contrastive* (:mod:`radio_utils.contrast`): the sequences must then be free of the
@@ -64,7 +64,7 @@ def read_open_model(
 
     Raises ``ValueError`` for ids outside the vocabulary, too short texts, unequal numbers of prompts and sequences, a
     model with fewer logits than the watermark has tokens, NaN or infinity among its logits, or, with a reference, text or a
-    twin that carries the watermark or a scheme without marks; ``TypeError`` for a reference that is no model.
+    twin that carries the watermark; ``TypeError`` for a reference that is no model.
     """
     if reference is None:
         found = read_evidence(
@@ -74,7 +74,6 @@ def read_open_model(
         return detection.judge(found, wm, respelt=respelt)
     # what can be refused is refused before any model runs
     ev.check_dedup(dedup)
-    _ = wm.mark_distribution
     _models(model, reference)
     fed = _Contexts.of(sequences, prompts, wm.window, wm.vocab_size).ids
     of_text = detection.detect(fed, wm)
@@ -90,7 +89,7 @@ def read_open_model(
     return contrast.judge_contrast(weighted, wm, text_log10_p=of_text.log10_p)
 
 
-MARKED = contrast.MARKED  # log10 p of the text that is read, below which contrastive reading refuses it
+MARKED = detection.MARKED
 
 
 def _models(model: Any, reference: Any) -> list[Any]:

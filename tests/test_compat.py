@@ -286,8 +286,8 @@ def test_p_values_of_totals() -> None:
     rate = 7 / 30  # the exact one, not the asked one
     for total in range(11):
         assert 10 ** green.log10_p(total, 10) == pytest.approx(stats.binom.sf(total - 1, 10, rate), rel=1e-10)
-        assert 10 ** green.log10_p_above(total, 10) == pytest.approx(stats.binom.sf(total, 10, rate), rel=1e-10)
-    assert green.log10_p_above(10, 10) == -math.inf
+        assert 10 ** green.law.log10_above(total, 10) == pytest.approx(stats.binom.sf(total, 10, rate), rel=1e-10)
+    assert green.law.log10_above(10, 10) == -math.inf
     assert gumbel.log10_p(13.5, 10) == pytest.approx(math.log10(stats.gamma.sf(13.5, 10)), rel=1e-10)
     for wm in schemes():
         assert wm.scores(np.zeros((0, wm.window), int), np.zeros(0, int)).shape == (0,)

@@ -97,7 +97,7 @@ def test_p_values_of_random_text_under_random_keys_are_uniform(wm: Watermark, de
         key = wm.with_decoy(17, trial)
         found = detect(random_texts(trial, 4, 40, 60), key, dedup=dedup)  # few ids: many repeated windows
         p.append(found.log10_p)
-        above.append(float(key.log10_p_above(found.total, found.scored)))
+        above.append(float(key.law.log10_above(found.total, found.scored)))
     uniform = ks.randomised(p, above, np.random.default_rng(0))
     assert stats.kstest(uniform, "uniform").pvalue > 1e-4
     assert min(p) > -5.5

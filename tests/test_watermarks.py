@@ -153,14 +153,14 @@ def test_p_values_of_totals() -> None:
     green, gumbel = GreenList("a", 100, gamma=0.25), GumbelMax("a", 100)
     for total in range(11):
         assert 10 ** green.log10_p(total, 10) == pytest.approx(stats.binom.sf(total - 1, 10, 0.25), rel=1e-10)
-        assert 10 ** green.log10_p_above(total, 10) == pytest.approx(stats.binom.sf(total, 10, 0.25), rel=1e-10)
-    assert green.log10_p_above(10, 10) == -math.inf
+        assert 10 ** green.law.log10_above(total, 10) == pytest.approx(stats.binom.sf(total, 10, 0.25), rel=1e-10)
+    assert green.law.log10_above(10, 10) == -math.inf
     assert gumbel.log10_p(13.5, 10) == pytest.approx(math.log10(stats.gamma.sf(13.5, 10)), rel=1e-10)
-    assert gumbel.log10_p_above(13.5, 10) == gumbel.log10_p(13.5, 10)
+    assert gumbel.law.log10_above(13.5, 10) == gumbel.log10_p(13.5, 10)
     assert green.log10_p(np.array([1, 2]), np.array([3, 4])).shape == (2,)
     assert np.isfinite(green.log10_p(10**6, 10**6))
     with pytest.raises(ValueError, match="exceed trials"):
-        green.log10_p_above(7, 5)
+        green.law.log10_above(7, 5)
 
 
 @pytest.mark.parametrize("make", [GreenList, GumbelMax])

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from radio_utils import decoding, detection, reading
+from radio_utils import decoding, detection
 from radio_utils import evidence as ev
 from radio_utils.artifacts import Store
 from radio_utils.audit import preflight
@@ -35,8 +35,8 @@ def openings(audit: Case) -> list[Ids]:
     prompts = [prompt for prompt in audit.texts.prompts or [] if prompt.size]
     if long := [prompt for prompt in prompts if prompt.size > audit.wm.window]:
         found = detect(long, audit.wm)
-        need = preflight.power(audit.wm, found.scored, audit.of_texts, reading.MARKED)
-        if need.enough and found.log10_p >= reading.MARKED:
+        need = preflight.power(audit.wm, found.scored, audit.of_texts, detection.MARKED)
+        if need.enough and found.log10_p >= detection.MARKED:
             return [prompts[i % len(prompts)] for i in range(WRITTEN)]
     if len(shared := _common(prompts)):
         return [shared] * WRITTEN
@@ -95,7 +95,7 @@ def no_control(audit: Case, opened: object) -> str:
         return "Alice's model is not at hand: give her own unmarked model as alice"
     if not request.worlds:
         return "worlds is 0: give the number of other keys, as 99"
-    if hasattr(audit.wm, "gamma") and not request.delta:
+    if audit.wm.law.lift > 1 and not request.delta:
         return "how strongly her model marks is not known: give delta, the bias δ of its green lists"
     if not _prompted(audit):
         return (

@@ -64,7 +64,7 @@ class Case:
     @property
     def fresh_marked(self) -> bool:
         """Whether the fresh texts carry the watermark."""
-        return self.of_fresh is not None and self.of_fresh.log10_p <= preflight.MARKED
+        return self.of_fresh is not None and self.of_fresh.log10_p < detection.MARKED
 
     def allowance(self, texts: Texts) -> float:
         """The share of these texts' tokens for which a p-value of reading must allow, as they may not be those drawn."""
@@ -167,7 +167,7 @@ def _prepared(request: Request) -> Case:
 def _plain(request: Request, fresh: Texts | None, tokenizer: Any, wm: Watermark) -> Texts | None:
     """The texts at hand that carry no mark. Raises :class:`AuditError` where those that should not do."""
     if not request.plain_texts:
-        return fresh if fresh is not None and preflight.log10_p_of(fresh, wm) >= reading.MARKED else None
+        return fresh if fresh is not None and preflight.log10_p_of(fresh, wm) >= detection.MARKED else None
     plain = read_texts("plain_texts", request.plain_texts, tokenizer, wm.vocab_size, wm.window)
     preflight.check_plain(plain, wm)
     return plain

@@ -90,11 +90,6 @@ def _contrastive_planned(audit: Case, opened: Any) -> Planned:
         return Planned(name, False, why)
     if not (audit.request.reference or audit.request.alice):
         return Planned(name, False, "no model to compare with was given, neither reference nor alice")
-    try:
-        _ = audit.wm.mark_distribution
-    except ValueError:
-        why = f"the lists of {audit.request.scheme!r} are no independent draws, which weighted pairs need"
-        return Planned(name, False, why)
     if not opened.vocabulary.same:
         return Planned(name, False, "the suspect's tokenizer is not Alice's")
     other = "the model it was made from" if audit.request.reference else "Alice's own unmarked model"

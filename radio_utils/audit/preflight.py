@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from radio_utils import detection, planning, reading
+from radio_utils import detection, planning
 from radio_utils.audit.errors import AuditError
 from radio_utils.audit.request import Request
 from radio_utils.audit.texts import Texts
 from radio_utils.keys import make_watermark
+from radio_utils.stats.laws import Bernoulli
 from radio_utils.watermarks import Watermark
 
-MARKED = -4.0  # log10 p at which texts count as marked; of unmarked texts one in ten thousand does
 _WINDOWS = 8  # windows that are tried for a hint
 _GAMMAS = (0.05, 0.1, 0.125, 0.2, 0.25, 0.3, 1 / 3, 0.4, 0.5, 0.6, 0.75)
 _FAR_LIKELIER = 12.0  # nats by which another γ must explain the colours better
@@ -45,7 +45,7 @@ def log10_p_of(texts: Texts, wm: Watermark) -> float:
 
 def check_plain(texts: Texts, wm: Watermark) -> float:
     """log10 p of texts that were written without the key. Raises :class:`AuditError` for such as carry its mark."""
-    if (log10_p := log10_p_of(texts, wm)) < reading.MARKED:
+    if (log10_p := log10_p_of(texts, wm)) < detection.MARKED:
         raise AuditError(
             f"{texts.name} carry the watermark, or their prompts do (log10 p = {log10_p:.1f}), so a suspect could copy it "
             "from what it reads; give texts that were written without the key"
@@ -55,7 +55,7 @@ def check_plain(texts: Texts, wm: Watermark) -> float:
 
 def check_marked(texts: Texts, found: detection.Detection, wm: Watermark, request: Request) -> None:
     """Raise :class:`AuditError` unless the texts carry the watermark with these very parameters."""
-    if found.log10_p > MARKED:
+    if found.log10_p >= detection.MARKED:
         raise AuditError(
             f"{texts.name} do not carry this watermark (log10 p = {found.log10_p:.1f} on {found.scored:,} pairs), so "
             f"nothing could be learned from them; {_hint(texts, wm, request)}"
@@ -91,7 +91,7 @@ def _neighbours(wm: Watermark, request: Request) -> Iterator[tuple[str, dict[str
     for window in range(1, _WINDOWS + 1):
         if window != request.window:
             yield f"window={window}", {"window": window}
-    if hasattr(wm, "gamma"):
+    if wm.law.lift > 1:
         for gamma in _GAMMAS:
             if abs(gamma - request.gamma) > 0.02:
                 yield f"gamma={gamma:.3g}", {"gamma": gamma}
@@ -117,7 +117,7 @@ def _likelier_gamma(found: detection.Detection, request: Request, wm: Watermark)
     with γ has two densities of tokens, one inside that list and one outside, and the likelihood is greatest where the line
     between them is drawn right.
     """
-    if not hasattr(wm, "gamma"):
+    if not isinstance(wm.law, Bernoulli):
         return None
     windows, tokens = found.evidence.windows[:_ENOUGH], found.evidence.tokens[:_ENOUGH]
 
@@ -125,7 +125,7 @@ def _likelier_gamma(found: detection.Detection, request: Request, wm: Watermark)
         other: Any = _made(wm, request, gamma=gamma)
         if other is None:
             return -math.inf, gamma
-        rate, null = float(np.mean(other.scores(windows, tokens))), float(other.gamma)
+        rate, null = float(np.mean(other.scores(windows, tokens))), float(other.law.mean)
         inside = rate * math.log(rate / null) if rate > 0 else 0.0
         outside = (1 - rate) * math.log((1 - rate) / (1 - null)) if rate < 1 else 0.0
         return tokens.size * (inside + outside), null
@@ -197,7 +197,7 @@ class Need:
 
 def power(wm: Watermark, pairs: int, of_texts: detection.Detection, log10_level: float) -> Need:
     """Power planning for a test of about so many distinct pairs at this level."""
-    strongest = of_texts.score - float(getattr(wm, "gamma", 1.0))
+    strongest = of_texts.score - wm.law.mean
     try:
         smallest: float | None = float(planning.effect_seen(wm, max(1, pairs), log10_p=min(log10_level, -0.301)))
     except ValueError:

@@ -2,8 +2,8 @@
 
 Alice's model may draw "ab" as "a" and "b", where her tokenizer has one token for both. Which places are left then depends
 on what was drawn, and so on the key. A p-value of reading allows for it
-(:meth:`radio_utils.watermarks.Watermark.log10_p_allowing`): the share of such draws is measured on text that is written for
-the purpose, bounded from above, and multiplied by how much likelier a mark can make a token, 1/γ at most for a green list.
+(:meth:`radio_utils.stats.laws.Law.log10_allowing`): the share of such draws is measured on text that is written for the
+purpose, bounded from above, and multiplied by how much likelier a mark can make a token, 1/γ at most for a green list.
 Rows with the token ids that were drawn need none of this, nor do tokenizers that spell nothing in two ways.
 """
 
@@ -47,7 +47,7 @@ class Spelling:
 
     def allowance(self, wm: Watermark) -> float:
         """The share of trials for which a p-value must allow, below 1."""
-        return min(self.most / float(getattr(wm, "gamma", 1.0)), _MOST)
+        return min(self.most * wm.law.lift, _MOST)
 
     def words(self, wm: Watermark) -> str:
         """What a plan and a report say of it."""

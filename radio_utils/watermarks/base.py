@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from radio_utils.stats import tails
+from radio_utils.stats.laws import Law
+from radio_utils.watermarks.prf import derive_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -34,61 +35,45 @@ class Watermark(abc.ABC):
     def scores(self, windows: ArrayLike, tokens: ArrayLike) -> Floats:
         """Score of each token after its window: int arrays [n, k] and [n] → float array [n]."""
 
+    @property
     @abc.abstractmethod
-    def log10_p(self, total: ArrayLike, count: ArrayLike) -> Any:
-        """log10 of the exact p-value of a total score over ``count`` distinct pairs; scalars or arrays."""
+    def law(self) -> Law:
+        """The law of one score under the null hypothesis: all that a test knows of the scheme besides the scores."""
 
-    def log10_p_above(self, total: ArrayLike, count: ArrayLike) -> Any:
-        """log10 P(S > total), which differs from :meth:`log10_p` for discrete scores only."""
-        return self.log10_p(total, count)
-
-    def log10_p_allowing(self, total: ArrayLike, count: ArrayLike, share: float) -> Any:
-        """A bound on log10 p where in each trial something of chance at most ``share`` in [0, 1) may have been left out.
-
-        Whatever was left out, what remains has at most 1 / (1 − share) times its density under the null, and so has each
-        of ``count`` trials: p grows by that power at most. Raises ``ValueError`` for a share outside [0, 1).
-        """
-        check_share(share)
-        found = np.asarray(self.log10_p(total, count), np.float64)
-        return np.minimum(0.0, found - np.asarray(count) * np.log10(1.0 - share))[()] if share else found[()]
-
-    def log10_p_between(self, total: float, count: int, other_total: float, other_count: int) -> float:
-        """log10 p of "these scores are no larger than those": totals over two disjoint sets of distinct pairs.
-
-        Exact where all scores have one common law of the scheme's family, whatever its mean; that law may be marked.
-        Raises ``ValueError`` for a scheme of which no such test is known.
-        """
-        raise ValueError(f"two sets of pairs cannot be compared under the scheme {self.scheme!r}; test each by itself")
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """All that scores depend on but the key and the law, by name."""
+        named = {"class": type(self).__name__, "scheme": self.scheme}
+        return named | {"vocab_size": self.vocab_size, "window": self.window}
 
     @abc.abstractmethod
-    def logits_processor(self) -> Any:
-        """A processor for transformers' ``generate(logits_processor=[…])``."""
+    def with_key(self, key: Any) -> Watermark:
+        """The same scheme and parameters under another key."""
 
-    @abc.abstractmethod
     def with_decoy(self, seed: int, index: int) -> Watermark:
         """The same scheme under decoy key number ``index``, unrelated to the real key (the null audit)."""
+        return self.with_key(derive_bytes(f"decoy/{seed}/{index}", "decoy"))
+
+    def log10_p(self, total: ArrayLike, count: ArrayLike) -> Any:
+        """log10 p of a total score over ``count`` distinct pairs (``law.log10_tail``); scalars or arrays."""
+        return self.law.log10_tail(total, count)
+
+    def logits_processor(self) -> Any:
+        """A processor for transformers' ``generate(logits_processor=[…])``.
+
+        Raises ``ValueError`` for a scheme that is only read here, and not written.
+        """
+        raise ValueError(f"text cannot be written under the scheme {self.scheme!r} here, only tested; write it elsewhere")
 
     def totals(
         self, windows: ArrayLike, tokens: ArrayLike, others: Sequence[Watermark], weights: NDArray[np.int64] | None = None
     ) -> Floats:
         """Total score of the pairs under each of ``others``, the same scheme under other keys: [keys].
 
-        With ``weights`` [n], whole numbers, it is the weighted sum of the *marks* instead.
+        With ``weights`` [n], whole numbers, it is the weighted sum of the *marks* (:meth:`Law.marks`) instead.
         """
         scores = (other.scores(windows, tokens) for other in others)
-        return np.array([float(s.sum() if weights is None else weights @ self.marks(s)) for s in scores])
-
-    @property
-    def mark_distribution(self) -> tuple[NDArray[np.int64], Floats]:
-        """Values and chances of one pair's mark under the null: what a weighted test needs to know of a scheme."""
-        raise ValueError(
-            f"{type(self).__name__} has no marks that are independent across the tokens of a window, which a weighted "
-            "(contrastive) test needs; use GreenList or GumbelMax, or read without a reference"
-        )
-
-    def marks(self, scores: Floats) -> NDArray[np.int64]:
-        """Whole-number marks from scores, for weighted tests."""
-        return scores.astype(np.int64)
+        return np.array([float(s.sum() if weights is None else weights @ self.law.marks(s)) for s in scores])
 
     def checked(self, windows: ArrayLike, tokens: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Both arrays as int64, or an error that names what is wrong with their shapes or ids."""
@@ -136,19 +121,6 @@ def check_ids(name: str, values: ArrayLike, vocab_size: int) -> NDArray[Any]:
             "use the tokenizer that the watermark was made for, or the model's padded vocabulary size"
         )
     return array
-
-
-def log10_binomial_allowing(total: ArrayLike, count: ArrayLike, gamma: float, share: float) -> Any:
-    """:meth:`Watermark.log10_p_allowing` of colours that are green with chance γ."""
-    check_share(share)
-    rate = gamma + share
-    return tails.log10_binomial_tail(total, count, rate) if rate < 1.0 else np.zeros(np.broadcast(total, count).shape)[()]
-
-
-def check_share(share: float) -> None:
-    """Raise ``ValueError`` unless a share of trials lies in [0, 1)."""
-    if not 0.0 <= share < 1.0:
-        raise ValueError(f"share must lie in [0, 1), the part of the trials that may have been left out, got {share}")
 
 
 def check_common(vocab_size: int, window: int) -> None:

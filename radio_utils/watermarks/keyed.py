@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from radio_utils.parallel import side_by_side
-from radio_utils.watermarks.prf import PRF, Key, RowPRF, Words, derive_bytes, id_steps, word_steps
+from radio_utils.watermarks.prf import PRF, Key, RowPRF, Words, id_steps, word_steps
 
 if TYPE_CHECKING:
     pass
@@ -40,10 +40,6 @@ class Keyed(Watermark):
     @abc.abstractmethod
     def with_key(self, key: Key) -> Keyed:
         """The same scheme and parameters under another key."""
-
-    def with_decoy(self, seed: int, index: int) -> Keyed:
-        """The same scheme under decoy key number ``index``."""
-        return self.with_key(derive_bytes(f"decoy/{seed}/{index}", "decoy"))
 
     @abc.abstractmethod
     def _token_parts(self, tokens: NDArray[np.int64]) -> tuple[Words, ...]:
@@ -82,7 +78,7 @@ class Keyed(Watermark):
     ) -> Floats:
         """Total score, or with ``weights`` weighted sum of marks, under each of ``others`` in one pass: [keys]."""
         w, t = self.checked(windows, tokens)
-        same = [other for other in others if isinstance(other, Keyed) and other._parameters() == self._parameters()]
+        same = [other for other in others if isinstance(other, Keyed) and other.parameters == self.parameters]
         if len(same) != len(others):
             raise ValueError("others must be the same scheme with the same parameters, under other keys; use with_key")
 
@@ -92,19 +88,15 @@ class Keyed(Watermark):
             if weights is None:
                 return [float(s.sum()) for s in scores]
             q = weights[number * BLOCK : (number + 1) * BLOCK]
-            return [float(q @ self.marks(s)) for s in scores]
+            return [float(q @ self.law.marks(s)) for s in scores]
 
         found = list(side_by_side(sums, enumerate(self._blocks(w, t))))
         return np.array(found).sum(axis=0) if found else np.zeros(len(others))
 
-    @abc.abstractmethod
-    def _parameters(self) -> tuple[object, ...]:
-        """All that scores depend on but the key."""
-
     @property
     def embedding(self) -> tuple[object, ...]:
         """All that generation depends on but the key."""
-        return self._parameters()
+        return tuple(self.parameters.values())
 
     def in_rows(self, others: Sequence[Keyed]) -> Self:
         """The same scheme for the processor of a batch whose row i is written under the key of ``others[i]``.

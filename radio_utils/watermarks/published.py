@@ -33,8 +33,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from radio_utils.stats import tails
-from radio_utils.watermarks.base import Floats, Watermark, check_common, log10_binomial_allowing
+from radio_utils.stats.laws import Exponential, FixedLists
+from radio_utils.watermarks.base import Floats, Watermark, check_common
 from radio_utils.watermarks.prf import derive_bytes
 
 if TYPE_CHECKING:
@@ -99,6 +99,11 @@ class _PermutationList(Watermark):
         """The generator seed of each pair."""
         return self._window_seeds(windows)
 
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """All that scores depend on but the key, γ too."""
+        return super().parameters | {"gamma": self.gamma}
+
     def list_ids(self, windows: Ints, tokens: Ints) -> NDArray[np.uint64]:
         """The generator seed of each pair: [n, k] and [n] → unsigned [n]."""
         return self._pair_seeds(*self.checked(windows, tokens)).astype(np.uint64)
@@ -130,21 +135,10 @@ class _PermutationList(Watermark):
             row[torch.randperm(self.vocab_size, generator=generator)[: self.greens]] = True
         return rows[:, :width].to(windows.device)
 
-    def log10_p(self, total: ArrayLike, count: ArrayLike) -> Any:
-        """log10 P(Binomial(count, γ) ≥ total); how good it is where pairs share a list is said in the module's notes."""
-        return tails.log10_binomial_tail(total, count, self.gamma)
-
-    def log10_p_allowing(self, total: ArrayLike, count: ArrayLike, share: float) -> Any:
-        """log10 P(Binomial(count, γ + share) ≥ total), a bound."""
-        return log10_binomial_allowing(total, count, self.gamma, share)
-
-    def log10_p_between(self, total: float, count: int, other_total: float, other_count: int) -> float:
-        """Fisher's exact test of two shares of green."""
-        return tails.log10_fisher(total, count, other_total, other_count)
-
-    def log10_p_above(self, total: ArrayLike, count: ArrayLike) -> Any:
-        """log10 P(Binomial(count, γ) > total), −∞ where every token is green."""
-        return tails.log10_binomial_above(total, count, self.gamma)
+    @property
+    def law(self) -> FixedLists:
+        """Green with chance ⌊γV⌋/V, without return in one list."""
+        return FixedLists.of(self.greens, self.vocab_size)
 
     def logits_processor(self) -> Any:
         """A processor for transformers' ``generate(logits_processor=[…])``."""
@@ -217,10 +211,13 @@ class ReleasedGreenList(_PermutationList):
         """Scheme, parameters and a hash of the seed."""
         return f"released-greenlist-k{self.window}-g{self.gamma:.6g}-V{self.vocab_size}-{self._seeding.fingerprint}"
 
+    def with_key(self, key: int) -> ReleasedGreenList:
+        """The same scheme under another seed."""
+        return ReleasedGreenList(key, self.vocab_size, self.window, self._asked_gamma, self.delta)
+
     def with_decoy(self, seed: int, index: int) -> ReleasedGreenList:
         """The same scheme under decoy seed number ``index``."""
-        decoy = _decoy_int(seed, index, 64)
-        return ReleasedGreenList(decoy, self.vocab_size, self.window, self._asked_gamma, self.delta)
+        return self.with_key(_decoy_int(seed, index, 64))
 
     def _window_seeds(self, windows: Ints) -> UInt32s:
         return self._seeding.seeds(windows)
@@ -251,9 +248,13 @@ class ReleasedGumbelMax(Watermark):
     def __repr__(self) -> str:
         return f"ReleasedGumbelMax({self.fingerprint})"
 
+    def with_key(self, key: int) -> ReleasedGumbelMax:
+        """The same scheme under another seed."""
+        return ReleasedGumbelMax(key, self.vocab_size, self.window)
+
     def with_decoy(self, seed: int, index: int) -> ReleasedGumbelMax:
         """The same scheme under decoy seed number ``index``."""
-        return ReleasedGumbelMax(_decoy_int(seed, index, 64), self.vocab_size, self.window)
+        return self.with_key(_decoy_int(seed, index, 64))
 
     def colour_ids(self, windows: Ints, tokens: Ints) -> NDArray[np.uint64]:
         """Generator seed and token of each pair in one number; pairs of equal numbers have one r."""
@@ -282,13 +283,10 @@ class ReleasedGumbelMax(Watermark):
             row.copy_(torch.rand(row.numel(), generator=generator))
         return rows.to(windows.device)
 
-    def log10_p(self, total: ArrayLike, count: ArrayLike) -> Any:
-        """log10 P(Gamma(count, 1) ≥ total)."""
-        return tails.log10_gamma_tail(total, count)
-
-    def log10_p_between(self, total: float, count: int, other_total: float, other_count: int) -> float:
-        """The F test of two means of exponentials."""
-        return tails.log10_exponential_ratio(total, count, other_total, other_count)
+    @property
+    def law(self) -> Exponential:
+        """A unit exponential, whose scores are rounded down: r is a float32 below 1."""
+        return Exponential()
 
     def logits_processor(self) -> Any:
         """A processor for transformers' ``generate(logits_processor=[…])``."""
@@ -355,10 +353,19 @@ class TransformersGreenList(_PermutationList):
         digest = derive_bytes(self._key, "fingerprint/transformers", 8).hex()
         return f"transformers-{self.seeding_scheme}-k{self.window}-g{self.gamma:.6g}-V{self.vocab_size}-{digest}"
 
+    def with_key(self, key: int) -> TransformersGreenList:
+        """The same scheme under another hashing key."""
+        return TransformersGreenList({**self.config, "hashing_key": key}, self.vocab_size)
+
     def with_decoy(self, seed: int, index: int) -> TransformersGreenList:
         """The same scheme under decoy key number ``index``."""
-        key = _decoy_int(seed, index, 40) | 1  # odd: as with transformers' own key, no two tokens' lefthash seeds coincide
-        return TransformersGreenList({**self.config, "hashing_key": key}, self.vocab_size)
+        # odd: as with transformers' own key, no two tokens' lefthash seeds coincide
+        return self.with_key(_decoy_int(seed, index, 40) | 1)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """All that scores depend on but the key, the seeding scheme too."""
+        return super().parameters | {"seeding_scheme": self.seeding_scheme}
 
     @cached_property
     def _hashes(self) -> Ints:

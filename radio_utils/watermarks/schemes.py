@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from radio_utils.stats import tails
+from radio_utils.stats.laws import Bernoulli, Exponential
 from radio_utils.watermarks.prf import PRF, Key, RowPRF, Words, id_steps, word_steps
 
 if TYPE_CHECKING:
     import torch
-from radio_utils.watermarks.base import Floats, check_common, log10_binomial_allowing
+from radio_utils.watermarks.base import Floats, check_common
 from radio_utils.watermarks.keyed import Block, Keyed, LaneBuffer
 
 
@@ -63,13 +63,15 @@ class GreenList(Keyed):
         """The same scheme and parameters under another key."""
         return GreenList(key, self.vocab_size, self.window, self.gamma, self.delta)
 
-    def _parameters(self) -> tuple[object, ...]:
-        return (self.scheme, self.vocab_size, self.window, self.gamma)
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """All that scores depend on but the key, γ too."""
+        return super().parameters | {"gamma": self.gamma}
 
     @property
     def embedding(self) -> tuple[object, ...]:
         """All that generation depends on but the key: the bias too."""
-        return (*self._parameters(), self.delta)
+        return (*super().embedding, self.delta)
 
     def _token_parts(self, tokens: NDArray[np.int64]) -> tuple[Words, ...]:
         lanes = 64 // self.lane_bits
@@ -119,25 +121,9 @@ class GreenList(Keyed):
         return green[:, :width]
 
     @property
-    def mark_distribution(self) -> tuple[NDArray[np.int64], Floats]:
-        """1 with chance γ, else 0."""
-        return np.array([0, 1]), np.array([1.0 - self.gamma, self.gamma])
-
-    def log10_p(self, total: ArrayLike, count: ArrayLike) -> Any:
-        """log10 P(Binomial(count, γ) ≥ total)."""
-        return tails.log10_binomial_tail(total, count, self.gamma)
-
-    def log10_p_allowing(self, total: ArrayLike, count: ArrayLike, share: float) -> Any:
-        """log10 P(Binomial(count, γ + share) ≥ total), which is a bound: γ / (1 − share) ≤ γ + share."""
-        return log10_binomial_allowing(total, count, self.gamma, share)
-
-    def log10_p_between(self, total: float, count: int, other_total: float, other_count: int) -> float:
-        """Fisher's exact test of two shares of green."""
-        return tails.log10_fisher(total, count, other_total, other_count)
-
-    def log10_p_above(self, total: ArrayLike, count: ArrayLike) -> Any:
-        """log10 P(Binomial(count, γ) > total), −∞ where every token is green."""
-        return tails.log10_binomial_above(total, count, self.gamma)
+    def law(self) -> Bernoulli:
+        """Green with chance γ."""
+        return Bernoulli(self.gamma)
 
     def logits_processor(self) -> Any:
         """A processor for transformers' ``generate(logits_processor=[…])``."""
@@ -146,7 +132,6 @@ class GreenList(Keyed):
         return GreenListProcessor(self)
 
 
-_TOP_MARK = 48  # a score of 12 or more is met once in 160,000 pairs
 _OWN_WORDS = 1 << 40  # numbers of the words that belong to one token, beyond those of the shared lanes
 
 
@@ -178,9 +163,6 @@ class GumbelMax(Keyed):
     def with_key(self, key: Key) -> GumbelMax:
         """The same scheme and parameters under another key."""
         return GumbelMax(key, self.vocab_size, self.window)
-
-    def _parameters(self) -> tuple[object, ...]:
-        return (self.scheme, self.vocab_size, self.window)
 
     def _token_parts(self, tokens: NDArray[np.int64]) -> tuple[Words, ...]:
         return word_steps(tokens // 8), (tokens % 8 * 8).astype(np.uint64), word_steps(tokens + _OWN_WORDS)
@@ -238,24 +220,9 @@ class GumbelMax(Keyed):
         return ((coarse << 44 | own).to(torch.float64) + 0.5) * 2.0**-52
 
     @property
-    def mark_distribution(self) -> tuple[NDArray[np.int64], Floats]:
-        """A score in whole quarters, at most :data:`_TOP_MARK`: geometric."""
-        values = np.arange(_TOP_MARK + 1)
-        chances = np.exp(-values / 4) * -np.expm1(-0.25)
-        chances[-1] = np.exp(-_TOP_MARK / 4)
-        return values, chances
-
-    def marks(self, scores: Floats) -> NDArray[np.int64]:
-        """Scores in whole quarters, rounded down."""
-        return np.minimum(4.0 * scores, _TOP_MARK).astype(np.int64)
-
-    def log10_p(self, total: ArrayLike, count: ArrayLike) -> Any:
-        """log10 P(Gamma(count, 1) ≥ total)."""
-        return tails.log10_gamma_tail(total, count)
-
-    def log10_p_between(self, total: float, count: int, other_total: float, other_count: int) -> float:
-        """The F test of two means of exponentials."""
-        return tails.log10_exponential_ratio(total, count, other_total, other_count)
+    def law(self) -> Exponential:
+        """A unit exponential."""
+        return Exponential()
 
     def logits_processor(self) -> Any:
         """A processor for transformers' ``generate(logits_processor=[…])``."""

@@ -73,7 +73,7 @@ def main() -> None:
 
     def shown(name: str, verdicts: list[detection.Detection]) -> None:
         gamma = wm.gamma
-        above = [float(w.log10_p_above(v.total, v.scored)) for w, v in zip(wms, verdicts, strict=True)]
+        above = [float(w.law.log10_above(v.total, v.scored)) for w, v in zip(wms, verdicts, strict=True)]
         p = randomised(np.array([v.log10_p for v in verdicts]), np.array(above), chance)
         total, scored = (sum(getattr(v, part) for v in verdicts) for part in ("total", "scored"))
         z = (total - gamma * scored) / math.sqrt(scored * gamma * (1 - gamma))

@@ -81,10 +81,10 @@ def test_simulated_sums_have_uniform_p_values() -> None:
 
 def test_marks_of_gumbel_max_have_the_distribution_they_say() -> None:
     wm = GumbelMax("alice", 1000, 1)
-    values, chances = wm.mark_distribution
+    values, chances = wm.law.mark_distribution
     assert chances.sum() == pytest.approx(1.0, abs=1e-12)
     windows, tokens = np.repeat(np.arange(200), 500)[:, None], np.tile(np.arange(500), 200)
-    marks = wm.marks(wm.scores(windows, tokens))
+    marks = wm.law.marks(wm.scores(windows, tokens))
     counts = np.bincount(marks, minlength=values.size)
     common = chances * marks.size > 10
     from scipy import stats
@@ -142,7 +142,9 @@ def test_common_factors_change_nothing(values: tuple[list[int], list[float]]) ->
 
 def test_a_hundred_thousand_pairs_of_gumbel_max_take_little_time() -> None:
     rng = np.random.default_rng(0)
-    null = WeightedSum.of(np.rint(rng.standard_t(3, 100_000) * 1.8).astype(int), *GumbelMax("a", 100, 1).mark_distribution)
+    null = WeightedSum.of(
+        np.rint(rng.standard_t(3, 100_000) * 1.8).astype(int), *GumbelMax("a", 100, 1).law.mark_distribution
+    )
     total = round(null.mean + 5 * math.sqrt(null.variance))
     start = time.process_time()
     exact = null.log10_exact(total)
