@@ -242,11 +242,11 @@ def test_processors_of_the_release() -> None:
 
 
 def test_a_zero_among_the_numbers_is_harmless(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch_random, "_outputs", lambda seed, count, generator: np.full(count, 2**32 - 2**24, np.uint32))
+    monkeypatch.setattr(torch_random, "outputs", lambda seed, count, generator: np.full(count, 2**32 - 2**24, np.uint32))
     wm = ReleasedGumbelMax(3, 10)
     assert wm.uniforms([[1, 2]], [3])[0] == 0.0
     assert wm.scores([[1, 2]], [3])[0] == 0.0
-    monkeypatch.setattr(torch_random, "_outputs", lambda seed, count, generator: np.full(count, 2**32 - 1, np.uint32))
+    monkeypatch.setattr(torch_random, "outputs", lambda seed, count, generator: np.full(count, 2**32 - 1, np.uint32))
     assert wm.scores([[1, 2]], [3])[0] == pytest.approx(24 * math.log(2), rel=1e-12)
     monkeypatch.setattr(torch, "rand", lambda n, generator: torch.tensor([0.0, *[0.5] * (n - 1)]))
     assert int(wm.logits_processor()(torch.tensor([[1, 2]]), torch.zeros(1, 10)).argmax()) == 1

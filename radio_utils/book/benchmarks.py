@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from radio_utils.book.project import BookError, Project
-from radio_utils.book.status import _row, _text
+from radio_utils.book.status import row_of, text_of
 from radio_utils.files import read_json
 
 Row = Mapping[str, Any]
@@ -240,9 +240,9 @@ def _page(record: Mapping[str, Any]) -> str:
         "How fast the package is, beside other programs that do the same work and as the work grows. `make bench` measures",
         "it and writes the record; every number and ratio on this page is computed from that record.",
         "",
-        f"- Date: {_text(record['date'])}",
-        f"- Hardware: {_text(record['hardware'])}",
-        f"- Versions: {_text(record['versions'])}",
+        f"- Date: {text_of(record['date'])}",
+        f"- Hardware: {text_of(record['hardware'])}",
+        f"- Versions: {text_of(record['versions'])}",
         "",
         "Programs run on processor cores only and take turns in one process; each stream of texts has its own process.",
         "A time is the least of its rounds. Compare ratios: times are those of this machine and of what else ran on it.",
@@ -294,7 +294,7 @@ def _page(record: Mapping[str, Any]) -> str:
 
 
 def _markdown(table: Table) -> list[str]:
-    rows = [line for cells in (table.header, *table.rows) for line in _row(cells)]
+    rows = [line for cells in (table.header, *table.rows) for line in row_of(cells)]
     return [f"```{{list-table}} {table.caption}", ":header-rows: 1", f":name: {table.name}", "", *rows, "```", ""]
 
 

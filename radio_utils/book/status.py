@@ -227,9 +227,9 @@ def _along(figure: Figure, by: str, rows: Sequence[Row]) -> str:
     if None not in places:  # words keep the order of the record
         values = [value for _, value in sorted(zip(places, values, strict=True))]
     if figure.pick == "each":
-        return "; ".join(f"{_text(value)}: {_mean(figure, groups[value])}" for value in values)
+        return "; ".join(f"{text_of(value)}: {_mean(figure, groups[value])}" for value in values)
     value = values[0 if figure.pick == "first" else -1]
-    return _mean(figure, groups[value], "" if by == figure.column else f" at {_text(value)}")
+    return _mean(figure, groups[value], "" if by == figure.column else f" at {text_of(value)}")
 
 
 def _mean(figure: Figure, rows: Sequence[Row], where: str = "") -> str:
@@ -324,13 +324,13 @@ def status_page(project: Project, preset: str = "laptop") -> str:
         ":header-rows: 1",
         ":name: tab-status",
         "",
-        *_row(["Chapter", *tiers]),
+        *row_of(["Chapter", *tiers]),
     ]  # fmt: skip
     for name in chapters:
         cells = [_seconds(records[tier][name]) if name in records[tier] else _NOT_RUN for tier in tiers]
-        lines += _row([f"[](/notebooks/{name}.ipynb)", *cells])
+        lines += row_of([f"[](/notebooks/{name}.ipynb)", *cells])
     totals = [[float(record["seconds"]) for record in records[tier].values()] for tier in tiers]
-    lines += _row(["total", *(f"{sum(total):,.1f}\u00a0s" if total else _NOTHING for total in totals)])
+    lines += row_of(["total", *(f"{sum(total):,.1f}\u00a0s" if total else _NOTHING for total in totals)])
     lines += ["```", "", *_estimates()]
     for tier in tiers:
         lines += _tier(tier, records[tier])
@@ -350,16 +350,16 @@ def _estimates() -> list[str]:
         ":header-rows: 1",
         ":name: tab-estimates",
         "",
-        *_row(["Tier", "Work", "Operations", "Bytes", "Steps", "Minutes"]),
+        *row_of(["Tier", "Work", "Operations", "Bytes", "Steps", "Minutes"]),
     ]
     for tier, device in costs.DEVICES.items():
         preset = load_preset(tier)
         for work in costs.works(preset):
             amounts = [f"{work.operations:.1e}", f"{work.bytes:.1e}", f"{work.steps:,.0f}"]
-            lines += _row([tier, work.name, *amounts, f"{work.seconds(device) / 60:.1f}"])
+            lines += row_of([tier, work.name, *amounts, f"{work.seconds(device) / 60:.1f}"])
         memory = preset.memory_estimate_gb()  # known for models of the hub
         where = f"{preset.devices} × {device.name}" + (f", {memory:.0f} GB each" if memory else "")
-        lines += _row([f"**{tier}**", where, "", "", "", f"**{costs.minutes(preset, device):.0f}**"])
+        lines += row_of([f"**{tier}**", where, "", "", "", f"**{costs.minutes(preset, device):.0f}**"])
     return [*lines, "```", ""]
 
 
@@ -399,14 +399,14 @@ def _experiments(
     header = ["Experiment", *(["The paper {cite}`sander2024radioactive`"] if paper else []), *columns]
     widths = " ".join(["28", *(["20"] if paper else []), *["14"] * len(columns)])
     options = [":header-rows: 1", f":widths: {widths}", f":name: {name}", ""]
-    lines = [f"```{{list-table}} {caption}", *options, *_row(header)]
+    lines = [f"```{{list-table}} {caption}", *options, *row_of(header)]
     for group in groups:
-        lines += _row([f"**{_unbroken(group.title)}**", *([""] * (len(header) - 1))])
+        lines += row_of([f"**{_unbroken(group.title)}**", *([""] * (len(header) - 1))])
         for one in group.experiments:
             title = _unbroken(one.title)
             first = f"[{title}](/notebooks/{one.chapter}.ipynb)" if one.chapter in chapters else title
             stated = [_unbroken(one.paper) if one.paper else _NOTHING] if paper else []
-            lines += _row([first, *stated, *(cell(one) for cell in columns.values())])
+            lines += row_of([first, *stated, *(cell(one) for cell in columns.values())])
     return [*lines, "```", ""]
 
 
@@ -424,7 +424,7 @@ def _spread(project: Project, groups: Iterable[Group], tiers: Iterable[str]) -> 
     ]
     for tier, seeds in kept.items():
         columns = {f"seed {seed}": _cells(f"seed-{seed}/{tier}", records) for seed, records in seeds.items()}
-        dates = sorted({_text(record.get("date")) for records in seeds.values() for record in records.values()})
+        dates = sorted({text_of(record.get("date")) for records in seeds.values() for record in records.values()})
         when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
         caption = f"Tier {tier}, recorded {when}: one column for each seed"  # backticks would end the fence
         lines += _experiments(groups, project.chapters(), caption, f"tab-seeds-{tier}", columns)
@@ -435,21 +435,29 @@ def _tier(tier: str, records: Mapping[str, Record]) -> list[str]:
     lines = [f"## Tier `{tier}`", ""]
     if not records:
         return [*lines, "Not yet run.", ""]
-    lines += ["```{list-table}", ":header-rows: 1", "", *_row(["Chapter", "Preset", "Seed", "Seconds", "Hardware", "Date"])]
+    lines += [
+        "```{list-table}",
+        ":header-rows: 1",
+        "",
+        *row_of(["Chapter", "Preset", "Seed", "Seconds", "Hardware", "Date"]),
+    ]
     for name, record in records.items():
-        shown = [_text(record.get(field)) for field in ("preset", "seed")]
-        lines += _row([f"`{name}`", *shown, _seconds(record), _text(record.get("hardware")), _text(record.get("date"))])
+        shown = [text_of(record.get(field)) for field in ("preset", "seed")]
+        lines += row_of(
+            [f"`{name}`", *shown, _seconds(record), text_of(record.get("hardware")), text_of(record.get("date"))]
+        )
     lines += ["```", "", "Versions:", ""]
     groups: dict[str, list[str]] = {}
     for name, record in records.items():
-        groups.setdefault(_text(record.get("versions")), []).append(name)
+        groups.setdefault(text_of(record.get("versions")), []).append(name)
     for text, names in groups.items():
         whose = "all chapters" if len(groups) == 1 else ", ".join(f"`{name}`" for name in names)
         lines.append(f"- {whose}: {text}")
     return [*lines, ""]
 
 
-def _row(cells: Iterable[str]) -> list[str]:
+def row_of(cells: Iterable[str]) -> list[str]:
+    """The lines of one row of a list-table."""
     return [f"{'* -' if index == 0 else '  -'} {cell}".rstrip() for index, cell in enumerate(cells)]
 
 
@@ -462,11 +470,12 @@ def _seconds(record: Record) -> str:
     return f"{float(record['seconds']):,.1f}\u00a0s"
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """A recorded value in words."""
     if value is None:
         return _NOTHING
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_text(item)}" for key, item in value.items() if item is not None)
+        return ", ".join(f"{key} {text_of(item)}" for key, item in value.items() if item is not None)
     if isinstance(value, list):
-        return ", ".join(_text(item) for item in value)
+        return ", ".join(text_of(item) for item in value)
     return f"{value:g}" if isinstance(value, float) else str(value).replace("\n", " ")

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from radio_utils.stats.tails import _LN10, _SMALLEST, Floats
+from radio_utils.stats.tails import LN10, SMALLEST, Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +32,13 @@ def ks_two_sample(first: ArrayLike, second: ArrayLike) -> KSResult:
 
     result = stats.ks_2samp(x, y, method="auto")
     statistic, p = float(result.statistic), float(result.pvalue)
-    if p > _SMALLEST:
+    if p > SMALLEST:
         return KSResult(statistic, float(np.log10(p)))
     if x.size == y.size:
         return KSResult(statistic, _log10_ks_equal(x.size, round(statistic * x.size)))
     effective = x.size * y.size / (x.size + y.size)  # Smirnov's limit, one term suffices this far out
-    limit = (np.log(2.0) - 2.0 * effective * statistic**2) / _LN10
-    return KSResult(statistic, float(min(limit, np.log10(_SMALLEST))))  # the limit may lie above what is known to hold
+    limit = (np.log(2.0) - 2.0 * effective * statistic**2) / LN10
+    return KSResult(statistic, float(min(limit, np.log10(SMALLEST))))  # the limit may lie above what is known to hold
 
 
 def ks_lower(first: ArrayLike, second: ArrayLike) -> KSResult:
@@ -70,7 +70,7 @@ def ks_lower(first: ArrayLike, second: ArrayLike) -> KSResult:
         log_p = _log_paths_ahead(n, m, lead) - _log_choose(n + m, n)
     else:
         log_p = -2.0 * statistic**2 * n * m / (n + m)
-    return KSResult(statistic, min(0.0, float(log_p) / _LN10))
+    return KSResult(statistic, min(0.0, float(log_p) / LN10))
 
 
 _MOST_CELLS = 2 * 10**7  # of the table of paths: two seconds
@@ -113,7 +113,7 @@ def _log10_ks_equal(n: int, steps: int) -> float:
     j = np.arange(1, n // steps + 1)
     terms = 2 * special.gammaln(n + 1.0) - special.gammaln(n - j * steps + 1.0) - special.gammaln(n + j * steps + 1.0)
     series = np.sum(np.where(j % 2, 1.0, -1.0) * np.exp(terms - terms[0]))
-    return float((np.log(2.0) + terms[0] + np.log(series)) / _LN10)
+    return float((np.log(2.0) + terms[0] + np.log(series)) / LN10)
 
 
 def ks_uniform(p_values: ArrayLike) -> KSResult:
@@ -122,7 +122,7 @@ def ks_uniform(p_values: ArrayLike) -> KSResult:
     from scipy import stats
 
     result = stats.kstest(p, "uniform")
-    return KSResult(float(result.statistic), float(np.log10(max(result.pvalue, _SMALLEST))))
+    return KSResult(float(result.statistic), float(np.log10(max(result.pvalue, SMALLEST))))
 
 
 def ks_small(p_values: ArrayLike) -> KSResult:
@@ -137,8 +137,8 @@ def ks_small(p_values: ArrayLike) -> KSResult:
     share = np.arange(1, p.size + 1) / p.size
     statistic = max(0.0, float(np.max((share - p)[p <= 0.5], initial=0.0)))
     exact = float(special.smirnov(p.size, statistic))
-    bound = -2.0 * p.size * statistic**2 / _LN10
-    return KSResult(statistic, float(np.log10(exact)) if exact > _SMALLEST else bound)
+    bound = -2.0 * p.size * statistic**2 / LN10
+    return KSResult(statistic, float(np.log10(exact)) if exact > SMALLEST else bound)
 
 
 def _checked_p_values(p_values: ArrayLike) -> Floats:

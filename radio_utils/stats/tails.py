@@ -16,8 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
 Floats = NDArray[np.float64]
-_LN10 = float(np.log(10.0))
-_SMALLEST = 1e-280  # below this the plain functions lose digits to underflow
+LN10 = float(np.log(10.0))
+SMALLEST = 1e-280  # below this the plain functions lose digits to underflow
 _TINY = 1e-300
 _LARGE_SHAPE = 1e5  # beyond this scipy's lower gamma tail stops its series too early
 
@@ -52,7 +52,7 @@ def log10_fisher(successes: float, trials: int, other_successes: float, other_tr
     from scipy import stats  # slow to import, and rarely needed
 
     every = trials + other_trials, round(successes + other_successes), trials
-    return min(0.0, float(stats.hypergeom.logsf(round(successes) - 1, *every)) / _LN10)
+    return min(0.0, float(stats.hypergeom.logsf(round(successes) - 1, *every)) / LN10)
 
 
 def log10_exponential_ratio(total: float, count: int, other_total: float, other_count: int) -> float:
@@ -98,8 +98,8 @@ def _check_counts(total: Floats, count: Floats, total_name: str, count_name: str
 def _log10_from(tail: Floats, complement: Floats, far: Callable[[NDArray[np.bool_]], Floats]) -> Floats:
     """log10 of a probability given with its complement; ``far`` computes it where the tail is too small to hold."""
     with np.errstate(divide="ignore"):
-        result: Floats = np.where(tail > 0.5, np.log1p(-np.minimum(complement, 0.5)), np.log(tail)) / _LN10
-    tiny = tail < _SMALLEST
+        result: Floats = np.where(tail > 0.5, np.log1p(-np.minimum(complement, 0.5)), np.log(tail)) / LN10
+    tiny = tail < SMALLEST
     if np.any(tiny):
         result[tiny] = far(tiny)
     return np.minimum(result, 0.0)
@@ -163,7 +163,7 @@ def _log10_beta_fraction(a: Floats, b: Floats, x: float) -> Floats:
         return -(a + half) * (a + b + half) * x / ((a + 2 * half) * (a + 2 * half + 1))
 
     value = _lentz(coefficient, lambda m: np.ones_like(a), np.ones_like(a))
-    result: Floats = (mass + np.log1p(-x) - np.log(value)) / _LN10
+    result: Floats = (mass + np.log1p(-x) - np.log(value)) / LN10
     return result
 
 
@@ -172,7 +172,7 @@ def _log10_gamma_fraction(a: Floats, x: Floats) -> Floats:
     # log [e^(−x) x^a / Γ(a)] = log a + log Poisson mass at a with mean x
     mass = 0.5 * np.log(a / (2 * np.pi)) - _stirling_error(a) - _deviance(a, x)
     value = _lentz(lambda m: -m * (m - a), lambda m: x + 2 * m + 1.0 - a, x + 1.0 - a)
-    return (mass - np.log(value)) / _LN10
+    return (mass - np.log(value)) / LN10
 
 
 def _lentz(numerator: Callable[[int], Floats], denominator: Callable[[int], Floats], first: Floats) -> Floats:

@@ -43,10 +43,10 @@ from radio_utils.watermarks.torch_random import (
     LARGEST_VOCABULARY,
     Ints,
     UInt32s,
-    _outputs,
     colour_rows,
     colours,
     low_bits,
+    outputs,
     uniforms_of,
     with_tokens,
 )
@@ -372,7 +372,7 @@ class TransformersGreenList(_PermutationList):
         """1 + what selfhash's table of 10⁶ + 3 entries holds for each token: the beginning of one more shuffle."""
         count = min(self.vocab_size, _TABLE_SIZE)
         left = np.arange(_TABLE_SIZE, _TABLE_SIZE - count, -1)
-        drawn = np.arange(count) + _outputs(self._key & 0xFFFFFFFF, count) % left
+        drawn = np.arange(count) + outputs(self._key & 0xFFFFFFFF, count) % left
         entries, moved = np.empty(count, np.int64), dict[int, int]()  # moved: the entries not at home
         for step, target in enumerate(drawn.tolist()):
             entries[step] = moved.get(target, target)

@@ -83,7 +83,7 @@ def _state_words(states: UInt32s, count: int) -> Iterator[tuple[int, UInt32s]]:
         at += _STEP
 
 
-def _outputs(seed: int, count: int, generator: np.random.RandomState | None = None) -> UInt32s:
+def outputs(seed: int, count: int, generator: np.random.RandomState | None = None) -> UInt32s:
     """The first ``count`` outputs of one generator; making ``generator`` anew costs more than seeding it."""
     generator = generator or np.random.RandomState()
     generator.seed(seed)
@@ -159,7 +159,7 @@ def uniforms_of(seeds: UInt32s, tokens: Ints) -> Floats:
             generator = np.random.RandomState()
             for column, (seed, largest) in enumerate(zip(pairs.seeds.tolist(), pairs.largest.tolist(), strict=True)):
                 mine = columns == column
-                words[chosen[mine]] = _outputs(seed, largest + 1, generator)[wanted[mine]]
+                words[chosen[mine]] = outputs(seed, largest + 1, generator)[wanted[mine]]
             return
         by_token = np.argsort(wanted, kind="stable")
         chosen, columns, wanted = chosen[by_token], columns[by_token], wanted[by_token]
@@ -191,7 +191,7 @@ def _targets(seeds: UInt32s, states: UInt32s | None, vocab_size: int, steps: int
     if states is None:
         generator = np.random.RandomState()
         for column, seed in enumerate(seeds.tolist()):
-            targets[:, column] = _outputs(seed, steps, generator) % left + np.arange(steps, dtype=np.uint32)
+            targets[:, column] = outputs(seed, steps, generator) % left + np.arange(steps, dtype=np.uint32)
         return targets
     # ⌊x / n⌋ by a reciprocal that is rounded up: exact, as x / n is 1 / n or more below the next whole number
     reciprocals = np.nextafter(1.0 / left, 1.0)[:, None]

@@ -75,7 +75,7 @@ def pack(documents: Sequence[Ids], length: int) -> list[Example]:
 
 
 class Steps:
-    """The optimiser's steps on one device. :mod:`radio_utils.world.distributed` has those that several take together."""
+    """The optimiser's steps on one device. :mod:`radio_utils.distributed` has those that several take together."""
 
     resumable = True  # whether ``state`` holds all that the next step depends on
 

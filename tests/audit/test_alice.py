@@ -108,15 +108,13 @@ def marked_under(scheme: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_schemes_without_marks_are_told_in_the_plan_and_others_are_read(world: World, tmp_path: Path, scheme: str) -> None:
+def test_every_scheme_is_read_against_a_reference(world: World, tmp_path: Path, scheme: str) -> None:
     file = write_file(tmp_path / "used.jsonl", marked_under(scheme))
     found = audited(
         world, tmp_path / "out", world.innocent, scheme=scheme, key=NUMBER, watermarked_texts=file, reference=world.base,
         fresh_texts=world.plain,
     )  # fmt: skip
-    reads = scheme in ("green list", "gumbel max")
-    assert found.outcome == "not convicted" and found.tests[0].applied == reads
-    assert reads or f"the lists of '{scheme}' are no independent draws" in planned(found)["tests"][0]["why"]
+    assert found.outcome == "not convicted" and found.tests[0].applied
     assert by_name(found)[SUPERVISED].added is not None
 
 

@@ -2,9 +2,9 @@
 
 ::
 
-    accelerate launch --use_fsdp --num_processes 8 -m radio_utils.world.distributed --preset paper write
-    accelerate launch --use_fsdp --num_processes 8 -m radio_utils.world.distributed --preset paper tune
-    accelerate launch --num_processes 8 -m radio_utils.world.distributed --preset paper read
+    accelerate launch --use_fsdp --num_processes 8 -m radio_utils.distributed --preset paper write
+    accelerate launch --use_fsdp --num_processes 8 -m radio_utils.distributed --preset paper tune
+    accelerate launch --num_processes 8 -m radio_utils.distributed --preset paper read
 
 Writing and reading are cut into the preset's ``shards``, each an artifact of its own that any process on any machine may
 make: the result is that of one process, bit for bit, however many there are, and a machine that dies loses the shards
@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from radio_utils import experiments
 from radio_utils.artifacts import Store, default_root
 from radio_utils.presets import load_preset
 from radio_utils.world.training import IGNORED, Recipe, Steps, optimiser_of
@@ -112,8 +113,6 @@ def tune(world: World, accelerator: Any, models: list[float | str]) -> None:
 
 def read(world: World, accelerator: Any, models: list[float | str]) -> None:
     """Read every model in both settings, the texts' shards shared out among the processes."""
-    from radio_utils import experiments
-
     for which in models:
         for setting in ("supervised", "unsupervised"):
             for shard in range(accelerator.process_index, world.preset.shards, accelerator.num_processes):
@@ -125,7 +124,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line."""
     from accelerate import Accelerator
 
-    parser = argparse.ArgumentParser(prog="accelerate launch -m radio_utils.world.distributed", description=__doc__)
+    parser = argparse.ArgumentParser(prog="accelerate launch -m radio_utils.distributed", description=__doc__)
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--preset", default="paper")
     parser.add_argument("--seed", type=int, default=0)

@@ -17,12 +17,11 @@ import torch
 from transformers import BloomConfig, BloomForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM
 from worlds import small
 
-from radio_utils import experiments
+from radio_utils import distributed, experiments, training
 from radio_utils.artifacts import Store
 from radio_utils.detection import judge
+from radio_utils.distributed import SharedSteps
 from radio_utils.suspects import load_model
-from radio_utils.world import distributed, training
-from radio_utils.world.distributed import SharedSteps
 from radio_utils.world.training import Example, Recipe, Steps
 from radio_utils.world.world import World
 
@@ -41,7 +40,7 @@ sys.path.insert(0, sys.argv[2])
 from test_distributed import CHANGES, MODELS
 from worlds import small
 from radio_utils.artifacts import Store
-from radio_utils.world import distributed
+from radio_utils import distributed
 from radio_utils.world.world import World
 
 torch.set_num_threads(1)
