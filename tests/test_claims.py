@@ -207,8 +207,8 @@ def test_a_longer_window_is_less_radioactive_in_texts_that_are_marked_alike(fold
 def test_other_languages(folder: Path) -> None:
     found = {row["language"]: row["log10_p"] for row in rows(folder, "07_ablations", "languages")}
     assert len(found) == 5
-    assert min(found, key=found.__getitem__) == "English"
-    assert sum(p <= -3 for p in found.values()) >= 3
+    assert max(found.values()) <= -3, "each convicts"
+    assert max(found.values()) <= 0.5 * min(found.values()), "about as clearly as the strongest"
 
 
 def test_clean_training_purifies_step_by_step(folder: Path) -> None:
@@ -246,3 +246,11 @@ def test_audits_convict_the_guilty_and_nobody_else(folder: Path) -> None:
         assert row["ks_p"] > 1e-3, row
         if row["case"].startswith("guilty"):
             assert row["log10_corrected"] <= -3, row  # each of its tests alone
+
+
+def test_no_language_is_the_strongest_at_every_seed() -> None:
+    strongest = set()
+    for folder in RECORDS:
+        found = {row["language"]: row["log10_p"] for row in rows(folder, "07_ablations", "languages")}
+        strongest.add(min(found, key=found.__getitem__))
+    assert len(strongest) > 1 or len(RECORDS) < 3
