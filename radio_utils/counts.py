@@ -34,11 +34,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from radio_utils import contrast, decoding, reading
+from radio_utils import contrast, decoding
 from radio_utils import evidence as ev
 from radio_utils.shown import Shown
+from radio_utils.suspects.forward import chosen, read
 
 Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]
@@ -72,40 +72,30 @@ def collect(
 
     A place is that of an answer's token whose window lies wholly inside the answer.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     collector = contrast.ContrastCollector(window, vocab_size, 2, top=top)
     allowed = None
     if keep is not None:
         packing = collector.packing
         allowed = np.unique(packing.pack_windows(keep), axis=0)
-    order = sorted(range(len(asked)), key=lambda i: asked[i][0].size + asked[i][1].size)
-    reference.eval()
-    device = next(reference.parameters()).device
+    contexts = [np.concatenate(both) for both in asked]
     slice_size = max(1, _LARGEST // vocab_size)
-    starts = range(0, len(order), batch_size)
-    for start in tqdm(starts, desc=progress, disable=progress is None, unit="batch", mininterval=5.0):
-        batch = [asked[i] for i in order[start : start + batch_size]]
-        contexts = [np.concatenate(both) for both in batch]
-        logits = reading.batch_logits(reference, contexts, vocab_size, _FEWER)
-        found = [
-            ev.following(context, prompt.size + window, window, skip_seen=False)
-            for context, (prompt, _) in zip(contexts, batch, strict=True)
-        ]
+    options: dict[str, Any] = {"batch_size": batch_size, "fewer": _FEWER, "what": "answers", "progress": progress}
+    for texts, (logits,) in read([reference], contexts, vocab_size, **options):
+        found = [ev.following(contexts[i], asked[i][0].size + window, window, skip_seen=False) for i in texts]
         windows = np.concatenate([w for w, _, _ in found])
-        rows = np.repeat(np.arange(len(batch)), [places.size for _, places, _ in found])
+        rows = np.repeat(np.arange(len(texts)), [places.size for _, places, _ in found])
         places = np.concatenate([p for _, p, _ in found])
-        said = np.array([contexts[row][place] for row, place in zip(rows, places, strict=True)], np.int64)
+        said = np.array([contexts[texts[row]][place] for row, place in zip(rows, places, strict=True)], np.int64)
         if allowed is not None:
             kept = ev.Evidence(collector.packing, (allowed,), 0).holds_window(collector.packing.pack_windows(windows))
             collector.skip(int(np.count_nonzero(~kept)))
             windows, rows, places, said = windows[kept], rows[kept], places[kept], said[kept]
         for first in range(0, places.size, slice_size):
             part = slice(first, first + slice_size)
-            here = logits[rows[part], places[part] - 1].float()
+            here = chosen(logits, rows[part], places[part] - 1).float()
             expected = (here if sampling is None else decoding.warp(here, sampling)).softmax(dim=-1)
-            chosen = torch.from_numpy(said[part]).to(device)
-            collector.add(windows[part], [torch.nn.functional.one_hot(chosen, vocab_size).float(), expected])
+            token = torch.from_numpy(said[part]).to(here.device)
+            collector.add(windows[part], [torch.nn.functional.one_hot(token, vocab_size).float(), expected])
     return collector
 
 

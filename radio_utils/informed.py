@@ -28,14 +28,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
-from tqdm import tqdm
 
-from radio_utils import decoding, reading
+from radio_utils import decoding
 from radio_utils import evidence as ev
 from radio_utils.shown import shown_by
+from radio_utils.suspects.forward import read
 from radio_utils.watermarks import GumbelMax
 
 Floats = NDArray[np.float64]
@@ -115,7 +114,6 @@ def detect_informed(
     return judge_informed(found, wm, shares=shares)
 
 
-@torch.inference_mode()
 def collect_informed(
     texts: Sequence[ArrayLike],
     model: Any,
@@ -131,8 +129,6 @@ def collect_informed(
     progress: str | None = None,
 ) -> Informed:
     """The pairs whose window lies wholly inside a text, and the model's probabilities. No key is needed."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     rows = ev.checked_texts("texts", texts, vocab_size, shortest=0)
     before = [np.zeros(0, np.int64)] * len(rows)
     if prompts is not None:
@@ -142,20 +138,17 @@ def collect_informed(
     told = None if prompts is None else shown_by(before, drawn, prompts_marked, window, vocab_size)
     packing = ev.Packing(window, vocab_size)
     allowed = None if keep is None else packing.pack_windows(ev.checked_filter(keep, window, vocab_size))
-    order = sorted((i for i in range(len(rows)) if rows[i].size > window), key=lambda i: before[i].size + rows[i].size)
-    if not order:
+    long = [i for i in range(len(rows)) if rows[i].size > window]
+    if not long:
         raise ValueError(f"no text is longer than the watermark's window={window}; there is nothing to score")
-    model.eval()
+    contexts = [np.concatenate([before[i], rows[i]]) for i in long]
     words: list[ev.Words] = []
     chances: list[Floats] = []
-    starts = range(0, len(order), batch_size)
-    for start in tqdm(starts, desc=progress, disable=progress is None, unit="batch", mininterval=5.0):
-        batch = order[start : start + batch_size]
-        contexts = [np.concatenate([before[i], rows[i]]) for i in batch]
-        logits = reading.batch_logits(model, contexts, vocab_size, _FEWER)
-        for row, (i, context) in enumerate(zip(batch, contexts, strict=True)):
-            windows, places, _ = ev.following(context, before[i].size + window, window, skip_seen=False)
-            here = logits[row, places - 1].float()
+    for batch, (logits,) in read([model], contexts, vocab_size, batch_size=batch_size, fewer=_FEWER, progress=progress):
+        for i, of_text in zip(batch, logits, strict=True):
+            context, start = contexts[i], before[long[i]].size
+            windows, places, _ = ev.following(context, start + window, window, skip_seen=False)
+            here = of_text[places - 1].float()
             p = (here if sampling is None else decoding.warp(here, sampling)).softmax(dim=-1).double().cpu().numpy()
             words.append(packing.pack([*windows.T, context[places]]))
             chances.append(p[np.arange(places.size), context[places]])

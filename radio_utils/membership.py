@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from radio_utils import evidence as ev
 from radio_utils.stats import ks
 
 if TYPE_CHECKING:
@@ -94,15 +93,18 @@ def token_scores(
     prompts: Sequence[str] | None = None,
     batch_size: int = 64,
     max_length: int = 512,
+    chat_template: str = "none",
 ) -> list[TokenScores]:
     """Run the model once over each text, after its prompt if there is one, and keep what it says of every token.
 
+    The model is fed as its tokenizer says: behind the tokens that this sets before a text, and with ``chat_template``
+    "auto", or a file of Jinja source, prompts as the user's turn in that template (:mod:`radio_utils.suspects.feeding`).
     What is kept is 32 bytes a token; of the logits there is never more than one batch. Where only losses are needed
     :func:`losses` makes the same pass without the statistics over the vocabulary.
 
     Raises ``ValueError`` as :func:`losses` does, and for NaN among the logits.
     """
-    fed = _fed(tokenizer, texts, prompts, max_length)
+    fed = _fed(tokenizer, texts, prompts, max_length, chat_template)
     found = []
     for i, (text, one, columns) in enumerate(zip(texts, fed, _measured(model, fed, batch_size, _statistics), strict=True)):
         log_p, mean, std = columns
@@ -122,6 +124,7 @@ def losses(
     prompts: Sequence[str] | None = None,
     batch_size: int = 64,
     max_length: int = 512,
+    chat_template: str = "none",
 ) -> Floats:
     """B's total loss (nats) on each text, given its prompt if there is one: float array [n].
 
@@ -130,16 +133,22 @@ def losses(
     Raises ``ValueError`` for no texts, an empty text, one longer than ``max_length`` tokens with its prompt (cut, its loss
     would be that of another text), or unequal numbers of prompts.
     """
-    fed = _fed(tokenizer, texts, prompts, max_length)
+    fed = _fed(tokenizer, texts, prompts, max_length, chat_template)
     return np.array([-log_p.sum() for (log_p,) in _measured(model, fed, batch_size, _log_p)])
 
 
 def zlib_calibrated_losses(
-    model: Any, tokenizer: Any, texts: Sequence[str], *, prompts: Sequence[str] | None = None, batch_size: int = 64
+    model: Any,
+    tokenizer: Any,
+    texts: Sequence[str],
+    *,
+    prompts: Sequence[str] | None = None,
+    batch_size: int = 64,
+    chat_template: str = "none",
 ) -> Floats:
     """B's loss on each text (nats) over the text's zlib entropy (bytes): float array [n]; small looks like a member."""
-    entropies = np.array([zlib_entropy(text) for text in texts], np.float64)
-    return losses(model, tokenizer, texts, prompts=prompts, batch_size=batch_size) / entropies
+    found = losses(model, tokenizer, texts, prompts=prompts, batch_size=batch_size, chat_template=chat_template)
+    return found / np.array([zlib_entropy(text) for text in texts], np.float64)
 
 
 def membership_scores(
@@ -208,15 +217,21 @@ class _Fed:
     first: int
 
 
-def _fed(tokenizer: Any, texts: Sequence[str], prompts: Sequence[str] | None, max_length: int) -> list[_Fed]:
-    if isinstance(texts, str):
-        raise ValueError("texts must be a sequence of strings, got one string; put it in a list")
+def _fed(
+    tokenizer: Any, texts: Sequence[str], prompts: Sequence[str] | None, max_length: int, chat_template: str
+) -> list[_Fed]:
+    from radio_utils.suspects.feeding import Feeding
+
+    texts = _strings("texts", texts)
     if not texts:
         raise ValueError("texts is empty; there is no loss to compute")
-    if prompts is not None and len(prompts) != len(texts):
-        raise ValueError(f"prompts and texts must be equal in number, got {len(prompts)} prompts for {len(texts)} texts")
-    bodies = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-    heads = [[] for _ in texts] if prompts is None else tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
+    asked = [""] * len(texts) if prompts is None else _strings("prompts", prompts)
+    if len(asked) != len(texts):
+        raise ValueError(f"prompts and texts must be equal in number, got {len(asked)} prompts for {len(texts)} texts")
+    bodies = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    feeding = Feeding.of(tokenizer, chat_template)
+    bare = tokenizer(asked, add_special_tokens=False)["input_ids"]
+    heads = [feeding.prompt(np.array(ids, np.int64)).tolist() for ids in bare]
     fed = []
     for i, (head, body) in enumerate(zip(heads, bodies, strict=True)):
         if len(head) + len(body) < 2 or not body:
@@ -230,6 +245,17 @@ def _fed(tokenizer: Any, texts: Sequence[str], prompts: Sequence[str] | None, ma
     return fed
 
 
+def _strings(name: str, values: Any) -> list[str]:
+    """Texts as a list of plain strings, from whatever holds them: a list, an array, a column of a table."""
+    if isinstance(values, str):
+        raise ValueError(f"{name} must be a sequence of strings, got one string; put it in a list")
+    found = list(values)
+    for i, one in enumerate(found):
+        if not isinstance(one, str):
+            raise ValueError(f"{name}[{i}] is no string but {type(one).__name__}; leave it out, or give its text")
+    return [str(one) for one in found]
+
+
 # of the logits before some tokens [m, V] and those tokens [m]: what is wanted of them, each [m]
 Measure = Callable[["torch.Tensor", "torch.Tensor"], "tuple[torch.Tensor, ...]"]
 
@@ -238,41 +264,19 @@ def _measured(model: Any, fed: list[_Fed], batch_size: int, measure: Measure) ->
     """What ``measure`` finds at the scored tokens of each text. Texts of like length are fed together."""
     import torch
 
-    from radio_utils.suspects.causality import check_causal
+    from radio_utils.suspects.forward import read
 
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    order = np.argsort([one.ids.size for one in fed], kind="stable")
     found: list[list[NDArray[Any]]] = [[] for _ in fed]
-    model.eval()
-    check_causal(model, [one.ids for one in fed])
     with torch.inference_mode():
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            sizes = [fed[i].ids.size - fed[i].first for i in batch]
-            for column in _measured_batch(model, [fed[i] for i in batch], measure):
-                for i, part in zip(batch, np.split(column, np.cumsum(sizes)[:-1]), strict=True):
-                    found[i].append(part)
+        for rows, (logits,) in read([model], [one.ids for one in fed], batch_size=batch_size, finite=False):
+            for i, of_text in zip(rows, logits, strict=True):
+                before, tokens = of_text[fed[i].first - 1 : -1], torch.from_numpy(fed[i].ids[fed[i].first :])
+                step = max(1, _SLICE.get(of_text.device.type, _SLICE_ELSEWHERE) // of_text.shape[-1])
+                slices = [slice(start, start + step) for start in range(0, tokens.numel(), step)]
+                parts = [measure(before[some], tokens[some].to(of_text.device)) for some in slices]
+                columns = [torch.cat(column).cpu() for column in zip(*parts, strict=True)]
+                found[i] = [(one.double() if one.is_floating_point() else one).numpy() for one in columns]
     return found
-
-
-def _measured_batch(model: Any, batch: list[_Fed], measure: Measure) -> list[NDArray[Any]]:
-    """One forward pass; then the logits before scored tokens only, a slice at a time."""
-    import torch
-
-    from radio_utils.suspects.causality import check_places
-
-    ids, mask = (torch.from_numpy(array) for array in ev.padded([one.ids for one in batch]))
-    scored = mask.bool() & (torch.arange(ids.shape[1]) >= torch.tensor([[one.first] for one in batch]))
-    device = next(model.parameters()).device
-    tokens, places = ids[scored].to(device), scored.flatten().nonzero().squeeze(1).to(device) - 1
-    every = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
-    check_places(every, ids.shape[1])
-    logits = every.flatten(0, 1)
-    step = max(1, _SLICE.get(device.type, _SLICE_ELSEWHERE) // logits.shape[-1])
-    parts = [measure(logits[places[i : i + step]], tokens[i : i + step]) for i in range(0, len(tokens), step)]
-    columns = [torch.cat(column).cpu() for column in zip(*parts, strict=True)]
-    return [(column.double() if column.is_floating_point() else column).numpy() for column in columns]
 
 
 def _log_p(logits: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -29,6 +29,7 @@ from torch.nn import functional
 
 from radio_utils.files import atomic_write
 from radio_utils.suspects import load_model, load_tokenizer
+from radio_utils.suspects.forward import read
 from radio_utils.world.instructions import OPENING, Pair
 
 Bools = NDArray[np.bool_]
@@ -251,33 +252,27 @@ def log_likelihoods(
     # longest first, as the harness orders them: batches hold texts of like length, and too large a batch fails at once
     order = sorted(range(len(rows)), key=lambda i: (-len(rows[i]), rows[i]))
     result = np.zeros(len(rows))
-    model.eval()
+    fed = [np.array(rows[i][:-1], np.int64) for i in order]
     with torch.inference_mode():
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            result[batch] = _batch_scores(model, [rows[i] for i in batch], [lengths[i] for i in batch])
+        for batch, (logits,) in read(
+            [model], fed, batch_size=batch_size, longest_first=True, finite=False, what="questions"
+        ):
+            for number, of_text in zip(batch, logits, strict=True):
+                i = order[number]
+                result[i] = _score(of_text, rows[i], lengths[i])
     if np.isnan(result).any():
         raise ValueError("model gives NaN as a log-likelihood; its weights or its precision are at fault")
     return result
 
 
-def _batch_scores(model: Any, rows: list[list[int]], lengths: list[int]) -> list[float]:
-    """Summed log-probability of the last ``lengths`` tokens of each row.
+def _score(logits: torch.Tensor, row: list[int], length: int) -> float:
+    """Summed log-probability of the last ``length`` tokens of a row of which all but the last were fed.
 
-    Rows are filled up on the right and there is no mask: a causal model does not look there. The sum is in the model's
-    precision, as the harness's is, so that choices it takes for equal are equal here.
+    The sum is in the model's precision, as the harness's is, so that choices it takes for equal are equal here.
     """
-    device = next(model.parameters()).device
-    ids = torch.zeros((len(rows), max(map(len, rows)) - 1), dtype=torch.long)
-    for number, row in enumerate(rows):
-        ids[number, : len(row) - 1] = torch.tensor(row[:-1])
-    logits = model(input_ids=ids.to(device), use_cache=False).logits
-    found = []
-    for number, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-        log_probabilities = functional.log_softmax(logits[number, len(row) - 1 - length : len(row) - 1], dim=-1)
-        wanted = torch.tensor(row[-length:], device=device)
-        found.append(log_probabilities.gather(1, wanted[:, None]).sum())
-    return [float(one) for one in torch.stack(found).cpu()]
+    log_probabilities = functional.log_softmax(logits[-length:], dim=-1)
+    wanted = torch.tensor(row[-length:], device=logits.device)
+    return float(log_probabilities.gather(1, wanted[:, None]).sum())
 
 
 def _tokens(tokenizer: Any, asked: Sequence[tuple[str, str]]) -> tuple[list[list[int]], list[int]]:

@@ -8,19 +8,17 @@ plain text the reading is contrastive (:mod:`radio_utils.contrast`), and nothing
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
-from tqdm import tqdm
 
 from radio_utils import contrast, detection
 from radio_utils import evidence as ev
 from radio_utils.predictions import Predictions
-from radio_utils.suspects.causality import check_causal, check_places
+from radio_utils.suspects.forward import chosen, read
 from radio_utils.watermarks import Watermark
 
 Ids = NDArray[np.int64]
@@ -153,11 +151,10 @@ def read_predictions(
     """
     contexts = _Contexts.of(sequences, prompts, 0, vocab_size)
     tokens = [np.full(context.size + 1, -1, np.int64) for context in contexts.ids]
-    for rows, (logits,) in _read([model], contexts, vocab_size, batch_size, progress):
-        predicted = logits.argmax(dim=-1).cpu().numpy()
-        for row, i in enumerate(rows):
+    for rows, (logits,) in read([model], contexts.ids, vocab_size, batch_size=batch_size, progress=progress):
+        for i, of_text in zip(rows, logits, strict=True):
             first = max(contexts.prompt_sizes[i], 1)
-            tokens[i][first:] = predicted[row, first - 1 : contexts.ids[i].size]
+            tokens[i][first:] = of_text[first - 1 :].argmax(dim=-1).cpu().numpy()
     return Predictions(tuple(contexts.ids), np.array(contexts.prompt_sizes, np.int64), tuple(tokens))
 
 
@@ -191,7 +188,7 @@ def read_contrast(
     allowed = None if keep is None else {tuple(w) for w in ev.checked_filter(keep, window, vocab_size).tolist()}
     collector = contrast.ContrastCollector(window, vocab_size, len(models), top=top)
     slice_size = max(1, _LARGEST // vocab_size)
-    for rows, all_logits in _read(models, contexts, vocab_size, batch_size, progress):
+    for rows, all_logits in read(models, contexts.ids, vocab_size, batch_size=batch_size, progress=progress):
         found = [contexts.scored(i, window, skip_seen) for i in rows]
         windows = np.concatenate([w for w, _, _ in found])
         row_of = np.repeat(np.arange(len(rows)), [ends.size for _, ends, _ in found])
@@ -202,8 +199,8 @@ def read_contrast(
         collector.skip(sum(seen for _, _, seen in found) - ends.size)
         for start in range(0, ends.size, slice_size):
             part = slice(start, start + slice_size)
-            chosen = [logits[row_of[part], ends[part]].float() for logits in all_logits]
-            collector.add(windows[part], [one.softmax(dim=-1).to(all_logits[0].device) for one in chosen])
+            here = [chosen(logits, row_of[part], ends[part]).float() for logits in all_logits]
+            collector.add(windows[part], [one.softmax(dim=-1).to(here[0].device) for one in here])
     return collector.contrast()
 
 
@@ -239,46 +236,3 @@ class _Contexts:
         """Windows of context i whose next token lies in the sequence, where each ends, and how many could be scored."""
         windows, places, seen = ev.following(self.ids[i], self.prompt_sizes[i], window, skip_seen=skip_seen)
         return windows, places - 1, seen
-
-
-@torch.inference_mode()
-def _read(
-    models: list[Any], contexts: _Contexts, vocab_size: int, batch_size: int, progress: str | None
-) -> Iterator[tuple[list[int], list[torch.Tensor]]]:
-    """Feed the contexts to the models, texts of like length together: numbers of the texts, logits [n, length, V]."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    order = np.argsort([context.size for context in contexts.ids], kind="stable")
-    for model in models:
-        model.eval()
-        check_causal(model, contexts.ids)
-    starts = range(0, len(order), batch_size)
-    for start in tqdm(starts, desc=progress, disable=progress is None, unit="batch", mininterval=5.0):
-        rows = order[start : start + batch_size].tolist()
-        batch = [contexts.ids[i] for i in rows]
-        yield rows, [batch_logits(model, batch, vocab_size, _FEWER) for model in models]
-
-
-_FEWER = "the watermark's vocab_size={}; the suspect does not use Alice's tokenizer"
-
-
-def batch_logits(model: Any, contexts: list[Ids], vocab_size: int, fewer: str) -> torch.Tensor:
-    """Logits of the first ``vocab_size`` tokens after each position of each context: [n, longest, V].
-
-    Raises ``ValueError`` for NaN or infinity, and for a model with fewer logits; ``fewer`` goes on with "fewer than".
-    """
-    ids, mask = ev.padded(contexts)
-    device = next(model.parameters()).device
-    fed = torch.from_numpy(mask).to(device)
-    output = model(input_ids=torch.from_numpy(ids).to(device), attention_mask=fed, use_cache=False)
-    check_places(output.logits, ids.shape[1])
-    if output.logits.shape[-1] < vocab_size:
-        raise ValueError(f"the model has {output.logits.shape[-1]} logits, fewer than {fewer.format(vocab_size)}")
-    logits: torch.Tensor = output.logits[..., :vocab_size]
-    largest = logits.amax(dim=-1)  # NaN if any logit is, and −∞ only if all are: a single −∞ is a token that is ruled out
-    if bool((~largest.isfinite() & fed.bool()).any()):
-        raise ValueError(
-            "the model's logits hold NaN or infinity; it diverged in training, or its precision overflowed (float16 does "
-            "beyond 65504): load it in bfloat16 or float32"
-        )
-    return logits

@@ -16,20 +16,18 @@ price is that B meets spellings that he would not choose where Alice divides a w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from tqdm import tqdm
 
 from radio_utils import evidence as ev
 from radio_utils.predictions import Predictions
-from radio_utils.reading import batch_logits
 from radio_utils.suspects import LocalSuspect
-from radio_utils.suspects.causality import check_causal
+from radio_utils.suspects.forward import read
 
 Ids = NDArray[np.int64]
 
@@ -119,8 +117,6 @@ def read_across(
     Raises ``ValueError`` for empty texts, unequal numbers of prompts and texts, ids outside the vocabulary, a model with
     fewer logits than its tokenizer has tokens, or NaN or infinity among its logits.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     contexts = _contexts(its_tokenizer, tokenizer, texts, prompts)
     mapping = mapping or TokenMap.of(its_tokenizer, tokenizer)
     if mapping.alice_id.shape != (len(its_tokenizer),):
@@ -128,16 +124,18 @@ def read_across(
             f"mapping is for {mapping.alice_id.size} tokens but its_tokenizer has {len(its_tokenizer)}; "
             "make it with TokenMap.of(its_tokenizer, tokenizer)"
         )
-    tokens = {}
-    for context, logits in _read(model, contexts, len(its_tokenizer), batch_size, progress):
-        found = tokens[id(context)] = np.full(context.ids.size + 1, -1, np.int64)
-        at = np.arange(context.prompt_size, context.ids.size + 1)
-        at = at[context.ends[at] >= 0]
-        found[at] = _predicted(logits, context.ends[at], mapping, len(tokenizer))
+    tokens = [np.full(context.ids.size + 1, -1, np.int64) for context in contexts]
+    fed = [context.fed for context in contexts]
+    for rows, (logits,) in read([model], fed, len(its_tokenizer), batch_size=batch_size, fewer=_FEWER, progress=progress):
+        for i, of_text in zip(rows, logits, strict=True):
+            context = contexts[i]
+            at = np.arange(context.prompt_size, context.ids.size + 1)
+            at = at[context.ends[at] >= 0]
+            tokens[i][at] = _predicted(of_text, context.ends[at], mapping, len(tokenizer))
     return Predictions(
         tuple(context.ids for context in contexts),
         np.array([context.prompt_size for context in contexts], np.int64),
-        tuple(tokens[id(context)] for context in contexts),
+        tuple(tokens),
     )
 
 
@@ -236,22 +234,6 @@ def _pieces(tokenizer: Any, strings: list[str], ids: list[int]) -> list[tuple[st
 
 
 _FEWER = "the {} tokens of its_tokenizer; give the tokenizer that the model was trained with"
-
-
-@torch.inference_mode()
-def _read(
-    model: Any, contexts: list[_Context], vocab_size: int, batch_size: int, progress: str | None
-) -> Iterator[tuple[_Context, torch.Tensor]]:
-    """Feed the contexts to the model, those of like length together: each with its logits [length, V_B]."""
-    ordered = sorted(contexts, key=lambda context: context.fed.size)
-    model.eval()
-    check_causal(model, [context.fed for context in contexts])
-    for start in tqdm(
-        range(0, len(ordered), batch_size), desc=progress, disable=progress is None, unit="batch", mininterval=5.0
-    ):
-        batch = ordered[start : start + batch_size]
-        logits = batch_logits(model, [context.fed for context in batch], vocab_size, _FEWER)
-        yield from zip(batch, logits, strict=True)
 
 
 # --- tokens and strings -----------------------------------------------------------------------------------------------

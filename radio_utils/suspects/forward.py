@@ -1,0 +1,162 @@
+"""Running a model over texts: the one place that sorts them, pads them, feeds them and takes the padding off again.
+
+Everything that reads goes through :func:`read`: reading mode, contrastive reading, counts, membership, quality. It asks
+first whether the model can be read at all (:mod:`radio_utils.suspects.causality`), puts texts of like length together, no
+more tokens at once than memory has room for, and goes on with half of them where a device is too small all the same.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from radio_utils.decoding.passes import (
+    device_of,
+    evaluating,
+    free_memory,
+    is_out_of_memory,
+    logits_of,
+    positions_of,
+    rows_of,
+    virtual_places,
+)
+from radio_utils.evidence.windows import padded
+from radio_utils.suspects.causality import check_causal, honours_padding
+from radio_utils.suspects.memory import DeviceMemoryError
+
+Ids = NDArray[np.int64]
+
+_LOGITS = 1 << 27  # of one model that are held at once: half a GB in single precision
+FEWER = "the watermark's vocab_size={}; the suspect does not use Alice's tokenizer"
+
+
+def read(
+    models: Sequence[Any],
+    contexts: Sequence[Ids],
+    vocab_size: int | None = None,
+    *,
+    batch_size: int = 64,
+    longest_first: bool = False,
+    finite: bool = True,
+    fewer: str = FEWER,
+    what: str = "texts",
+    progress: str | None = None,
+) -> Iterator[tuple[list[int], list[list[torch.Tensor]]]]:
+    """Feed ``contexts`` (token ids, each of at least one) to each of ``models``, a batch at a time.
+
+    Yields the numbers of the texts of a batch, and for each model the logits of each of these texts: [length, V] after each
+    of its tokens, the first ``vocab_size`` of them or all. They are let go when the next batch is asked for. Texts come in
+    order of length, at most ``batch_size`` together, fewer where their logits would be many or a device runs out of memory.
+    Afterwards each model is in the mode in which it was, training or evaluation.
+
+    Raises ``ValueError`` for a model that sees what it should predict, gives no logits for each token, has fewer than
+    ``vocab_size`` (``fewer`` goes on with "fewer than"), has NaN or infinity among them, unless ``finite`` is false, or a
+    text that is longer than a model's positions (``what`` names the texts);
+    :class:`radio_utils.suspects.memory.DeviceMemoryError` where one text alone is too much.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if len(contexts) == 0:
+        return
+    with evaluating(*models), torch.inference_mode():
+        padding = True
+        for model in models:
+            check_length(model, contexts, what)
+            check_causal(model, contexts)
+            padding &= honours_padding(model, contexts)
+        sizes = np.array([context.size for context in contexts])
+        order = np.argsort(-sizes if longest_first else sizes, kind="stable")
+        most = max(1, _LOGITS // max([vocab_size or 0, *(rows_of(model) or 0 for model in models), 1]))
+        waiting = deque(_batches(order, sizes, batch_size, most, padding))
+        with tqdm(total=len(contexts), desc=progress, disable=progress is None, unit="text", mininterval=5.0) as bar:
+            while waiting:
+                rows = waiting.popleft()
+                found = _read_batch(models, [contexts[i] for i in rows], vocab_size, fewer, finite)
+                if found is None:
+                    waiting = _halved([rows, *waiting], max(1, len(rows) // 2))
+                    continue
+                yield rows, found
+                for of_model in found:
+                    of_model.clear()  # before the next batch is made: whoever asked for this one still holds the list
+                bar.update(len(rows))
+
+
+def check_length(model: Any, contexts: Sequence[Ids], what: str = "texts") -> None:
+    """Raise ``ValueError`` for a text longer than the model's positions, where a model fails or talks nonsense."""
+    most = positions_of(model)
+    if most is None:
+        return
+    most -= virtual_places(model)
+    for i, context in enumerate(contexts):
+        if context.size > most:
+            raise ValueError(
+                f"{what}[{i}] has {context.size:,} tokens with its prompt, and the model can read {most:,} at once; split "
+                "the longer texts"
+            )
+
+
+def _batches(order: Ids, sizes: Ids, batch_size: int, most: int, padding: bool) -> Iterator[list[int]]:
+    """Numbers of texts that are fed together: ``most`` tokens at most, padding counted, and without it of one length."""
+    batch: list[int] = []
+    for i in order.tolist():
+        longest = max(int(sizes[i]), int(sizes[batch[0]])) if batch else 0
+        full = len(batch) == batch_size or (len(batch) + 1) * longest > most
+        if batch and (full or not (padding or sizes[i] == sizes[batch[0]])):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def _halved(batches: Sequence[list[int]], size: int) -> deque[list[int]]:
+    """All that is left, in batches of at most ``size`` texts: what was too much once would be so again."""
+    return deque(batch[start : start + size] for batch in batches for start in range(0, len(batch), size))
+
+
+def _read_batch(
+    models: Sequence[Any], contexts: list[Ids], vocab_size: int | None, fewer: str, finite: bool
+) -> list[list[torch.Tensor]] | None:
+    """The logits of each text from each model; None where several are too much for the memory."""
+    try:
+        return [_logits(model, contexts, vocab_size, fewer, finite) for model in models]
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        if len(contexts) == 1:
+            raise DeviceMemoryError(
+                f"the device ran out of memory with one text of {contexts[0].size:,} tokens; split the longer texts, lower "
+                f"the precision (bfloat16), or take a device with more ({str(error).strip().partition(chr(10))[0]})"
+            ) from error
+    free_memory()
+    return None
+
+
+def _logits(model: Any, contexts: list[Ids], vocab_size: int | None, fewer: str, finite: bool) -> list[torch.Tensor]:
+    ids, mask = padded(contexts)
+    device = device_of(model)
+    fed = torch.from_numpy(mask).to(device)
+    every = logits_of(model, torch.from_numpy(ids).to(device), fed)
+    if vocab_size is not None and every.shape[-1] < vocab_size:
+        raise ValueError(f"the model has {every.shape[-1]} logits, fewer than {fewer.format(vocab_size)}")
+    logits = every[..., :vocab_size]
+    # the largest is NaN if any logit is, and −∞ only if all are: a single −∞ is a token that is ruled out
+    if finite and bool((~logits.amax(dim=-1).isfinite() & fed.bool().to(logits.device)).any()):
+        raise ValueError(
+            "the model's logits hold NaN or infinity; it diverged in training, or its precision overflowed (float16 does "
+            "beyond 65504): load it in bfloat16 or float32"
+        )
+    return [logits[row, : context.size] for row, context in enumerate(contexts)]
+
+
+def chosen(logits: Sequence[torch.Tensor], rows: Ids, places: Ids) -> torch.Tensor:
+    """The logits [m, V] at ``places`` [m] of the texts ``rows`` [m] of a batch, which come in order."""
+    found, starts = np.unique(rows, return_index=True)
+    parts = [logits[row][torch.from_numpy(some)] for row, some in zip(found, np.split(places, starts[1:]), strict=True)]
+    return torch.cat(parts) if parts else logits[0][:0]
