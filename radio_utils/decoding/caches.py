@@ -131,6 +131,7 @@ class ItsCache:
     """Prompts of one length, and what the model itself keeps of them."""
 
     mixed = False
+    masked = True
 
     def __init__(self, model: Any, prompts: Sequence[Ids], new: int) -> None:
         self.model = model
@@ -154,11 +155,18 @@ class ItsCache:
         return False
 
     def _forward(self, ids: torch.Tensor) -> Logits:
-        output = self.model(input_ids=ids, attention_mask=self.mask, use_cache=True, **self.options, **self.kept)
+        mask = {"attention_mask": self.mask} if self.masked else {}
+        output = self.model(input_ids=ids, use_cache=True, **mask, **self.options, **self.kept)
         self.kept = {name: found for name in _STATES if (found := getattr(output, name, None)) is not None}
         if not self.kept:
             raise ValueError("the model keeps nothing of what it has read")
         return output.logits[:, -1].float()  # type: ignore[no-any-return]
+
+
+class ItsUnmasked(ItsCache):
+    """The same, and no mask, which a recurrence may take for one of the new token alone."""
+
+    masked = False
 
 
 class NoCache:
@@ -207,8 +215,8 @@ def proven(model: Any, prompts: Sequence[Ids], new: int) -> type[OurCache] | typ
     drawn = tokens[np.random.default_rng(0).integers(tokens.size, size=(2, 8))]
     reach = _reach(model)
     longest = max(prompt.size for prompt in prompts) + new
-    kinds: list[type[OurCache] | type[ItsCache]] = [ItsCache] if reach and longest > reach else [OurCache, ItsCache]
-    return next((kind for kind in kinds if _holds(kind, model, drawn)), NoCache)
+    kinds: list[type[OurCache] | type[ItsCache]] = [OurCache, ItsCache, ItsUnmasked]
+    return next((kind for kind in kinds[bool(reach and longest > reach) :] if _holds(kind, model, drawn)), NoCache)
 
 
 def _reach(model: Any) -> int | None:
