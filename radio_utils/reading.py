@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from radio_utils import contrast, detection
 from radio_utils import evidence as ev
 from radio_utils.predictions import Predictions
+from radio_utils.suspects.feeding import Feeding
 from radio_utils.suspects.forward import chosen, read
 from radio_utils.watermarks import Watermark
 
@@ -36,6 +37,7 @@ def read_open_model(
     skip_seen: bool = True,
     full_context: bool = False,
     respelt: float = 0.0,
+    feeding: Feeding | Sequence[Feeding] | None = None,
     batch_size: int = 64,
     top: int = 128,
     progress: str | None = None,
@@ -52,6 +54,10 @@ def read_open_model(
     for which p then allows (:meth:`radio_utils.stats.laws.Law.log10_allowing`). And no text may have been chosen
     by its mark, which nothing here can see: :func:`radio_utils.remark_control` can.
 
+    ``feeding`` says how B is fed (:meth:`radio_utils.suspects.feeding.Feeding.of`): behind his beginning-of-text token,
+    prompts in his chat template. Without it he is fed the tokens as they are. With references it is that of all models, or
+    a list of one for each, B's first.
+
     With ``reference`` the reading is *contrastive* (:mod:`radio_utils.contrast`): the sequences must then be free of the
     watermark, and what counts is how B's whole distribution differs from the reference's. ``reference`` is B₀ or Alice's
     own unmarked model A, or a list that starts with either and goes on with innocent twins of B: that model, fine-tuned by
@@ -67,7 +73,7 @@ def read_open_model(
     if reference is None:
         found = read_evidence(
             model, sequences, wm.window, wm.vocab_size, prompts=prompts, keep=keep, dedup=dedup, skip_seen=skip_seen,
-            full_context=full_context, shared=ev.shared_by(wm), batch_size=batch_size, progress=progress,
+            full_context=full_context, shared=ev.shared_by(wm), feeding=feeding, batch_size=batch_size, progress=progress,
         )  # fmt: skip
         return detection.judge(found, wm, respelt=respelt)
     # what can be refused is refused before any model runs
@@ -82,7 +88,7 @@ def read_open_model(
         )
     weighted = read_contrast(
         model, reference, sequences, wm.window, wm.vocab_size, prompts=prompts, keep=keep, skip_seen=skip_seen,
-        batch_size=batch_size, top=top, progress=progress,
+        feeding=feeding, batch_size=batch_size, top=top, progress=progress,
     )  # fmt: skip
     return contrast.judge_contrast(weighted, wm, text_log10_p=of_text.log10_p)
 
@@ -122,6 +128,7 @@ def read_evidence(
     skip_seen: bool = True,
     full_context: bool = False,
     shared: ev.SharesColours | None = None,
+    feeding: Feeding | Sequence[Feeding] | None = None,
     batch_size: int = 64,
     progress: str | None = None,
 ) -> ev.Evidence:
@@ -130,7 +137,9 @@ def read_evidence(
     _Contexts.of(sequences, prompts, window, vocab_size)  # too short a text is refused before any model runs
     if keep is not None:
         ev.checked_filter(keep, window, vocab_size)
-    found = read_predictions(model, sequences, vocab_size, prompts=prompts, batch_size=batch_size, progress=progress)
+    found = read_predictions(
+        model, sequences, vocab_size, prompts=prompts, feeding=feeding, batch_size=batch_size, progress=progress
+    )
     return found.evidence(
         window, vocab_size, shared=shared, keep=keep, dedup=dedup, skip_seen=skip_seen, full_context=full_context
     )
@@ -142,6 +151,7 @@ def read_predictions(
     vocab_size: int,
     *,
     prompts: Sequence[ArrayLike] | None = None,
+    feeding: Feeding | Sequence[Feeding] | None = None,
     batch_size: int = 64,
     progress: str | None = None,
 ) -> Predictions:
@@ -151,7 +161,9 @@ def read_predictions(
     """
     contexts = _Contexts.of(sequences, prompts, 0, vocab_size)
     tokens = [np.full(context.size + 1, -1, np.int64) for context in contexts.ids]
-    for rows, (logits,) in read([model], contexts.ids, vocab_size, batch_size=batch_size, progress=progress):
+    for rows, (logits,) in read(
+        [model], contexts.ids, vocab_size, fed=contexts.fed(feeding, 1), batch_size=batch_size, progress=progress
+    ):
         for i, of_text in zip(rows, logits, strict=True):
             first = max(contexts.prompt_sizes[i], 1)
             tokens[i][first:] = of_text[first - 1 :].argmax(dim=-1).cpu().numpy()
@@ -168,6 +180,7 @@ def read_contrast(
     prompts: Sequence[ArrayLike] | None = None,
     keep: ArrayLike | None = None,
     skip_seen: bool = True,
+    feeding: Feeding | Sequence[Feeding] | None = None,
     batch_size: int = 64,
     top: int = 128,
     progress: str | None = None,
@@ -188,7 +201,9 @@ def read_contrast(
     allowed = None if keep is None else {tuple(w) for w in ev.checked_filter(keep, window, vocab_size).tolist()}
     collector = contrast.ContrastCollector(window, vocab_size, len(models), top=top)
     slice_size = max(1, _LARGEST // vocab_size)
-    for rows, all_logits in read(models, contexts.ids, vocab_size, batch_size=batch_size, progress=progress):
+    for rows, all_logits in read(
+        models, contexts.ids, vocab_size, fed=contexts.fed(feeding, len(models)), batch_size=batch_size, progress=progress
+    ):
         found = [contexts.scored(i, window, skip_seen) for i in rows]
         windows = np.concatenate([w for w, _, _ in found])
         row_of = np.repeat(np.arange(len(rows)), [ends.size for _, ends, _ in found])
@@ -231,6 +246,18 @@ class _Contexts:
                     f"sequences[{i}] has {context.size} tokens with its prompt; more than window={window} are needed"
                 )
         return cls(ids, [prompt.size for prompt in given])
+
+    def fed(self, feeding: Feeding | Sequence[Feeding] | None, models: int) -> list[list[Ids]] | None:
+        """What each of the models is fed in place of each context; None where that is the context itself."""
+        if feeding is None:
+            return None
+        each = [feeding] * models if isinstance(feeding, Feeding) else list(feeding)
+        if len(each) != models:
+            raise ValueError(f"feeding must be one for each of the {models} models, or one for all, got {len(each)}")
+        if all(one.bare for one in each):
+            return None
+        split = [(ids[:size], ids[size:]) for ids, size in zip(self.ids, self.prompt_sizes, strict=True)]
+        return [[np.concatenate([one.prompt(prompt), text]) for prompt, text in split] for one in each]
 
     def scored(self, i: int, window: int, skip_seen: bool) -> tuple[Ids, Ids, int]:
         """Windows of context i whose next token lies in the sequence, where each ends, and how many could be scored."""

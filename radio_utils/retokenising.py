@@ -27,7 +27,9 @@ from numpy.typing import ArrayLike, NDArray
 from radio_utils import evidence as ev
 from radio_utils.predictions import Predictions
 from radio_utils.suspects import LocalSuspect
+from radio_utils.suspects.feeding import Feeding
 from radio_utils.suspects.forward import read
+from radio_utils.suspects.vocabulary import size_of
 
 Ids = NDArray[np.int64]
 
@@ -37,8 +39,8 @@ class Retokenised(LocalSuspect):
     """A :class:`radio_utils.suspects.LocalSuspect` with its own tokenizer, for prompts and answers in Alice's tokens.
 
     Prompts are decoded, answered in the suspect's tokens, and the answers tokenised again with Alice's ``tokenizer``.
-    ``stop_tokens`` and ``max_new_tokens`` are in the suspect's tokens. Special tokens of either side are dropped; the
-    suspect's beginning-of-text token is set where its tokenizer sets one.
+    ``stop_tokens`` and ``max_new_tokens`` are in the suspect's tokens. Special tokens of either side are dropped; without a
+    ``feeding`` the suspect's beginning-of-text token is set where its tokenizer sets one.
     """
 
     its_tokenizer: Any = field(kw_only=True)
@@ -46,19 +48,22 @@ class Retokenised(LocalSuspect):
 
     def answer(self, prompts: Sequence[ArrayLike]) -> list[Ids]:
         """Sample one answer to each prompt. Raises ``ValueError`` for ids outside Alice's vocabulary or no text."""
-        asked = ev.checked_texts("prompts", prompts, len(self.tokenizer), shortest=1)
+        asked = ev.checked_texts("prompts", prompts, size_of(self.tokenizer), shortest=1)
         if not asked:
             return []
         texts = _decoded(self.tokenizer, [prompt.tolist() for prompt in asked])
         for i, text in enumerate(texts):
             if not text:
                 raise ValueError(f"prompts[{i}] holds special tokens only, of which no text is left; give it some text")
-        opening = _opening(self.its_tokenizer)
-        fed = [np.array([*opening, *ids], np.int64) for ids in _encoded(self.its_tokenizer, texts)]
+        feeding = self.feeding or Feeding.of(self.its_tokenizer)
+        fed = [feeding.prompt(prompt, text) for prompt, text in zip(asked, texts, strict=True)]
         answers = _texts_after(self.its_tokenizer, [answer.tolist() for answer in super().answer(fed)])
         # a character cut short by max_new_tokens is no text of B's
         whole = [(answer or "").rstrip(_BROKEN) for answer in answers]
         return [np.array(ids, np.int64) for ids in _encoded(self.tokenizer, whole)]
+
+    def _fed(self, prompts: Sequence[ArrayLike]) -> Sequence[ArrayLike]:
+        return prompts  # in the suspect's own tokens, and its template, by now
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +103,7 @@ def read_across(
     texts: Sequence[str | ArrayLike],
     *,
     prompts: Sequence[str | ArrayLike] | None = None,
+    feeding: Feeding | None = None,
     batch_size: int = 64,
     progress: str | None = None,
     mapping: TokenMap | None = None,
@@ -110,6 +116,7 @@ def read_across(
     character have no prediction, nor those where B's likeliest token decides none of Alice's; else the prediction is the
     token of hers that most of B's probability decides.
 
+    ``feeding`` is how B is fed, without it behind the tokens that his tokenizer sets before a text, prompts in no template.
     ``mapping`` is ``TokenMap.of(its_tokenizer, tokenizer)`` where it was made before. With one tokenizer on both sides,
     one that sets no beginning-of-text token, the predictions are those of :func:`radio_utils.reading.read_predictions`
     wherever there is one.
@@ -117,21 +124,24 @@ def read_across(
     Raises ``ValueError`` for empty texts, unequal numbers of prompts and texts, ids outside the vocabulary, a model with
     fewer logits than its tokenizer has tokens, or NaN or infinity among its logits.
     """
-    contexts = _contexts(its_tokenizer, tokenizer, texts, prompts)
+    contexts = _contexts(its_tokenizer, tokenizer, texts, prompts, feeding or Feeding.of(its_tokenizer))
     mapping = mapping or TokenMap.of(its_tokenizer, tokenizer)
-    if mapping.alice_id.shape != (len(its_tokenizer),):
+    if mapping.alice_id.shape != (size_of(its_tokenizer),):
         raise ValueError(
-            f"mapping is for {mapping.alice_id.size} tokens but its_tokenizer has {len(its_tokenizer)}; "
+            f"mapping is for {mapping.alice_id.size} tokens but its_tokenizer has {size_of(its_tokenizer)}; "
             "make it with TokenMap.of(its_tokenizer, tokenizer)"
         )
+    vocab_size = size_of(tokenizer)
     tokens = [np.full(context.ids.size + 1, -1, np.int64) for context in contexts]
     fed = [context.fed for context in contexts]
-    for rows, (logits,) in read([model], fed, len(its_tokenizer), batch_size=batch_size, fewer=_FEWER, progress=progress):
+    for rows, (logits,) in read(
+        [model], fed, size_of(its_tokenizer), batch_size=batch_size, fewer=_FEWER, progress=progress
+    ):
         for i, of_text in zip(rows, logits, strict=True):
             context = contexts[i]
             at = np.arange(context.prompt_size, context.ids.size + 1)
             at = at[context.ends[at] >= 0]
-            tokens[i][at] = _predicted(of_text, context.ends[at], mapping, len(tokenizer))
+            tokens[i][at] = _predicted(of_text, context.ends[at], mapping, vocab_size)
     return Predictions(
         tuple(context.ids for context in contexts),
         np.array([context.prompt_size for context in contexts], np.int64),
@@ -173,14 +183,14 @@ class _Context:
     ends: Ids
 
 
-def _contexts(its_tokenizer: Any, tokenizer: Any, texts: Any, prompts: Any) -> list[_Context]:
+def _contexts(its_tokenizer: Any, tokenizer: Any, texts: Any, prompts: Any, feeding: Feeding) -> list[_Context]:
     read = _alice_ids("texts", texts, tokenizer, 1)
     if not read:
         raise ValueError("texts is empty; there is nothing to read")
     given = [np.zeros(0, np.int64)] * len(read) if prompts is None else _alice_ids("prompts", prompts, tokenizer, 0)
     if len(given) != len(read):
         raise ValueError(f"prompts and texts must be equal in number, got {len(given)} and {len(read)}")
-    strings, opening = _strings(tokenizer), _opening(its_tokenizer)
+    strings = _strings(tokenizer)
     split = [[_pieces(tokenizer, strings, part.tolist()) for part in pair] for pair in zip(given, read, strict=True)]
     # a string that opens a prompt or a text may be spelt otherwise than one within it
     opens = sorted({pieces[0][0] for parts in split for pieces in parts if pieces})
@@ -190,8 +200,11 @@ def _contexts(its_tokenizer: Any, tokenizer: Any, texts: Any, prompts: Any) -> l
     spelt |= {string: _encoded(its_tokenizer, [string])[0] for string, ids in spelt.items() if string and not ids}
     contexts = []
     for i, parts in enumerate(split):
-        fed, ends = list(opening), list[int]()
-        for pieces in parts:
+        fed, ends = list(feeding.before), list[int]()
+        if feeding.template is not None and given[i].size:  # nothing within a prompt is asked
+            whole = _decoded(tokenizer, [given[i].tolist()])[0]
+            fed, ends = feeding.prompt(given[i], whole).tolist(), [-1] * given[i].size
+        for pieces in parts[1:] if ends else parts:
             for number, (string, size) in enumerate(pieces):
                 ends += [len(fed) - 1, *[-1] * (size - 1)]
                 fed += (spelt if number else opened)[string]
@@ -212,7 +225,7 @@ def _alice_ids(name: str, texts: Any, tokenizer: Any, shortest: int) -> list[Ids
     found = []
     for i, text in enumerate(texts):
         ids = np.array(_encoded(tokenizer, [text])[0], np.int64) if isinstance(text, str) else text
-        found.append(ev.checked_sequence(f"{name}[{i}]", ids, len(tokenizer), shortest=shortest))
+        found.append(ev.checked_sequence(f"{name}[{i}]", ids, size_of(tokenizer), shortest=shortest))
     return found
 
 
@@ -268,7 +281,7 @@ def _texts_after(tokenizer: Any, sequences: list[list[int]]) -> list[str | None]
 
 def _strings(tokenizer: Any) -> list[str]:
     """The string that each token adds to a text [V], empty for special tokens."""
-    return [string or "" for string in _texts_after(tokenizer, [[token] for token in range(len(tokenizer))])]
+    return [string or "" for string in _texts_after(tokenizer, [[token] for token in range(size_of(tokenizer))])]
 
 
 def _encoded_within(tokenizer: Any, strings: list[str]) -> list[list[int]]:
@@ -291,8 +304,3 @@ def _encoded_within(tokenizer: Any, strings: list[str]) -> list[list[int]]:
 def _longest_prefix(string: str, known: set[str]) -> int:
     """How long a prefix of the string is among ``known``; 0 if none is."""
     return next((size for size in range(len(string), 0, -1) if string[:size] in known), 0)
-
-
-def _opening(tokenizer: Any) -> list[int]:
-    """The beginning-of-text token, where the tokenizer sets one."""
-    return [token for token in tokenizer("")["input_ids"][:1] if token == tokenizer.bos_token_id]

@@ -45,8 +45,8 @@ def openings(audit: Case) -> list[Ids]:
         start = audit.tokenizer.eos_token_id
     if start is not None:
         return [np.array([start], np.int64)] * WRITTEN
-    size = len(audit.tokenizer)
-    return list(np.random.default_rng(audit.request.seed).integers(0, size, (WRITTEN, 1)))
+    ids = np.array(sorted(audit.tokenizer.get_vocab().values()), np.int64)
+    return list(np.random.default_rng(audit.request.seed).choice(ids, (WRITTEN, 1)))
 
 
 def _common(prompts: Sequence[Ids]) -> Ids:
@@ -64,11 +64,12 @@ def plain_texts(audit: Case, opened: OpenModel, progress: bool) -> Texts:
     assert alice is not None
     prompts = openings(audit)
     length = room(alice, prompts, max(audit.wm.window + 1, round(audit.texts.tokens / len(audit.texts.ids))))
+    fed = [alice.feeding.prompt(prompt) for prompt in prompts]
     sampling = decoding.Sampling(temperature=request.alice_temperature)
 
     def build(folder: Path) -> None:
         drawn = decoding.generate(
-            alice.model, prompts, max_new_tokens=length, sampling=sampling, stop_tokens=alice.stop_tokens,
+            alice.model, fed, max_new_tokens=length, sampling=sampling, stop_tokens=alice.stop_tokens,
             generator=torch.Generator(alice.model.device).manual_seed(request.seed), batch_size=4 * request.batch_size,
             progress="plain texts" if progress else None,
         )  # fmt: skip
@@ -76,7 +77,7 @@ def plain_texts(audit: Case, opened: OpenModel, progress: bool) -> Texts:
         atomic_write(folder / "plain.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
     config = {"openings": [one.tolist() for one in prompts], "length": length, "alice": alice.digest, "seed": request.seed}
-    config |= {"temperature": request.alice_temperature, "dtype": request.dtype}
+    config |= {"temperature": request.alice_temperature, "dtype": request.dtype, "fed": alice.feeding.digest}
     with audit.timed("model"), readable("alice"):
         version = code_version("audit.alice")
         made = Store(request.folder / "evidence").get("plain", config, build, version=version)
@@ -118,11 +119,12 @@ def control(audit: Case, opened: OpenModel, seed: int, progress: bool) -> Contro
     chosen = _prompted(audit)
     real, prompts = [texts.ids[i] for i in chosen], [texts.prompts[i] for i in chosen]
     length = room(alice, prompts, max(text.size for text in real))
+    fed = [alice.feeding.prompt(prompt) for prompt in prompts]
     sampling = decoding.Sampling(temperature=request.alice_temperature)
 
     def write(wms: Sequence[Watermark]) -> list[list[Ids]]:
         written = write_under(
-            alice.model, prompts, wms, max_new_tokens=length, sampling=sampling, stop_tokens=alice.stop_tokens,
+            alice.model, fed, wms, max_new_tokens=length, sampling=sampling, stop_tokens=alice.stop_tokens,
             generator=torch.Generator(alice.model.device).manual_seed(seed % (1 << 62)), batch_size=4 * request.batch_size,
             progress="re-marking control" if progress else None,
         )  # fmt: skip
@@ -146,6 +148,7 @@ def control(audit: Case, opened: OpenModel, seed: int, progress: bool) -> Contro
         "fingerprint": wm.fingerprint, "delta": request.delta, "worlds": request.worlds, "alice": alice.digest,
         "temperature": request.alice_temperature, "suspect": opened.suspect.digest, "dtype": request.dtype,
         "full_context": request.full_context, "allowance": audit.allowance(texts),
+        "fed": [alice.feeding.digest, opened.suspect.feeding.digest],
     }  # fmt: skip
     with audit.timed("model"), readable("alice or suspect"):
         made = Store(request.folder / "evidence").get("re-marking", config, build, version=code_version("audit.alice"))

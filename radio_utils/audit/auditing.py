@@ -39,10 +39,10 @@ def run(request: Request, *, progress: bool = False) -> Verdict:
     """
     audit = prepared(request)
     opened: Any = None
-    vocabulary = None
+    vocabulary = None  # in words, with how the models are fed
     if request.kind == "model":
         opened = open_model(audit)
-        vocabulary = opened.vocabulary
+        vocabulary = f"{opened.vocabulary.words} {fed(audit, opened)}"
         audit.spelling = spelling.measured(audit, opened)
     elif request.kind == "endpoint":
         opened = open_endpoint(audit, progress)
@@ -65,12 +65,15 @@ def run(request: Request, *, progress: bool = False) -> Verdict:
             "alpha": request.alpha,
             "level_of_each_test": request.alpha / shared,
             "tests": [{"test": one.name, "applies": one.applies, "why": one.why} for one in planned],
+            "fed": vocabulary,
             "no_remarking_control": no_control(audit, opened),
             "estimate": estimate,
             "settings": request.public(),
             "fingerprint": audit.wm.fingerprint,
         },
     )
+    if vocabulary is not None:
+        logger.info(vocabulary)
     for line in spoken(planned, no_control(audit, opened), estimate):
         logger.info(line)
     results, control, entropy = carried_out(
@@ -85,7 +88,7 @@ def run(request: Request, *, progress: bool = False) -> Verdict:
         control=control,
         counted=shared,
         texts_log10_p=audit.of_texts.log10_p,
-        vocabulary=None if vocabulary is None else vocabulary.words,
+        vocabulary=vocabulary,
         estimate=estimate,
         inputs=inputs,
         settings=request.public(),
@@ -114,6 +117,16 @@ def outcome_of(tests: Sequence[TestResult], log10_alpha: float) -> Outcome:
     return "void" if guilty else "not convicted"
 
 
+def fed(audit: Case, opened: OpenModel) -> str:
+    """How the models are fed, in words; where it is the same for all, once."""
+    chats = any(one is not None and one.prompts is not None for one in (audit.texts, audit.fresh, audit.plain))
+    models = [one for one in (opened.suspect, opened.reference, opened.alice) if one is not None]
+    words = {one.name: (one.feeding if chats else one.feeding.without_template()).words for one in models}
+    if len(set(words.values())) == 1:
+        return words["suspect"]
+    return " ".join(f"{name.capitalize()}: {said}" for name, said in words.items())
+
+
 def _inputs(audit: Case, opened: Any) -> dict[str, Any]:
     found: dict[str, Any] = {"watermarked_texts": audit.texts.described(), **_plain(audit)}
     if audit.commitment is not None:
@@ -124,6 +137,9 @@ def _inputs(audit: Case, opened: Any) -> dict[str, Any]:
         for one in (opened.suspect, opened.reference, opened.alice):
             if one is not None:
                 found[one.name] = {"name": getattr(audit.request, one.name), "sha256": one.digest}
+                found[one.name] |= {"tokenizer": tokenizer_digest(one.feeding.tokenizer), "fed": one.feeding.digest}
+                if one.unused:
+                    found[one.name]["weights not used"] = ", ".join(one.unused)
     elif audit.answers is not None:
         found["suspect"] = audit.answers.described()
     else:

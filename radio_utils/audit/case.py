@@ -19,9 +19,14 @@ from radio_utils.audit.errors import AuditError
 from radio_utils.audit.request import Request
 from radio_utils.audit.texts import Texts, read_texts
 from radio_utils.commit import Commitment
-from radio_utils.files import read_json, sha256_of, sha256_of_folder
+from radio_utils.decoding.passes import is_out_of_memory, positions_of, rows_of
+from radio_utils.files import read_json, sha256_of
 from radio_utils.predictions import Predictions
 from radio_utils.retokenising import TokenMap, read_across
+from radio_utils.suspects.feeding import Feeding, TemplateError
+from radio_utils.suspects.loading import identity
+from radio_utils.suspects.memory import DeviceMemoryError
+from radio_utils.suspects.vocabulary import size_of
 from radio_utils.watermarks import Watermark
 
 if TYPE_CHECKING:
@@ -73,11 +78,16 @@ class Case:
 
 @dataclass(frozen=True)
 class Weights:
-    """A model at hand: the parameter that names it, and the hashes of its files."""
+    """A model at hand: the parameter that names it, the hashes of all files that decide it, and how it is fed.
+
+    ``unused`` are weights of its folder that the model has no place for.
+    """
 
     name: str
     model: Any
     digest: dict[str, str]
+    feeding: Feeding
+    unused: tuple[str, ...] = ()
 
     @property
     def stop_tokens(self) -> tuple[int, ...]:
@@ -101,6 +111,7 @@ class OpenModel:
     def read(self, of: Weights, audit: Case, texts: Any, prompts: Any, progress: str | None = None) -> Predictions:
         """What the suspect, or its reference, expects along texts in Alice's tokens."""
         options: dict[str, Any] = {"prompts": prompts, "batch_size": audit.request.batch_size, "progress": progress}
+        options["feeding"] = of.feeding
         if self.vocabulary.same:
             return reading.read_predictions(of.model, texts, audit.wm.vocab_size, **options)
         return read_across(of.model, self.tokenizer, audit.tokenizer, texts, mapping=self._mapping(audit), **options)
@@ -134,7 +145,7 @@ def _prepared(request: Request) -> Case:
             raise AuditError(str(error)) from error
     name = next(name for name in ("tokenizer", "alice", "suspect") if getattr(request, name))
     tokenizer = _tokenizer(name, getattr(request, name))
-    size = max(tokenizer.get_vocab().values()) + 1
+    size = size_of(tokenizer)
     wm = request.watermark(size)
     if wm.vocab_size < size:
         raise AuditError(f"vocab_size={wm.vocab_size} is smaller than the tokenizer's {size} tokens; leave it 0")
@@ -270,15 +281,8 @@ def _load(name: str, folder: str, request: Request) -> Any:
         raise AuditError(f"device={device!r} cannot be used here ({error}); leave it empty, or give 'cpu'") from error
     try:
         return suspects.load_model(folder, device=device, dtype=getattr(torch, request.dtype))
-    except (suspects.ModelFolderError, RuntimeError) as error:
+    except suspects.ModelFolderError as error:
         raise AuditError(f"{name}: {error}") from error
-
-
-def _digest(name: str, model: Any) -> dict[str, str]:
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return sha256_of_folder(folder)
-    return {"hub commit": str(getattr(model.config, "_commit_hash", None) or "unknown")}
 
 
 def _weights(digest: dict[str, str]) -> dict[str, str]:
@@ -290,53 +294,60 @@ def open_model(audit: Case) -> OpenModel:
     request = audit.request
     its_tokenizer = _tokenizer("suspect", request.suspect)
     with audit.timed("model"):
-        suspect = _opened("suspect", request)
-        logits = int(suspect.model.get_output_embeddings().weight.shape[0])
+        suspect = _opened("suspect", request, its_tokenizer)
+        logits = rows_of(suspect.model)
         vocabulary = preflight.compare_vocabularies(audit.tokenizer, its_tokenizer, logits)
-        _check_length(audit, suspect.model)
+        _check_length(audit, suspect)
         opened = OpenModel(suspect, its_tokenizer, vocabulary)
         if request.reference:
-            opened.reference = _opened("reference", request)
+            opened.reference = _opened("reference", request, _tokenizer("reference", request.reference))
             its_weights = _weights(suspect.digest)
             if request.reference == request.suspect or (its_weights and its_weights == _weights(opened.reference.digest)):
                 raise AuditError(
                     "reference is the suspect itself, weight for weight; give the model that it was made from, or none"
                 )
-            if _tokenizer("reference", request.reference).get_vocab() != its_tokenizer.get_vocab():
+            if opened.reference.feeding.tokenizer.get_vocab() != its_tokenizer.get_vocab():
                 raise AuditError(
                     "reference has another tokenizer than suspect; give the model that the suspect was made from"
                 )
         if request.alice:
-            opened.alice = _opened("alice", request)
-            if _tokenizer("alice", request.alice).get_vocab() != audit.tokenizer.get_vocab():
+            opened.alice = _opened("alice", request, _tokenizer("alice", request.alice))
+            if opened.alice.feeding.tokenizer.get_vocab() != audit.tokenizer.get_vocab():
                 raise AuditError("alice has another tokenizer than the texts; give Alice's own unmarked model, or none")
     return opened
 
 
-def _opened(name: str, request: Request) -> Weights:
-    model = _load(name, getattr(request, name), request)
-    return Weights(name, model, _digest(getattr(request, name), model))
+def _opened(name: str, request: Request, tokenizer: Any) -> Weights:
+    folder = getattr(request, name)
+    digest, model = identity(folder), _load(name, folder, request)
+    if digest.get("hub commit") == "unknown":  # it was not on this machine before
+        digest = identity(folder)
+    try:
+        feeding = Feeding.of(tokenizer, request.chat_template)
+    except TemplateError as error:
+        raise AuditError(f"{name}: {error}") from error
+    return Weights(name, model, digest, feeding, getattr(model, "unused_weights", ()))
 
 
 def room(writer: Weights, prompts: Sequence[Ids], wanted: int) -> int:
     """How many tokens, of those wanted, it can write after each of the prompts. Raises :class:`AuditError` for none."""
-    longest = max(prompt.size for prompt in prompts)
-    most = getattr(writer.model.config, "max_position_embeddings", None) or longest + wanted
+    longest = max(writer.feeding.prompt(prompt).size for prompt in prompts)
+    most = positions_of(writer.model) or longest + wanted
     if most <= longest:
         raise AuditError(f"{writer.name} can read {most:,} tokens at once, too few to go on from {longest:,}")
     return int(min(wanted, most - longest))
 
 
-def _check_length(audit: Case, model: Any) -> None:
+def _check_length(audit: Case, suspect: Weights) -> None:
     """Raise :class:`AuditError` for texts longer than the model's positions, where a model fails or talks nonsense."""
-    request, longest = audit.request, {"max_tokens": 0}
+    request, longest, fed = audit.request, {"max_tokens": 0}, suspect.feeding.prompt
     for texts in (audit.texts, audit.fresh, audit.plain):
         if texts is not None and "open" in request.modes:
             prompts = texts.prompts or [text[:0] for text in texts.ids]
-            longest[texts.name] = max(a.size + b.size for a, b in zip(prompts, texts.ids, strict=True))
+            longest[texts.name] = max(fed(a).size + b.size for a, b in zip(prompts, texts.ids, strict=True))
     if "closed" in request.modes:
-        longest["max_tokens"] = max(prompt.size for prompt in prompts_for(audit)) + request.max_tokens
-    most = getattr(model.config, "max_position_embeddings", None) or max(longest.values())
+        longest["max_tokens"] = max(fed(prompt).size for prompt in prompts_for(audit)) + request.max_tokens
+    most = positions_of(suspect.model) or max(longest.values())
     for name, size in longest.items():
         if size > most:
             raise AuditError(
@@ -383,6 +394,11 @@ def prompts_for(audit: Case) -> list[Ids]:
     return [distinct[i % len(distinct)] for i in range(audit.request.max_queries)]
 
 
+def prompts_are_chats(audit: Case) -> bool:
+    """Whether the prompts of a closed suspect are prompts, and not the first tokens of texts."""
+    return audit.texts.prompts is not None or (audit.fresh is not None and audit.fresh.prompts is not None)
+
+
 def prompt_source(audit: Case) -> str:
     """What the prompts of a closed suspect are, in words."""
     if audit.texts.prompts is not None:
@@ -399,5 +415,12 @@ def readable(name: str) -> Iterator[None]:
         yield
     except AuditError:
         raise
-    except (ValueError, IndexError, ImportError) as error:
+    except (ValueError, IndexError, ImportError, DeviceMemoryError) as error:
         raise AuditError(f"{name} cannot be read or asked: {error}") from error
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise AuditError(
+            f"{name} cannot be read or asked: the device ran out of memory; lower batch_size, dtype or max_tokens, or take "
+            "a device with more"
+        ) from error

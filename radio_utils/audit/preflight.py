@@ -19,10 +19,13 @@ from radio_utils.audit.request import Request
 from radio_utils.audit.texts import Texts
 from radio_utils.keys import make_watermark
 from radio_utils.stats.laws import Bernoulli
+from radio_utils.suspects.loading import rows_in_config
+from radio_utils.suspects.vocabulary import VocabularySizes
 from radio_utils.watermarks import Watermark
 
 _WINDOWS = 8  # windows that are tried for a hint
 _GAMMAS = (0.05, 0.1, 0.125, 0.2, 0.25, 0.3, 1 / 3, 0.4, 0.5, 0.6, 0.75)
+_ROUND = (8, 64, 128, 256)  # numbers to which models are padded
 _FAR_LIKELIER = 12.0  # nats by which another γ must explain the colours better
 _ENOUGH = 200_000  # pairs at which γ is looked at
 
@@ -95,17 +98,31 @@ def _neighbours(wm: Watermark, request: Request) -> Iterator[tuple[str, dict[str
         for gamma in _GAMMAS:
             if abs(gamma - request.gamma) > 0.02:
                 yield f"gamma={gamma:.3g}", {"gamma": gamma}
+    for size in sorted(_padded_sizes(wm.vocab_size, request)):
+        yield f"vocab_size={size}, rows of the model and not tokens alone,", {"vocab_size": size}
     family = "released " if request.scheme.startswith("released") else ""
     if not request.scheme.startswith("transformers"):
         other = family + ("green list" if request.scheme.endswith("gumbel max") else "gumbel max")
         yield f"scheme={other!r}", {"scheme": other}
 
 
+def _padded_sizes(size: int, request: Request) -> set[int]:
+    """Vocabularies over which the mark may have been made: those of the models' configurations, and round numbers."""
+    named = (request.alice, request.reference, request.suspect if request.kind == "model" else "", request.tokenizer)
+    found = {rows_in_config(name) for name in named if name} | {-(-size // step) * step for step in _ROUND}
+    return {rows for rows in found if rows is not None and rows > size}
+
+
 def _made(wm: Watermark, request: Request, **settings: Any) -> Watermark | None:
     """The watermark with other settings; None where they are impossible, as a γ of less than one token is."""
-    given: dict[str, Any] = {"scheme": request.scheme, "window": request.window, "gamma": request.gamma}
+    given: dict[str, Any] = {
+        "vocab_size": wm.vocab_size,
+        "scheme": request.scheme,
+        "window": request.window,
+        "gamma": request.gamma,
+    }
     try:
-        return make_watermark(key=request.secret(), vocab_size=wm.vocab_size, **(given | settings))
+        return make_watermark(key=request.secret(), **(given | settings))
     except ValueError:
         return None
 
@@ -162,20 +179,23 @@ class Vocabulary:
         )
 
 
-def compare_vocabularies(tokenizer: Any, its_tokenizer: Any, logits: int) -> Vocabulary:
+def compare_vocabularies(tokenizer: Any, its_tokenizer: Any, logits: int | None) -> Vocabulary:
     """Compare two tokenizers by content, and the model's ``logits`` with its own tokenizer.
 
     Raises :class:`AuditError` for a model that has fewer logits than its tokenizer has tokens.
     """
     ours, theirs = tokenizer.get_vocab(), its_tokenizer.get_vocab()
     differing = 0 if ours == theirs else sum(ours.get(t) != theirs.get(t) for t in ours.keys() | theirs.keys())
-    size = max(theirs.values()) + 1
-    if logits < size:
+    sizes = VocabularySizes.of(its_tokenizer)
+    if logits is None:
+        return Vocabulary(differing == 0, differing, None)
+    if logits < sizes.size:
         raise AuditError(
-            f"suspect has {logits} logits and its tokenizer {size} tokens; the folder mixes two models, save the model and "
-            "its own tokenizer together"
+            f"suspect has {logits} logits and its tokenizer {sizes.ids} tokens with ids up to {sizes.highest}; either "
+            "tokens were added without resizing the model (remove them, or resize_token_embeddings), or the folder mixes "
+            "two models: save the model and its own tokenizer together"
         )
-    return Vocabulary(differing == 0, differing, (size, logits - 1) if logits > size else None)
+    return Vocabulary(differing == 0, differing, (sizes.size, logits - 1) if logits > sizes.size else None)
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ class Request:
     """The parameters of an audit. Empty strings and zeros stand for "not given", so that papermill can set each of them.
 
     What is tested
-        ``suspect``: a folder or hub name of a causal model, the ``http(s)://…`` address of an OpenAI-compatible server
-        (with ``suspect_model``), or a JSONL or Parquet file of the suspect's answers (``prompt``, ``text``).
+        ``suspect``: a folder, GGUF file or hub name of a causal model, the ``http(s)://…`` address of an OpenAI-compatible
+        server (with ``suspect_model``), or a JSONL or Parquet file of the suspect's answers (``prompt``, ``text``).
         ``reference``: folder or hub name of B₀, the model that the suspect was made from. Each test is then one of what the
         suspect added to it.
         ``access``: "open" (read the weights' predictions), "closed" (score answers) or "both"; empty, as open as can be.
@@ -44,6 +44,8 @@ class Request:
         there is no ``reference``, and writes ``control_texts`` texts under each of ``worlds`` other keys (0: none), at
         ``alice_temperature`` (1 draws from the model as it is) and with the bias ``delta`` of her green lists: the
         re-marking control.
+        ``chat_template``: how prompts are fed to a model at hand: "auto" (as the user's turn, where its tokenizer has a
+        chat template), "none" (bare), or a file of Jinja source. Rows without a prompt are no chats and are fed bare.
         ``tokenizer``: folder or hub name of Alice's tokenizer; empty, that of ``alice``, else the suspect's own.
         ``scheme``, ``window`` (k), ``gamma`` (γ), ``vocab_size`` (0: the tokenizer's) and the key: the environment variable
         ``key_env`` or the file ``key_file`` holds it, as text, or as ``hex:…`` for bytes, or ``int:…`` for a number.
@@ -72,6 +74,7 @@ class Request:
     fresh_texts: str = ""
     plain_texts: str = ""
     full_context: bool = False
+    chat_template: str = "auto"
     access: str = ""
     tokenizer: str = ""
     scheme: str = "green list"
@@ -141,7 +144,8 @@ class Request:
                 raise AuditError("suspect is no address of a server; give one such as https://host/v1") from None
         if re.match(r"[\w.-]+:\d+(/|$)", self.suspect):
             raise AuditError(f"suspect={self.suspect!r} looks like a server's address; begin it with http:// or https://")
-        if self.kind == "model" and (Path(self.suspect).expanduser().is_file() or self.suspect.endswith(_FILES)):
+        file = Path(self.suspect).expanduser().is_file() and not self.suspect.lower().endswith(".gguf")
+        if self.kind == "model" and (file or self.suspect.endswith(_FILES)):
             raise AuditError(
                 f"suspect={self.suspect!r} is a file; answers are read from .jsonl, .jsonl.gz and .parquet, write them so"
             )

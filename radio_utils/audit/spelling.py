@@ -68,18 +68,19 @@ def measured(audit: Case, opened: OpenModel) -> Spelling | None:
     if writer is None:
         return Spelling(0, 0, "nobody")
     openings = _openings(audit.texts)
+    fed = [writer.feeding.text(one) for one in openings]
     sampling = decoding.Sampling(temperature=request.alice_temperature)
 
     def build(folder: Path) -> None:
         drawn = decoding.generate(
-            writer.model, openings, max_new_tokens=room(writer, openings, _TOKENS), sampling=sampling,
+            writer.model, fed, max_new_tokens=room(writer, openings, _TOKENS), sampling=sampling,
             generator=torch.Generator(writer.model.device).manual_seed(request.seed), stop_tokens=writer.stop_tokens,
         )  # fmt: skip
         counts = {"changed": sum(changed(tokenizer, ids) for ids in drawn), "tokens": sum(ids.size for ids in drawn)}
         write_json(folder / "spelling.json", counts)
 
     config = {"openings": [ids.tolist() for ids in openings], "writer": writer.digest, "seed": request.seed}
-    config |= {"temperature": request.alice_temperature, "dtype": request.dtype}
+    config |= {"temperature": request.alice_temperature, "dtype": request.dtype, "fed": writer.feeding.digest}
     with audit.timed("model"), readable(writer.name):
         version = code_version("audit.spelling")
         made = Store(request.folder / "evidence").get("spelling", config, build, version=version)
@@ -89,7 +90,8 @@ def measured(audit: Case, opened: OpenModel) -> Spelling | None:
 
 def respells(tokenizer: Any) -> bool:
     """Whether cutting a text again can give other tokens: whether it does for random ones."""
-    drawn = np.random.default_rng(0).integers(0, len(tokenizer), (_TEXTS, _TOKENS)).tolist()
+    ids = np.array(sorted(set(tokenizer.get_vocab().values())), np.int64)
+    drawn = ids[np.random.default_rng(0).integers(0, ids.size, (_TEXTS, _TOKENS))].tolist()
     return bool(cut_again(tokenizer, drawn) != drawn)
 
 

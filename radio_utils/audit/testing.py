@@ -18,7 +18,7 @@ from radio_utils import contrast, decoding, detection, querying, reading
 from radio_utils import evidence as ev
 from radio_utils.artifacts import Store
 from radio_utils.audit import alice, preflight
-from radio_utils.audit.case import Case, Ids, OpenModel, Weights, prompts_for, readable
+from radio_utils.audit.case import Case, Ids, OpenModel, Weights, prompts_are_chats, prompts_for, readable
 from radio_utils.audit.errors import AuditError
 from radio_utils.audit.plan import Planned
 from radio_utils.audit.texts import Texts, tokenizer_digest
@@ -118,6 +118,7 @@ def _predictions(audit: Case, opened: OpenModel, of: Weights, texts: Texts, bar:
         "vocab_size": audit.wm.vocab_size,
         "model": of.digest,
         "dtype": audit.request.dtype,
+        "fed": of.feeding.digest,
         "tokenizers": None if opened.vocabulary.same else list(map(tokenizer_digest, (audit.tokenizer, opened.tokenizer))),
     }
 
@@ -162,11 +163,13 @@ def _read_contrast(audit: Case, opened: OpenModel, progress: bool) -> Judge:
     def build(folder: Path) -> None:
         reading.read_contrast(
             opened.suspect.model, reference.model, texts.ids, wm.window, wm.vocab_size, prompts=texts.prompts,
-            batch_size=request.batch_size, progress="contrastive reading" if progress else None,
+            feeding=[opened.suspect.feeding, reference.feeding], batch_size=request.batch_size,
+            progress="contrastive reading" if progress else None,
         ).save(folder)  # fmt: skip
 
     config = {"texts": texts.digest, "window": wm.window, "vocab_size": wm.vocab_size}
     config |= {"model": opened.suspect.digest, "reference": reference.digest, "dtype": request.dtype}
+    config["fed"] = [opened.suspect.feeding.digest, reference.feeding.digest]
     with audit.timed("model"), readable(f"suspect or {reference.name}"):
         version = code_version("contrast")
         made = _store(audit).get("contrast", config, build, version=version)
@@ -270,6 +273,7 @@ def _local(audit: Case, opened: OpenModel, of: Weights, progress: bool) -> Suspe
         "batch_size": 4 * request.batch_size,
         "seed": request.seed,
         "progress": "answers" if progress else None,
+        "feeding": of.feeding if prompts_are_chats(audit) else of.feeding.without_template(),
     }
     if opened.vocabulary.same:
         return LocalSuspect(of.model, **options)

@@ -126,7 +126,9 @@ def _checked(file: CorpusFile, sequences: list[Any], vocab_size: int) -> list[Id
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """SHA-256 of all that decides how a tokenizer cuts a text."""
+    """SHA-256 of all that decides how a tokenizer cuts a text, what it sets before it, and its chat template."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     whole = json.dumps(sorted(tokenizer.get_vocab().items())) if backend is None else backend.to_str()
+    rest = [getattr(tokenizer, "chat_template", None), getattr(tokenizer, "special_tokens_map", None)]
+    whole += json.dumps(rest, sort_keys=True, default=str)
     return hashlib.sha256(whole.encode("utf-8")).hexdigest()

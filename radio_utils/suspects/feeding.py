@@ -7,7 +7,9 @@ depends on its prompt alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +81,8 @@ class Feeding:
         A prompt that is written in the template already is left as it is, and so is an empty one.
         """
         bare = np.array(self.tokenizer(text, add_special_tokens=False)["input_ids"], np.int64) if text is not None else ids
-        if self.template is None or ids.size == 0:
+        special = set(getattr(self.tokenizer, "all_special_ids", ()))
+        if self.template is None or set(ids.tolist()) <= special:  # an opening token alone is no turn of a chat
             return self.text(bare)
         if text is None:
             text = self.tokenizer.decode(ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False)
@@ -92,6 +95,15 @@ class Feeding:
         if not self.before or tuple(ids[: len(self.before)].tolist()) == self.before:
             return ids
         return np.concatenate([np.array(self.before, np.int64), ids])
+
+    def without_template(self) -> Feeding:
+        """The same, with prompts that stand bare."""
+        return replace(self, template=None)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what is set before texts and around prompts."""
+        return hashlib.sha256(json.dumps([self.before, self.template]).encode()).hexdigest()
 
     @property
     def bare(self) -> bool:

@@ -41,6 +41,7 @@ def read(
     contexts: Sequence[Ids],
     vocab_size: int | None = None,
     *,
+    fed: Sequence[Sequence[Ids]] | None = None,
     batch_size: int = 64,
     longest_first: bool = False,
     finite: bool = True,
@@ -51,7 +52,9 @@ def read(
     """Feed ``contexts`` (token ids, each of at least one) to each of ``models``, a batch at a time.
 
     Yields the numbers of the texts of a batch, and for each model the logits of each of these texts: [length, V] after each
-    of its tokens, the first ``vocab_size`` of them or all. They are let go when the next batch is asked for. Texts come in
+    of its tokens, the first ``vocab_size`` of them or all. ``fed`` are for each model what it is fed in place of each text,
+    where that ends as the text does and begins otherwise (:mod:`radio_utils.suspects.feeding`): what is yielded is then
+    right for the places that both have. They are let go when the next batch is asked for. Texts come in
     order of length, at most ``batch_size`` together, fewer where their logits would be many or a device runs out of memory.
     Afterwards each model is in the mode in which it was, training or evaluation.
 
@@ -65,22 +68,27 @@ def read(
     if len(contexts) == 0:
         return
     with evaluating(*models), torch.inference_mode():
-        padding = True
-        for model in models:
-            check_length(model, contexts, what)
-            check_causal(model, contexts)
-            padding &= honours_padding(model, contexts)
-        sizes = np.array([context.size for context in contexts])
+        padding, given = True, [contexts] * len(models) if fed is None else list(fed)
+        for model, texts in zip(models, given, strict=True):
+            check_length(model, texts, what)
+            check_causal(model, texts)
+            padding &= honours_padding(model, texts)
+        sizes = np.array([[text.size for text in texts] for texts in given]).max(axis=0)
         order = np.argsort(-sizes if longest_first else sizes, kind="stable")
         most = max(1, _LOGITS // max([vocab_size or 0, *(rows_of(model) or 0 for model in models), 1]))
         waiting = deque(_batches(order, sizes, batch_size, most, padding))
         with tqdm(total=len(contexts), desc=progress, disable=progress is None, unit="text", mininterval=5.0) as bar:
             while waiting:
                 rows = waiting.popleft()
-                found = _read_batch(models, [contexts[i] for i in rows], vocab_size, fewer, finite)
+                found = _read_batch(models, [[texts[i] for i in rows] for texts in given], vocab_size, fewer, finite)
                 if found is None:
                     waiting = _halved([rows, *waiting], max(1, len(rows) // 2))
                     continue
+                if fed is not None:
+                    wanted = [contexts[i].size for i in rows]
+                    for number, of_model in enumerate(found):
+                        found[number] = [_last(one, size) for one, size in zip(of_model, wanted, strict=True)]
+                        of_model.clear()
                 yield rows, found
                 for of_model in found:
                     of_model.clear()  # before the next batch is made: whoever asked for this one still holds the list
@@ -121,17 +129,17 @@ def _halved(batches: Sequence[list[int]], size: int) -> deque[list[int]]:
 
 
 def _read_batch(
-    models: Sequence[Any], contexts: list[Ids], vocab_size: int | None, fewer: str, finite: bool
+    models: Sequence[Any], given: list[list[Ids]], vocab_size: int | None, fewer: str, finite: bool
 ) -> list[list[torch.Tensor]] | None:
     """The logits of each text from each model; None where several are too much for the memory."""
     try:
-        return [_logits(model, contexts, vocab_size, fewer, finite) for model in models]
+        return [_logits(model, texts, vocab_size, fewer, finite) for model, texts in zip(models, given, strict=True)]
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        if len(contexts) == 1:
+        if len(given[0]) == 1:
             raise DeviceMemoryError(
-                f"the device ran out of memory with one text of {contexts[0].size:,} tokens; split the longer texts, lower "
+                f"the device ran out of memory with one text of {given[0][0].size:,} tokens; split the longer texts, lower "
                 f"the precision (bfloat16), or take a device with more ({str(error).strip().partition(chr(10))[0]})"
             ) from error
     free_memory()
@@ -153,6 +161,12 @@ def _logits(model: Any, contexts: list[Ids], vocab_size: int | None, fewer: str,
             "beyond 65504): load it in bfloat16 or float32"
         )
     return [logits[row, : context.size] for row, context in enumerate(contexts)]
+
+
+def _last(logits: torch.Tensor, size: int) -> torch.Tensor:
+    """The last ``size`` rows; where there are fewer, the first stands for what nobody asks."""
+    missing = size - logits.shape[0]
+    return logits[-size:] if missing <= 0 else torch.cat([logits[:1].expand(missing, -1), logits])
 
 
 def chosen(logits: Sequence[torch.Tensor], rows: Ids, places: Ids) -> torch.Tensor:

@@ -11,6 +11,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from radio_utils import decoding
+from radio_utils.decoding.passes import device_of
+from radio_utils.suspects.feeding import Feeding
 
 Ids = NDArray[np.int64]
 
@@ -26,7 +28,10 @@ class Suspect(Protocol):
 
 @dataclass(frozen=True)
 class LocalSuspect:
-    """A causal transformers model on this machine, with the decoding that its owner would use."""
+    """A causal transformers model on this machine, with the decoding that its owner would use.
+
+    ``feeding`` says how prompts are given to it; None: as they are.
+    """
 
     model: Any
     stop_tokens: tuple[int, ...]
@@ -35,13 +40,14 @@ class LocalSuspect:
     batch_size: int = 256
     seed: int = 0
     progress: str | None = None
+    feeding: Feeding | None = None
 
     def answer(self, prompts: Sequence[ArrayLike]) -> list[Ids]:
         """Sample one answer to each prompt."""
-        device = next(self.model.parameters()).device
+        device = device_of(self.model)
         return decoding.generate(
             self.model,
-            prompts,
+            self._fed(prompts),
             max_new_tokens=self.max_new_tokens,
             sampling=self.sampling,
             generator=torch.Generator(device).manual_seed(self.seed),
@@ -49,3 +55,7 @@ class LocalSuspect:
             batch_size=self.batch_size,
             progress=self.progress,
         )
+
+    def _fed(self, prompts: Sequence[ArrayLike]) -> Sequence[ArrayLike]:
+        """What stands before the answers."""
+        return prompts if self.feeding is None else [self.feeding.prompt(np.asarray(prompt)) for prompt in prompts]

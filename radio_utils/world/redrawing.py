@@ -15,6 +15,7 @@ import torch
 from radio_utils import decoding
 from radio_utils.decoding.passes import device_of
 from radio_utils.suspects.forward import read
+from radio_utils.suspects.vocabulary import size_of
 from radio_utils.world import instructions
 from radio_utils.world.instructions import Pair
 
@@ -40,7 +41,7 @@ def redraw(
     chance = torch.Generator(device_of(model)).manual_seed(int(generator.integers(1 << 62)))
     contexts = [np.concatenate(both) for both in zip(prompts, answers, strict=True)]
     result = list(pairs)
-    for rows, (logits,) in read([model], contexts, len(tokenizer), batch_size=batch_size, fewer=_FEWER):
+    for rows, (logits,) in read([model], contexts, size_of(tokenizer), batch_size=batch_size, fewer=_FEWER):
         padded = torch.nn.utils.rnn.pad_sequence(logits, batch_first=True).float()
         padded[..., tokenizer.eos_token_id] = -torch.inf  # a text keeps its length
         drawn = decoding.draw(decoding.warp(padded.flatten(0, 1), sampling), chance).view(padded.shape[:2]).cpu().numpy()
