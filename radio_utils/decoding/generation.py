@@ -116,7 +116,7 @@ def generate(
     batch_size: int = 128,
     progress: str | None = None,
 ) -> list[NDArray[np.int64]]:
-    """Continue each prompt (a token-id sequence) until a stop token or ``max_new_tokens``.
+    """Continue each prompt (a token-id sequence) until a stop token, ``max_new_tokens`` or the end of a model's positions.
 
     ``wm`` is the watermark of all, or a sequence of one for each prompt; texts of different keys share their batches.
     Returns the new tokens of each prompt, in the prompts' order, the stop token left out. The randomness of a prompt
@@ -131,7 +131,7 @@ def generate(
     shortest = max((one.window for one in wms), default=1)
     arrays = _checked_prompts(prompts, input_rows_of(model), shortest)
     shared = None if len(wms) > 1 else processor_for(wms[0] if wms else None, sampling)
-    _check_room(model, arrays, max_new_tokens)
+    _room(model, arrays)
     order = sorted(range(len(arrays)), key=lambda i: arrays[i].size)  # equal lengths together: little padding
     results: list[NDArray[np.int64]] = [np.zeros(0, np.int64)] * len(arrays)
     with (
@@ -145,7 +145,8 @@ def generate(
             processor = RowsProcessor([wms[i] for i in rows], sampling) if len(wms) > 1 else shared
             before = None if generator is None else generator.get_state()
             try:
-                batch = _Batch(kind, model, [arrays[i] for i in rows], max_new_tokens)
+                some = [arrays[i] for i in rows]
+                batch = _Batch(kind, model, some, min(max_new_tokens, _room(model, some) or max_new_tokens))
                 written = batch.run(sampling, processor, generator, stop_tokens)
             except (RuntimeError, MemoryError) as error:
                 if len(rows) == 1 or not is_out_of_memory(error):
@@ -221,12 +222,18 @@ def _batches(arrays: list[NDArray[np.int64]], order: list[int], batch_size: int,
     return found
 
 
-def _check_room(model: Any, arrays: list[NDArray[np.int64]], max_new_tokens: int) -> None:
-    """Raise ``ValueError`` where a model cannot read so far as its text would go."""
+def _room(model: Any, arrays: list[NDArray[np.int64]]) -> int | None:
+    """How many tokens fit behind each of the prompts, the last of which is not read; None where nothing limits them.
+
+    Raises ``ValueError`` for a prompt that fills a model's positions.
+    """
     most = positions_of(model)
-    longest = max((array.size for array in arrays), default=0)
-    if most is not None and longest + max_new_tokens - 1 > most - virtual_places(model):
-        raise ValueError(
-            f"max_new_tokens={max_new_tokens} after a prompt of {longest:,} tokens is more than the {most:,} that the "
-            "model can read at once; lower it, or shorten the prompts"
-        )
+    if most is None:
+        return None
+    most -= virtual_places(model)
+    for i, array in enumerate(arrays):
+        if array.size > most:
+            raise ValueError(
+                f"prompts[{i}] has {array.size:,} tokens, and the model can read {most:,} at once; shorten the prompt"
+            )
+    return most - max((array.size for array in arrays), default=0) + 1

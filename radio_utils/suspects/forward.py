@@ -70,6 +70,9 @@ def read(
     with evaluating(*models), torch.inference_mode():
         padding, given = True, [contexts] * len(models) if fed is None else list(fed)
         for model, texts in zip(models, given, strict=True):
+            least = rows_of(model)
+            if vocab_size is not None and least is not None and least < vocab_size:
+                raise ValueError(f"the model has {least} logits, fewer than {fewer.format(vocab_size)}")
             check_length(model, texts, what)
             check_causal(model, texts)
             padding &= honours_padding(model, texts)
