@@ -141,10 +141,10 @@ def detect(
     ``texts`` and ``prompts`` are sequences of token-id sequences (lists, arrays, or one 2-D int array), one prompt for
     each text: windows that occur in the prompt are not scored. ``texts`` may be any iterable and is read once, so a
     corpus may be larger than memory; it may also be the path of a JSONL or Parquet file, or a list of paths, whose rows
-    hold ``ids`` (or ``text`` and a ``tokenizer`` is given) and perhaps ``prompt_ids`` (or ``prompt``). Paths are shared
-    out among ``workers`` processes. Either every row of a file has a prompt, be it empty, or none has. ``keep`` is the
-    filter φ, an int array [m, k] of the only windows to score. ``dedup`` is "window+token", "window", or None, with which p
-    is *not* a p-value.
+    hold ``ids`` (or ``text`` and a ``tokenizer`` is given) and perhaps ``prompt_ids`` (or ``prompt``), or the columns of
+    one of the forms of :mod:`radio_utils.evidence.forms`. Paths are shared out among ``workers`` processes. Either every
+    row of a file has a prompt, be it empty, or none has. ``keep`` is the filter φ, an int array [m, k] of the only windows
+    to score. ``dedup`` is "window+token", "window", or None, with which p is *not* a p-value.
 
     Memory grows with the number of distinct pairs, 8 bytes each (16 where k + 1 ids need more than 64 bits) and about
     half more while they are merged: 100 million pairs take 1.3 GB. For more than that, ``sample`` scores a pseudo-random

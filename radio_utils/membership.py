@@ -9,9 +9,10 @@ compared with those of fresh documents that B cannot have seen, by a one-sided t
 
 from __future__ import annotations
 
+import itertools
 import math
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,7 @@ def zlib_entropy(text: str) -> int:
 def pieces(tokenizer: Any, texts: Sequence[str], *, length: int = 256, shortest: int = 8) -> list[str]:
     """Cut texts into pieces of at most ``length`` tokens; pieces under ``shortest`` tokens are dropped.
 
+    The cuts lie between characters, so that a character of several tokens is in one piece.
     Pieces of one text are no independent trials: :func:`labelled_pieces` says which text each comes from.
     """
     return labelled_pieces(tokenizer, texts, length=length, shortest=shortest)[0]
@@ -54,13 +56,43 @@ def labelled_pieces(tokenizer: Any, texts: Sequence[str], *, length: int = 256, 
     """
     if length < 2:
         raise ValueError(f"length must be at least 2 tokens, got {length}")
+    fast = bool(getattr(tokenizer, "is_fast", False))
+    options = {"return_offsets_mapping": True} if fast else {}
+    cut = tokenizer(list(texts), add_special_tokens=False, **options) if texts else {"input_ids": []}
     found: list[str] = []
     labels: list[int] = []
-    for label, ids in enumerate(tokenizer(list(texts), add_special_tokens=False)["input_ids"]):
-        cuts = [cut for i in range(0, len(ids), length) if len(cut := ids[i : i + length]) >= shortest]
-        found.extend(tokenizer.decode(cut) for cut in cuts)
-        labels.extend([label] * len(cuts))
+    for label, (text, ids) in enumerate(zip(texts, cut["input_ids"], strict=True)):
+        spans = cut["offset_mapping"][label] if fast else None
+        parts = _parts(tokenizer, text, ids, spans, length)
+        long = [part for part, size in parts if size >= shortest]
+        found.extend(long)
+        labels.extend([label] * len(long))
     return found, np.array(labels, np.int64)
+
+
+def _parts(
+    tokenizer: Any, text: str, ids: Sequence[int], spans: Sequence[tuple[int, int]] | None, length: int
+) -> Iterator[tuple[str, int]]:
+    """Pieces of a text, each with its tokens: the most up to ``length`` that end with a character, else the fewest above.
+
+    ``spans`` are the characters of each token. Without them, a piece that holds a sign that stands for broken characters,
+    and that the text has not, ends within one.
+    """
+    start = done = 0
+    while start < len(ids):
+
+        def ends(end: int, start: int = start) -> bool:
+            if end == len(ids):
+                return True
+            if spans is None:
+                return "\ufffd" in text or "\ufffd" not in tokenizer.decode(ids[start:end])
+            return spans[end - 1][1] <= spans[end][0]
+
+        most = min(start + length, len(ids))
+        end = next(filter(ends, itertools.chain(range(most, start, -1), range(most + 1, len(ids) + 1))))
+        last = done if spans is None else max(done, spans[end - 1][1])
+        yield tokenizer.decode(ids[start:end]) if spans is None else text[done:last], end - start
+        start, done = end, last
 
 
 @dataclass(frozen=True, slots=True, eq=False)

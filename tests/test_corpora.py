@@ -191,3 +191,141 @@ def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path: Path) -> None:
         path.write_bytes(b"\xef\xbb\xbf" + content + b"\n")
         read = [text for _, text in corpora.CorpusFile(path)._lines()]
         assert read == [content.decode() + "\n"]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Strings from the wild
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        (
+            "a.jsonl",
+            b'{"text": "1 2 3"}\n{"text": "1 2 \\ud83d 3"}\n',
+            r"row 2: 'text' holds \\ud83d at character 4, half of",
+        ),
+        ("a.jsonl", b'{"text": "1 2 3", "prompt": "\\udc00"}\n', r"row 1: 'prompt' holds \\udc00 at character 0"),
+        ("a.jsonl", b'{"output": "\\ud800", "instruction": "1"}\n', r"row 1: 'output' holds \\ud800"),
+        ("a.jsonl", '{"text": "1 2 3"}\n'.encode("utf-16-le"), "row 1: holds zero bytes, as UTF-16 does"),
+        ("a.jsonl", '{"text": "1 2 3"}\n'.encode("utf-16"), "row 1: (not UTF-8|holds zero bytes)"),
+        ("a.txt", "1 2 3\n".encode("utf-16-le"), "row 1: holds zero bytes"),
+        ("a.txt", "1 2 3\n".encode("utf-16-be"), "row 1: holds zero bytes"),
+        ("a.txt", "1 2 3\n".encode("utf-32"), "row 1: (not UTF-8|holds zero bytes)"),
+        ("a.jsonl", b'{"text": "1 2 3"}\n\n{"text": "1 2 3", "text": "4 5 6"}\n', "row 3: 'text' stands twice in it"),
+        ("a.jsonl", b'{"messages": [{"role": "user", "role": "assistant", "content": "1"}]}', "row 1: 'role' stands twice"),
+        ("a.jsonl", b'{"text": NaN}\n', "row 1: 'text' is NaN"),
+        ("a.jsonl", b'{"ids": NaN}\n', "row 1: 'ids' is NaN"),
+        ("a.jsonl", b'{"text": "1 2 3", "prompt": NaN}\n', "row 1: 'prompt' is NaN"),
+        ("a.jsonl", b'{"text": Infinity}\n', "row 1: 'text' must be a string, got float"),
+    ],
+)
+def test_strings_that_are_none_are_named(tmp_path: Path, name: str, content: bytes, words: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(corpora.CorpusError, match=rf"{name}, {words}"):
+        detect(tmp_path / name, WM, tokenizer=Words())
+
+
+def test_whole_pairs_and_other_columns_are_nobodys_business(tmp_path: Path) -> None:
+    class Letters:
+        def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
+            return {"input_ids": [ord(one) % 500 for one in text]}
+
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "\\ud83d\\ude00abc", "loss": NaN, "other": "\\ud83d"}\n')
+    assert detect(path, WM, tokenizer=Letters()).seen == 2
+
+
+def test_a_column_of_nulls_is_no_prompt(tmp_path: Path) -> None:
+    """As in JSONL: the values decide, and not the schema."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    for kind in (pa.string(), pa.null(), pa.float64()):
+        table = pa.table({"ids": TEXTS, "prompt": pa.array([None] * len(TEXTS), kind)})
+        pq.write_table(table, tmp_path / "a.parquet")
+        assert detect(tmp_path / "a.parquet", WM) == detect(TEXTS, WM)
+    assert detect(write(tmp_path / "a.jsonl", [{"ids": t, "prompt": None} for t in TEXTS]), WM) == detect(TEXTS, WM)
+
+
+@pytest.mark.parametrize(
+    "name", ["x.json", "x.JSONL", "x.jsonl.zst", "x.zst", "x.csv", "x.Parquet", "x.ndjson", "x.txt.gz"]
+)
+@pytest.mark.parametrize("there", [False, True])
+def test_the_name_of_a_file_is_taken_for_one(tmp_path: Path, name: str, there: bool) -> None:
+    if there:
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(
+        corpora.CorpusError, match=f"{name}.*(must|that) end(s)? in .jsonl|{name}(, row 1: neither| is no Parq)"
+    ):
+        detect(str(tmp_path / name), WM)
+
+
+def test_endings_are_read_in_capitals_too(tmp_path: Path) -> None:
+    for name in ("A.JSONL", "a.Jsonl.GZ", "A.PARQUET"):
+        path = write(tmp_path / name.lower(), [{"ids": t} for t in TEXTS])
+        path = path.rename(tmp_path / name)
+        assert detect(path, WM) == detect(TEXTS, WM) == detect(str(path), WM)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Other people's shapes
+
+ASK, ANSWER = "1 2 3 4", "5 6 7 8 9"
+USER, HUMAN = {"role": "user", "content": ASK}, {"from": "human", "value": ASK}
+PARTS = [{"type": "text", "text": "5 6 "}, {"type": "image_url", "image_url": "x"}, {"type": "text", "text": "7 8 9"}]
+SHAPES: list[dict[str, Any]] = [
+    {"instruction": ASK, "output": ANSWER},
+    {"instruction": "1 2", "input": "3 4", "output": ANSWER},
+    {"instruction": ASK, "input": "", "output": ANSWER},
+    {"conversations": [HUMAN, {"from": "gpt", "value": ANSWER}]},
+    {"conversations": [USER, {"role": "assistant", "content": ANSWER}]},
+    {"messages": [{"role": "system", "content": "1 2"}, {"role": "user", "content": "3 4"},
+                  {"role": "assistant", "content": ANSWER}]},
+    {"messages": [USER, {"role": "assistant", "content": PARTS}]},
+    {"messages": [USER, {"role": "assistant", "content": None}, {"role": "assistant", "content": ANSWER}]},
+    {"prompt": ASK, "completion": ANSWER},
+    {"prompt": [USER], "completion": [{"role": "assistant", "content": ANSWER}]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".parquet"])
+@pytest.mark.parametrize("row", SHAPES, ids=lambda row: "+".join(row))
+def test_rows_of_other_shapes_are_read(tmp_path: Path, ending: str, row: dict[str, Any]) -> None:
+    if ending == ".parquet" and any(turn.get("content") is PARTS for turn in row.get("messages", [])):
+        pytest.skip("a column of Arrow's has one type")
+    file = corpora.CorpusFile(write(tmp_path / f"a{ending}", [row, row]), Words())
+    prompts = file.prompts()
+    assert prompts is not None
+    assert list(prompts) == [[1, 2, 3, 4]] * 2 and list(file.texts()) == [[5, 6, 7, 8, 9]] * 2
+    assert all(name in file.columns for name in row)
+
+
+def test_each_turn_of_the_assistant_is_a_text(tmp_path: Path) -> None:
+    turns = [USER, {"role": "assistant", "content": "5 6 7"}, {"role": "user", "content": "8"},
+             {"role": "assistant", "content": "9 10 11"}]  # fmt: skip
+    file = corpora.CorpusFile(write(tmp_path / "a.jsonl", [{"messages": turns}]), Words())
+    assert list(file.texts()) == [[5, 6, 7], [9, 10, 11]]
+    assert list(file.prompts() or []) == [[1, 2, 3, 4], [1, 2, 3, 4, 5, 6, 7, 8]]
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([{"messages": [USER]}], "row 1: 'messages' holds no turn of the assistant"),
+        ([SHAPES[0], {"instruction": ASK}], r"row 2: no 'output', which rows of this form \(Alpaca\) have"),
+        ([SHAPES[0], SHAPES[3]], "row 2: no 'instruction'"),
+        ([{"messages": "hello"}], "row 1: 'messages' must be a list of turns, got str"),
+        ([{"messages": [5]}], r"row 1: 'messages\[0\]' must be an object"),
+        ([{"messages": [{"role": "narrator", "content": "1"}]}], "row 1: .*role is 'narrator'"),
+        (
+            [{"messages": [{"role": "assistant", "content": 5}]}],
+            r"row 1: 'messages\[0\].content' must be a string, got int",
+        ),
+        ([{"instruction": 5, "output": ANSWER}], "row 1: 'instruction' must be a string, got int"),
+        ([{"text": ASK, "instruction": ASK, "output": ANSWER}], "'text' beside 'instruction' and 'output': which of them"),
+        ([{"prompt": ASK, "completion": 5}], "row 1: .*must be a string, got int"),
+        ([{"question": ASK, "answer": ANSWER}], "row 1: neither 'ids' nor 'text'.*or all rows the columns of Alpaca"),
+    ],
+)
+def test_rows_of_no_shape_are_named(tmp_path: Path, rows: list[dict[str, Any]], words: str) -> None:
+    with pytest.raises(corpora.CorpusError, match=words):
+        detect(write(tmp_path / "a.jsonl", rows), WM, tokenizer=Words())

@@ -131,6 +131,51 @@ def test_pieces_cut_texts_and_drop_scraps() -> None:
         membership.pieces(Characters(), texts, length=1)
 
 
+WILD = "naïve Ćelije 漢字かな😀👩‍👩‍👧 ﷽ a\u0301 – 🇮🇹 "  # characters of one to eighteen tokens of one byte each
+
+
+def byte_tokenizer(*merges: tuple[str, str]) -> Any:
+    """A tokenizer of bytes, and of those merged."""
+    from tokenizers import Tokenizer, decoders, pre_tokenizers
+    from tokenizers.models import BPE
+    from transformers import PreTrainedTokenizerFast
+
+    signs = sorted(pre_tokenizers.ByteLevel.alphabet())
+    names = {sign: i for i, sign in enumerate([*signs, *(a + b for a, b in merges)])}
+    plain = Tokenizer(BPE(names, list(merges)))
+    plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    plain.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=plain)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("length", [2, 3, 5, 8, 64])
+def test_pieces_are_parts_of_the_text_whatever_its_characters(length: int, fast: bool) -> None:
+    """Cut as tokens, most pieces of such a text held U+FFFD, which no text of the training data holds."""
+    tokenizer = byte_tokenizer(("ð", "Ł"), ("n", "a"))
+    if not fast:
+        tokenizer = SlowTokenizer(tokenizer)
+    texts = [WILD * 3, "plain", "", "😀" * 7]
+    found, labels = membership.labelled_pieces(tokenizer, texts, length=length, shortest=1)
+    for i, text in enumerate(texts):
+        assert "".join(part for part, label in zip(found, labels, strict=True) if label == i) == text
+    sizes = [len(tokenizer([part], add_special_tokens=False)["input_ids"][0]) for part in found]
+    assert max(sizes) <= max(length, 4) and (len(found) == 5 if length == 64 else len(found) > 20)
+
+
+class SlowTokenizer:
+    """A tokenizer that does not say where its tokens stand."""
+
+    def __init__(self, fast: Any) -> None:
+        self._fast = fast
+
+    def __call__(self, texts: list[str], add_special_tokens: bool) -> Any:
+        return {"input_ids": self._fast(texts, add_special_tokens=add_special_tokens)["input_ids"]}
+
+    def decode(self, ids: list[int]) -> str:
+        return str(self._fast.decode(ids))
+
+
 def test_labelled_pieces_say_where_each_comes_from() -> None:
     texts = ["abcdefghij" * 2 + "klm", "xyz", "", "0123456789"]
     for shortest in (1, 3, 4, 11):

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from radio_utils import keys
 from radio_utils.audit.errors import AuditError
+from radio_utils.evidence.files import ENDINGS, is_path
 from radio_utils.keys import SCHEMES, make_watermark
 from radio_utils.watermarks import Watermark
 from radio_utils.watermarks.prf import Key
@@ -34,7 +35,8 @@ class Request:
 
     With what
         ``watermarked_texts``: what Alice's marked model wrote and the suspect may have used: JSONL or Parquet rows with
-        ``text`` (or ``ids``) and perhaps ``prompt`` (or ``prompt_ids``), or plain text with blank lines between texts.
+        ``text`` (or ``ids``) and perhaps ``prompt`` (or ``prompt_ids``), or the columns of Alpaca, ShareGPT, OpenAI's chats
+        or TRL, or plain text with blank lines between texts.
         ``full_context``: the prompts hold all that Alice's model had before it wrote; else a template may have stood there.
         ``fresh_texts``: texts of the same kind that the suspect cannot have used. If they carry the watermark they make the
         unsupervised test.
@@ -144,10 +146,10 @@ class Request:
                 raise AuditError("suspect is no address of a server; give one such as https://host/v1") from None
         if re.match(r"[\w.-]+:\d+(/|$)", self.suspect):
             raise AuditError(f"suspect={self.suspect!r} looks like a server's address; begin it with http:// or https://")
-        file = Path(self.suspect).expanduser().is_file() and not self.suspect.lower().endswith(".gguf")
-        if self.kind == "model" and (file or self.suspect.endswith(_FILES)):
+        weights = self.suspect.lower().endswith(".gguf")
+        if self.kind == "model" and not weights and (is_path(self.suspect) or _is_file(self.suspect)):
             raise AuditError(
-                f"suspect={self.suspect!r} is a file; answers are read from .jsonl, .jsonl.gz and .parquet, write them so"
+                f"suspect={self.suspect!r} is a file; answers are read from {', '.join(_ANSWERS)}, write them so"
             )
         if self.is_endpoint and not self.suspect_model:
             raise AuditError("suspect_model is empty; name the model that the endpoint should answer with")
@@ -183,7 +185,7 @@ class Request:
         """What the suspect is: an "endpoint", a file of its "answers", or a "model" whose weights are at hand."""
         if self.is_endpoint:
             return "endpoint"
-        return "answers" if self.suspect.endswith((".jsonl", ".jsonl.gz", ".parquet")) else "model"
+        return "answers" if self.suspect.lower().endswith(_ANSWERS) else "model"
 
     @property
     def shown_suspect(self) -> str:
@@ -223,7 +225,16 @@ class Request:
         return shown | {"suspect": self.shown_suspect}
 
 
-_FILES = (".txt", ".json", ".csv", ".tsv", ".gz", ".zip")
+_ANSWERS = tuple(ending for ending in ENDINGS if ending != ".txt")  # in which an answer has its prompt beside it
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).expanduser().is_file()
+    except (OSError, RuntimeError):  # a name too long for one, or a home that is nobody's
+        return False
+
+
 _WANTED = {
     "suspect": "give a folder, a hub name, an http(s) address or a file of answers",
     "watermarked_texts": "give the file of marked texts that the suspect may have used (.jsonl, .parquet or .txt)",

@@ -24,8 +24,8 @@ class Texts:
     """Texts under Alice's tokenizer, with their prompts if they have any.
 
     ``ids`` and ``prompts`` hold one array for each text of more than ``window`` tokens; ``short`` counts the others.
-    ``sha256`` is that of the file. ``from_strings`` says that tokens were made from strings, at least some: they may be
-    others than those that were drawn.
+    ``sha256`` is that of the file, ``columns`` says which of its columns were read. ``from_strings`` says that tokens were
+    made from strings, at least some: they may be others than those that were drawn.
     """
 
     name: str
@@ -35,6 +35,7 @@ class Texts:
     ids: list[Ids] = field(repr=False)
     prompts: list[Ids] | None = field(repr=False)
     from_strings: bool = False
+    columns: str = ""
 
     @property
     def contexts(self) -> list[Ids]:
@@ -62,6 +63,7 @@ class Texts:
         """What a report says of them."""
         return {
             "file": self.path,
+            "columns": self.columns,
             "sha256": self.sha256,
             "texts": len(self.ids),
             "tokens": self.tokens,
@@ -72,15 +74,13 @@ class Texts:
 
 
 def read_texts(name: str, path: str, tokenizer: Any, vocab_size: int, window: int) -> Texts:
-    """Read a JSONL, Parquet or plain text file. ``name`` is the parameter's, for errors.
+    """Read a file of texts (:mod:`radio_utils.evidence.files`). ``name`` is the parameter's, for errors.
 
     Raises :class:`AuditError` for a file that is missing, empty, damaged or not in one of these formats, with the row at
     fault, for token ids outside the vocabulary, and where no text is longer than the window.
     """
-    if Path(path).expanduser().is_dir():
-        raise AuditError(f"{name}: {path} is a folder; give one file")
     cut = None if tokenizer is None else _Cutter(tokenizer)
-    file = CorpusFile(Path(path).expanduser(), cut)
+    file = CorpusFile(_path(name, path), cut)
     try:
         texts, prompts = list(file.texts()), file.prompts()
         asked = None if prompts is None else list(prompts)
@@ -101,7 +101,20 @@ def read_texts(name: str, path: str, tokenizer: Any, vocab_size: int, window: in
         ids=[checked[i] for i in long],
         prompts=None if of is None or not any(of[i].size for i in long) else [of[i] for i in long],
         from_strings=cut is not None and cut.used,
+        columns=file.columns,
     )
+
+
+def _path(name: str, path: str) -> Path:
+    """The file of that name. Raises :class:`AuditError` for a folder, and for a home that is nobody's."""
+    try:
+        found = Path(path).expanduser()
+        folder = found.is_dir()
+    except (OSError, RuntimeError) as error:
+        raise AuditError(f"{name}: {path} cannot be looked at ({error}); give the path of one file") from error
+    if folder:
+        raise AuditError(f"{name}: {path} is a folder; give one file")
+    return found
 
 
 class _Cutter:

@@ -1,10 +1,14 @@
 """Files of texts: JSONL, Parquet and plain text, read a row at a time.
 
 A row holds the text as token ids (``ids``) or as a string (``text``, with a tokenizer), and perhaps the prompt that it
-answers (``prompt_ids`` or ``prompt``). Either every row of a file has a prompt or none has: a text whose prompt was lost
-would be scored where it copies that prompt. An empty list or string says that a row has none. A row that is not so is an
-error that names the file and the row. In plain text (``.txt``) blank lines stand between texts, and no text has a prompt; a
-text is named by its first line's number.
+answers (``prompt_ids`` or ``prompt``), or is of one of the shapes of :mod:`radio_utils.evidence.forms`, which is that of
+the first row. Either every row of a file has a prompt or none has: a text whose prompt was lost would be scored where it
+copies that prompt. An empty list or string says that a row has none, null that its prompt is not known. A row that is not
+so is an error that names the file and the row. In plain text (``.txt``) blank lines stand between texts, and no text has a
+prompt; a text is named by its first line's number.
+
+Files are UTF-8 and JSON is strict where it matters: a name that stands twice in an object, half of a character, or NaN in
+place of a text is an error. None of them is mended, because nobody can say what was meant.
 """
 
 from __future__ import annotations
@@ -13,6 +17,8 @@ import codecs
 import gzip
 import importlib
 import json
+import math
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,8 +26,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from radio_utils.evidence.forms import FORMS, OWN_PROMPT, OWN_TEXT, Form, FormError, as_text, form_of
+
 ENDINGS = (".jsonl", ".jsonl.gz", ".parquet", ".txt")
-_TEXT, _PROMPT = ("ids", "text"), ("prompt_ids", "prompt")
+# what files of data are called; a string that ends so is a file's name, and no text
+_NAMED = re.compile(
+    r"\.(jsonl?|ndjson|parquet|pq|arrow|feather|csv|tsv|txt|npy|npz|pkl|zip|tar|gz|zst|bz2|xz)(\.(gz|zst|bz2|xz|zip|tar))?$",
+    re.IGNORECASE,
+)
 _LONGEST_LINE = 1 << 28  # bytes: a longer line is no text but a damaged file, and must not fill the memory
 
 
@@ -30,8 +42,13 @@ class CorpusError(ValueError):
 
 
 def is_path(value: object) -> bool:
-    """Whether this names a file of texts: a ``Path``, or a string that ends like one."""
-    return isinstance(value, Path) or (isinstance(value, str) and value.endswith(ENDINGS))
+    """Whether this names a file: a ``Path``, or a string that ends like the name of one, of whatever kind."""
+    return isinstance(value, Path) or (isinstance(value, str) and bool(_NAMED.search(value)))
+
+
+def is_corpus(name: str) -> bool:
+    """Whether a file of this name is one of those that are read."""
+    return name.lower().endswith(ENDINGS)
 
 
 @dataclass(frozen=True)
@@ -44,30 +61,70 @@ class CorpusFile:
     def texts(self) -> Iterator[Any]:
         """Token ids of each row's text, in order."""
         first = None
-        for number, row in self._rows(_TEXT):
+        for number, row in self._rows(OWN_TEXT if self._prompted else OWN_TEXT + OWN_PROMPT):
             first = number if first is None else first
-            # a Parquet row holds the wanted columns only, but there the schema has told already
-            if not self._prompted and any(row.get(name) is not None for name in _PROMPT):
+            if not self._prompted and any(row.get(name) is not None for name in OWN_PROMPT):
                 raise CorpusError(
                     f"{self.path}, row {first}: no prompt, but row {number} has one; give every row one, an empty one "
                     "where there is none"
                 )
-            yield self._ids(row, number, *_TEXT)
+            yield self._ids(row, number, *OWN_TEXT)
 
     def prompts(self) -> Iterator[Any] | None:
         """Token ids of each row's prompt, or None for a file of texts without prompts."""
         if not self._prompted:
             return None
-        return (self._ids(row, number, *_PROMPT) for number, row in self._rows(_PROMPT))
+        return (self._ids(row, number, *OWN_PROMPT) for number, row in self._rows(OWN_PROMPT))
+
+    @property
+    def columns(self) -> str:
+        """Which columns are read, in words."""
+        if self._kind == ".txt":
+            return "text: the paragraphs"
+        if self._form is not None:
+            return self._form.words
+        names = self._names
+        text, prompt = (next((name for name in own if name in names), "") for own in (OWN_TEXT, OWN_PROMPT))
+        return f"text: {text}" + (f"; prompt: {prompt}" if prompt and self._prompted else "")
 
     @cached_property
     def _prompted(self) -> bool:
-        """Whether the rows must have prompts: a Parquet file's columns say so, or the first row of a JSONL file."""
-        if self.path.suffix == ".parquet" and self.path.is_file():
+        """Whether the rows must have prompts: the first one has."""
+        if self._kind == ".parquet" and self._form is None and not set(OWN_PROMPT) & set(self._names):
+            return False
+        first = next(self._rows(OWN_PROMPT), None)
+        return first is not None and any(first[1].get(name) is not None for name in OWN_PROMPT)
+
+    @cached_property
+    def _names(self) -> tuple[str, ...]:
+        """The columns: of a Parquet file those of its schema, else those of the first row."""
+        if self._kind == ".parquet":
             with self._opened_parquet() as file:
-                return any(name in file.schema_arrow.names for name in _PROMPT)
-        first = next(self._rows(_PROMPT), None)
-        return first is not None and any(first[1].get(name) is not None for name in _PROMPT)
+                return tuple(file.schema_arrow.names)
+        return tuple(next(self._jsonl(), (0, {}))[1])
+
+    @cached_property
+    def _form(self) -> Form | None:
+        """The shape of the rows, None for our own."""
+        try:
+            return form_of(self._names)
+        except FormError as error:
+            raise CorpusError(f"{self.path} has columns {error}") from error
+
+    @property
+    def _kind(self) -> str:
+        """The ending that says how the file is read. Raises :class:`CorpusError` for a file that is not."""
+        if self.path.is_dir():
+            raise CorpusError(f"{self.path} is a folder; give a list of the files in it")
+        kind = next((one for one in ENDINGS if self.path.name.lower().endswith(one)), "")
+        if not kind:
+            raise CorpusError(
+                f"{self.path}: unknown kind of file; it must end in {', '.join(ENDINGS)}: write it as JSON lines, one "
+                'object such as {"text": "…"} or {"ids": […]} a line'
+            )
+        if not self.path.is_file():
+            raise CorpusError(f"{self.path} does not exist; give a file that ends in {', '.join(ENDINGS)}")
+        return kind
 
     def blame(self, error: ValueError, check: Callable[[str, Any, bool], object]) -> CorpusError:
         """The error that names the row at which ``check`` fails, after ``error`` was raised by all of them together.
@@ -75,48 +132,63 @@ class CorpusFile:
         ``check(name, ids, is_prompt)`` raises ``ValueError`` for ids that cannot be used. Rows are checked one by one only
         here, when something is known to be wrong.
         """
-        for columns in (_TEXT, *([_PROMPT] if self._prompted else [])):
+        for columns in (OWN_TEXT, *([OWN_PROMPT] if self._prompted else [])):
             for number, row in self._rows(columns):
                 ids = self._ids(row, number, *columns)
                 try:
-                    check(f"{self.path}, row {number}: {columns[0]}", ids, columns is _PROMPT)
+                    check(f"{self.path}, row {number}: {columns[0]}", ids, columns is OWN_PROMPT)
                 except ValueError as found:
                     return CorpusError(str(found))
         return CorpusError(f"{self.path}: {error}")
 
     def _ids(self, row: dict[str, Any], number: int, ids: str, text: str) -> Any:
-        if row.get(ids) is not None:
-            return row[ids]
-        found = row.get(text)
+        found = row.get(ids)
+        if found is not None and not (isinstance(found, float) and math.isnan(found)):
+            return found
+        ids_or_text = (ids, found) if found is not None else (text, row.get(text))
+        found = ids_or_text[1]
         if found is None:
             remedy = "every row needs one of them"
-            if ids == _PROMPT[0]:
+            if ids == OWN_PROMPT[0]:
                 remedy = "other rows have a prompt; give an empty one where there is none"
+            elif row.keys() - {*OWN_TEXT, *OWN_PROMPT}:
+                shapes = ", ".join(f"{form.name} ({', '.join(form.columns)})" for form in FORMS)
+                remedy += f", or all rows the columns of {shapes}"
             raise CorpusError(f"{self.path}, row {number}: neither {ids!r} nor {text!r}; {remedy}")
-        if not isinstance(found, str):
-            raise CorpusError(f"{self.path}, row {number}: {text!r} must be a string, got {type(found).__name__}")
-        if not found and text == _PROMPT[1]:
+        try:
+            found = as_text(*ids_or_text)
+        except FormError as error:
+            raise CorpusError(f"{self.path}, row {number}: {error}") from error
+        if not found and text == OWN_PROMPT[1]:
             return []
         if self.tokenizer is None:
             raise CorpusError(f"{self.path}, row {number}: {text!r} is text; give tokenizer=, or write {ids!r} instead")
         return self.tokenizer(found, add_special_tokens=False)["input_ids"]
 
     def _rows(self, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
-        if self.path.is_dir():
-            raise CorpusError(f"{self.path} is a folder; give a list of the files in it")
-        if not self.path.is_file():
-            raise CorpusError(f"{self.path} does not exist; give a file that ends in {', '.join(ENDINGS)}")
-        if self.path.suffix == ".parquet":
-            return self._parquet(columns)
-        if self.path.suffix == ".txt":
-            return self._blocks()
-        if self.path.name.endswith(ENDINGS):
-            return self._jsonl()
-        raise CorpusError(f"{self.path}: unknown kind of file; it must end in {', '.join(ENDINGS)}")
+        """Rows of our own shape, each with the number of that from which it was made."""
+        if self._kind == ".txt":
+            yield from self._blocks()
+            return
+        form = self._form
+        wanted = columns if form is None else form.columns
+        for number, row in self._parquet(wanted) if self._kind == ".parquet" else self._jsonl():
+            if form is None:
+                yield number, row
+                continue
+            if lost := [name for name in form.needed if row.get(name) is None]:
+                raise CorpusError(
+                    f"{self.path}, row {number}: no {lost[0]!r}, which rows of this form ({form.name}) have; mend it"
+                )
+            try:
+                for made in form.rows(row):
+                    yield number, made
+            except FormError as error:
+                raise CorpusError(f"{self.path}, row {number}: {error}") from error
 
     def _lines(self) -> Iterator[tuple[int, str]]:
         """Numbers, from 1, and texts of the lines."""
-        read: Any = gzip.open if self.path.suffix == ".gz" else open
+        read: Any = gzip.open if self._kind.endswith(".gz") else open
         with read(self.path, "rb") as file:
             number = 0
             while True:
@@ -133,6 +205,10 @@ class CorpusFile:
                     line = line.removeprefix(codecs.BOM_UTF8)
                 if len(line) >= _LONGEST_LINE:
                     raise CorpusError(f"{self.path}, row {number}: over {_LONGEST_LINE:,} bytes; split the text")
+                if b"\0" in line:  # as UTF-8 it would be read, and be something else
+                    raise CorpusError(
+                        f"{self.path}, row {number}: holds zero bytes, as UTF-16 does; write the file as UTF-8"
+                    )
                 try:
                     yield number, line.decode("utf-8")
                 except UnicodeDecodeError as error:
@@ -143,7 +219,9 @@ class CorpusFile:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(line, object_pairs_hook=_once)
+            except FormError as error:
+                raise CorpusError(f"{self.path}, row {number}: {error}") from error
             except (ValueError, RecursionError) as error:
                 raise CorpusError(
                     f"{self.path}, row {number}: not JSON ({error}); each line is one object: mend or delete that line"
@@ -197,6 +275,28 @@ class CorpusFile:
                     row = {}
                     for name, values in arrays.items():
                         one = values[i]
-                        lists = one.is_valid and hasattr(one, "values")
-                        row[name] = one.values.to_numpy(zero_copy_only=False) if lists else one.as_py()
+                        # lists of numbers: ids, which need no Python objects
+                        flat = one.is_valid and hasattr(one, "values") and _numbers(one.values.type)
+                        try:
+                            row[name] = one.values.to_numpy(zero_copy_only=False) if flat else one.as_py()
+                        except ValueError as error:
+                            raise CorpusError(
+                                f"{self.path}, row {number}: {name!r} cannot be read ({error}); write the file as UTF-8"
+                            ) from error
                     yield number, row
+
+
+def _numbers(kind: Any) -> bool:
+    """Whether a type of Arrow's is one of numbers."""
+    types = importlib.import_module("pyarrow.types")
+    return bool(types.is_integer(kind) or types.is_floating(kind))
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. Raises :class:`FormError` for a name that stands twice in it."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in found if names.count(name) > 1)
+        raise FormError(f"{twice!r} stands twice in it, and which is meant cannot be told; delete one")
+    return found

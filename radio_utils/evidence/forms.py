@@ -1,0 +1,134 @@
+"""The shapes in which people keep texts and their prompts, as rows with ``text`` and ``prompt``.
+
+Our own rows hold ``ids`` or ``text``, and perhaps ``prompt_ids`` or ``prompt``. Read as well are those of Alpaca (Taori et
+al. 2023: ``instruction``, ``input``, ``output``), of ShareGPT (``conversations`` of turns with ``from`` and ``value``), of
+OpenAI's chats (``messages`` of turns with ``role`` and ``content``) and of TRL (``prompt`` and ``completion``, strings or
+lists of turns). Each of the assistant's turns is one text, and all turns before it, joined by a line break, are its prompt.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+OWN_TEXT, OWN_PROMPT = ("ids", "text"), ("prompt_ids", "prompt")
+_ASSISTANT = {"assistant", "gpt", "model", "bot", "chatgpt"}
+_OTHERS = {"system", "developer", "user", "human", "tool", "function", "function_call", "observation", "ipython"}
+_SIGNS = (("role", "content"), ("from", "value"))  # how a turn says who speaks, and what
+
+
+class FormError(ValueError):
+    """A row that is not of its form; the message names the column and the remedy."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """One shape of rows: it is that of a row with all ``needed`` columns, of which it reads those and the ``others``."""
+
+    name: str
+    needed: tuple[str, ...]
+    others: tuple[str, ...]
+    words: str
+    rows: Callable[[dict[str, Any]], Iterator[dict[str, Any]]]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All columns that are read."""
+        return self.needed + self.others
+
+
+def form_of(columns: Collection[str]) -> Form | None:
+    """The form of rows with these columns, None for our own. Raises :class:`FormError` where two would do.
+
+    Ids are what was drawn, so nothing stands in for them; which of two strings is the text, a person must say.
+    """
+    if "ids" in columns:
+        return None
+    found = [form for form in FORMS if all(name in columns for name in form.needed)]
+    given = [f"{'text'!r}"] if "text" in columns else []
+    given += [" and ".join(map(repr, form.needed)) for form in found]
+    if len(given) > 1:
+        raise FormError(f"{' beside '.join(given)}: which of them is the text cannot be told; delete one")
+    return found[0] if found else None
+
+
+def as_text(name: str, value: Any) -> str:
+    """A string that a tokenizer can read. Raises :class:`FormError` for anything else."""
+    if isinstance(value, float) and math.isnan(value):
+        raise FormError(f"{name!r} is NaN, which is how tables say that nothing is there; write null or a string")
+    if not isinstance(value, str):
+        raise FormError(f"{name!r} must be a string, got {type(value).__name__}")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(value[error.start]):04x}"
+        raise FormError(
+            f"{name!r} holds {half} at character {error.start}, half of a character, which is no text; write the whole one"
+        ) from error
+    return value
+
+
+def _alpaca(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    parts = [as_text("instruction", row["instruction"])]
+    if row.get("input") is not None:
+        parts.append(as_text("input", row["input"]))
+    yield {"prompt": "\n".join(part for part in parts if part), "text": as_text("output", row["output"])}
+
+
+def _completion(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    prompt, completion = row.get("prompt"), row["completion"]
+    if isinstance(prompt, str | None) and isinstance(completion, str):
+        yield {"prompt": prompt, "text": as_text("completion", completion)}
+        return
+    before = list(_turns("prompt", prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]))
+    after = completion if isinstance(completion, list) else [{"role": "assistant", "content": completion}]
+    yield from _answers("completion", before, _turns("completion", after))
+
+
+def _chat(name: str) -> Callable[[dict[str, Any]], Iterator[dict[str, Any]]]:
+    return lambda row: _answers(name, [], _turns(name, row[name]))
+
+
+def _turns(name: str, turns: Any) -> Iterator[tuple[bool, str]]:
+    """Of each turn whether the assistant speaks, and what is said."""
+    if not isinstance(turns, list):
+        raise FormError(f"{name!r} must be a list of turns, got {type(turns).__name__}")
+    for number, turn in enumerate(turns):
+        where = f"{name}[{number}]"
+        signs = [(who, what) for who, what in _SIGNS if isinstance(turn, dict) and who in turn and what in turn]
+        if not signs:
+            raise FormError(f"{where!r} must be an object with 'role' and 'content', or 'from' and 'value'")
+        who, what = signs[0]
+        speaker, said = turn[who], turn[what]
+        if not isinstance(speaker, str) or speaker.lower() not in _ASSISTANT | _OTHERS:
+            raise FormError(f"{where!r}: {who} is {speaker!r}, and it must be one such as 'user' or 'assistant'")
+        if isinstance(said, list):  # parts of several kinds: only the words are read
+            said = "".join(
+                as_text(f"{where}.{what}", part.get("text", "")) if isinstance(part, dict) else as_text(where, part)
+                for part in said
+                if not isinstance(part, dict) or part.get("text") is not None
+            )
+        if said is not None:  # a turn that only calls a tool
+            yield speaker.lower() in _ASSISTANT, as_text(f"{where}.{what}", said)
+
+
+def _answers(name: str, before: list[tuple[bool, str]], turns: Iterator[tuple[bool, str]]) -> Iterator[dict[str, Any]]:
+    said, count = [words for _, words in before], 0
+    for of_assistant, words in turns:
+        if of_assistant and words:
+            count += 1
+            yield {"prompt": "\n".join(said), "text": words}
+        said.append(words)
+    if not count:
+        raise FormError(f"{name!r} holds no turn of the assistant, so there is no text; delete the row")
+
+
+FORMS = (
+    Form("Alpaca", ("instruction", "output"), ("input",), "text: output; prompt: instruction, input", _alpaca),
+    Form("ShareGPT", ("conversations",), (), "text: assistant's turns in conversations; prompt: what precedes",
+         _chat("conversations")),
+    Form("chat", ("messages",), (), "text: assistant's turns in messages; prompt: what precedes", _chat("messages")),
+    Form("TRL", ("completion",), ("prompt",), "text: completion; prompt: prompt", _completion),
+)  # fmt: skip
