@@ -68,6 +68,24 @@ class TestParameters:
             "preset": "laptop", "seed": 0, "rho": 0.1, "quick": True, "names": ["a", "b"], "label": "x",
         }  # fmt: skip
 
+    @pytest.mark.parametrize(
+        "value",
+        [
+            "http://h/v1?key=a&b=c#d",
+            "a # b",
+            "#",
+            "a == b",
+            'say "=" twice',
+            "two\nlines # = x",
+            {"a=b": ["#", (1, None)]},
+            -0.5,
+        ],
+    )
+    def test_defaults_may_hold_any_sign(self, book: Project, value: Any) -> None:
+        cell = f"preset = 'laptop'  # one of = presets\nseed = 0\nsuspect = {value!r}\nrho: float = (\n    0.5  # half\n)"
+        write(book, "01_first", chapter("01_first", parameters=cell))
+        assert defaults(book.chapter("01_first")) == {"preset": "laptop", "seed": 0, "suspect": value, "rho": 0.5}
+
     def test_unknown_one_is_an_error_before_anything_runs(self, book: Project) -> None:
         with pytest.raises(BookError, match=r"01_first has no parameter 'rhoo'; it has preset, seed, rho"):
             run(book, "01_first", {"rhoo": 0.2})
@@ -87,7 +105,20 @@ class TestParameters:
             execute(book, "smoke")
 
     @pytest.mark.parametrize(
-        "source", ["x = f()", "x = y", "import os", "x, y = 1, 2", "x = y = 1", "a.b = 1", "x += 1", "", "x = (", "x: int"]
+        "source",
+        [
+            "x = f()",
+            "x = y",
+            "import os",
+            "x, y = 1, 2",
+            "x = y = 1",
+            "a.b = 1",
+            "x += 1",
+            "",
+            "x = (",
+            "x: int",
+            "x = {[]: 1}",
+        ],
     )
     def test_cell_with_more_than_literals(self, source: str) -> None:
         assert parameter_problems(source)

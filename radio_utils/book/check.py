@@ -6,6 +6,7 @@ import ast
 import logging
 import re
 from pathlib import Path
+from typing import Any
 
 from radio_utils.book.project import (
     BookError,
@@ -65,9 +66,19 @@ def parameter_problems(source: str) -> list[str]:
             continue
         try:
             ast.literal_eval(value)
-        except ValueError:
+        except (ValueError, TypeError):
             problems.append(f"{line}: {targets[0].id} isn't a literal; derive it in the next cell")
     return problems
+
+
+def literals(source: str) -> dict[str, Any]:
+    """The values that a cell without :func:`parameter_problems` assigns, by name."""
+    values = {}
+    for node in ast.parse(source).body:
+        assert isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None
+        target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
+        values[ast.unparse(target)] = ast.literal_eval(node.value)
+    return values
 
 
 def set_address(project: Project, url: str) -> list[Path]:

@@ -24,7 +24,7 @@ import papermill
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from radio_utils.book.check import parameter_problems
+from radio_utils.book.check import literals, parameter_problems
 from radio_utils.book.kernels import ENGINE, Watch
 from radio_utils.book.progress import Progress
 from radio_utils.book.project import (
@@ -76,8 +76,7 @@ def defaults(path: Path) -> dict[str, Any]:
         )
     if problems := parameter_problems(cells[0].source):
         raise BookError(f"{path}: {'; '.join(problems)}")
-    inferred = papermill.inspect_notebook(str(path))
-    return {name: ast.literal_eval(entry["default"]) for name, entry in inferred.items()}
+    return literals(cells[0].source)
 
 
 def run(
