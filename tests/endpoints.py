@@ -116,7 +116,7 @@ class _Handler(BaseHTTPRequestHandler):
         if seen.path == "/v1/models":
             said: Any = self.fake.models
         else:
-            text = reply(seen.prompt, seen.body["seed"])
+            text = reply(seen.prompt, seen.body.get("seed", 0))
             choice = {"message": {"role": "assistant", "content": text}} if "messages" in seen.body else {"text": text}
             usage = {"prompt_tokens": len(seen.prompt.split()), "completion_tokens": len(text.split())}
             said = {"object": "text_completion", "choices": [choice], "usage": usage}

@@ -224,7 +224,7 @@ def test_faults_that_pass_change_no_answer(bench: Bench) -> None:
     ("fault", "words"),
     [
         ("html", r"answers garbage: no JSON but '<html>welcome</html>', 3 times in a row"),
-        ('{"error": {"message": "upstream died"}}', r"no choices\[0\]\.text in .*upstream died"),
+        ('{"object": "text_completion"}', r"answers garbage: no choices\[0\]\.text in .*text_completion"),
         ('{"choices": [{"text": ["a"]}]}', r"choices\[0\]\.text is \[\"a\"\] and no string"),
         (json.dumps({"choices": [{"text": "é" * 1_000_001}]}), r"an answer of 1,000,001 characters"),
         ("x" * 16_100_000, r"more than 16,000,000 bytes"),
@@ -254,16 +254,14 @@ def test_what_does_not_pass_ends_the_asking_with_one_sentence(bench: Bench, faul
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        (refusal(400, "no such field"), r"refuses the request \(400: no such field\); .*mend model, kind"),
         (refusal(401, "expired"), r"refuses the credentials \(401: expired\); .*name the environment variable of a valid"),
         (refusal(402), r"no quota left for you \(402"),
         (refusal(403), r"refuses the credentials \(403"),
         (refusal(404), r"knows no model 'toy' on this route \(404: no\); .*; mend url, model or kind"),
-        (refusal(422), r"refuses the request \(422"),
         (refusal(429, "pay", code="insufficient_quota"), r"no quota left for you \(429: pay\)"),
         (refusal(429, retry_after="86400"), r"asked too often \(429: no\) and asks to wait 86,400 s"),
     ],
-    ids=["400", "401", "402", "403", "404", "422", "quota", "a day"],
+    ids=["401", "402", "403", "404", "quota", "a day"],
 )  # fmt: skip
 def test_what_will_not_pass_is_not_tried_again(bench: Bench, fault: Fault, words: str) -> None:
     with served(FakeServer(lambda number, seen: fault if number >= 4 else None)) as fake:
@@ -272,6 +270,122 @@ def test_what_will_not_pass_is_not_tried_again(bench: Bench, fault: Fault, words
         assert len(fake.asked) == 5 and not isinstance(caught.value, BudgetError)
         assert f"; 4 answers are safe in {bench.log}; " in str(caught.value)
         assert len(bench.answered()) == 4
+
+
+FILTERED = refusal(400, "The response was filtered", code="content_filter")
+ODD: dict[str, Fault] = {
+    "filter": FILTERED, "too long": refusal(400, "This model's maximum context length is 9 tokens, not max_tokens=11"),
+    "422": refusal(422, "`inputs` must have less than 9 tokens"), "413": refusal(413), "451": refusal(451),
+    "flagged": refusal(403, "your input was flagged by moderation"), "an error": '{"error": {"message": "upstream died"}}',
+    "an error and no choices": '{"error": {"code": 502, "message": "bad"}, "choices": []}',
+    "empty choices": '{"choices": []}', "null choices": '{"choices": null}', "null choice": '{"choices": [null]}',
+    "null text": '{"choices": [{"text": null}]}', "no text": '{"choices": [{}]}',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("first", [False, True])
+def test_an_odd_reply_is_not_taken_for_the_server(bench: Bench, name: str, first: bool) -> None:
+    """Two prompts are never answered; all others are, and nobody asks the two again."""
+    odd = {PROMPTS[0], PROMPTS[9]} if first else {PROMPTS[7], PROMPTS[30]}
+    with served(FakeServer(lambda number, seen: ODD[name] if seen.prompt in odd else None)) as fake:
+        suspect = bench.suspect(fake.url, concurrency=2)
+        found = suspect.answer(bench.ids(PROMPTS))
+        kept = [(prompt, ids) for prompt, ids in zip(PROMPTS, found, strict=True) if prompt not in odd]
+        bench.check_answers(fake, [prompt for prompt, _ in kept], [ids for _, ids in kept])
+        assert all(ids.size == 0 for prompt, ids in zip(PROMPTS, found, strict=True) if prompt in odd)
+        ((reason, count),) = suspect.refusals.items()
+        assert count == 2 and ("refuses" in reason or "answers" in reason)
+        sent = len(fake.asked)
+        assert sent == 34 + 2 * (1 if isinstance(ODD[name], tuple) else 3)
+        again = bench.suspect(fake.url)
+        assert [a.tolist() for a in again.answer(bench.ids(PROMPTS))] == [a.tolist() for a in found]
+        assert len(fake.asked) == sent and again.refusals == suspect.refusals and again.left_out == ()
+
+
+@pytest.mark.parametrize("after", [0, 4])
+@pytest.mark.parametrize("name", ODD)
+def test_oddity_after_oddity_speaks_of_the_server(bench: Bench, name: str, after: int) -> None:
+    with served(FakeServer(lambda number, seen: ODD[name] if number >= after else None)) as fake:
+        with pytest.raises(EndpointError, match=f"{after} answers are safe"):
+            bench.suspect(fake.url, concurrency=1).answer(bench.ids(PROMPTS))
+        assert len(fake.asked) == after + 16 * (1 if isinstance(ODD[name], tuple) else 3)
+        fake.fault = lambda number, seen: None
+        found = bench.suspect(fake.url).answer(bench.ids(PROMPTS))  # none of it was held against a prompt
+        bench.check_answers(fake, PROMPTS, found)
+
+
+def test_who_answers_nobody_is_named_however_few_are_asked(bench: Bench) -> None:
+    with served(FakeServer(lambda number, seen: refusal(400, "no such field"))) as fake:
+        with pytest.raises(EndpointError, match=r"refuses the request \(400: no such field\); 0 answers.*mend model, kind"):
+            bench.suspect(fake.url).answer(bench.ids(PROMPTS[:2]))
+        assert len(fake.asked) == 2 and bench.answered() == {}
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "expected"),
+    [
+        ("chat", {"message": {"content": None}, "finish_reason": "length"}, ""),
+        ("chat", {"message": {"role": "assistant"}, "finish_reason": "content_filter"}, ""),
+        (
+            "chat",
+            {"message": {"content": [{"type": "thinking"}, {"type": "text", "text": " fox"}]}},
+            " fox",
+        ),
+        ("completions", {"text": None, "finish_reason": "stop"}, ""),
+        ("completions", {"text": " fox", "finish_reason": None}, " fox"),
+    ],
+)
+def test_a_reply_that_says_why_it_ended_is_an_answer(bench: Bench, kind: str, body: dict[str, Any], expected: str) -> None:
+    with served(FakeServer(lambda number, seen: json.dumps({"choices": [body]}))) as fake:
+        suspect = bench.suspect(fake.url, kind=kind)
+        assert [a.tolist() for a in suspect.answer(bench.ids(PROMPTS[:3]))] == [
+            bench.ids([expected])[0] if expected else []
+        ] * 3
+        assert len(fake.asked) == 3 and suspect.refusals == {}
+
+
+PICKY: dict[str, tuple[set[str], Any]] = {
+    "max_tokens": ({"max_tokens"}, {"message": "Unsupported parameter: 'max_tokens' is not supported with this model. Use "
+                   "'max_completion_tokens' instead.", "param": "max_tokens", "code": "unsupported_parameter"}),
+    "seed": ({"seed"}, {"message": "Unrecognized request argument supplied: seed", "param": None}),
+    "extra": ({"seed"}, [{"type": "extra_forbidden", "loc": ["body", "seed"], "msg": "Extra inputs are not permitted"}]),
+    "both": ({"top_p"}, {"message": "`temperature` and `top_p` cannot both be specified for this model."}),
+    "temperature": ({"temperature"}, {"message": "'temperature' does not support 0.8", "param": "temperature"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "names", [("max_tokens",), ("seed",), ("extra",), ("both",), ("max_tokens", "temperature", "seed")]
+)
+def test_what_is_refused_by_name_is_left_out_and_said(bench: Bench, names: tuple[str, ...]) -> None:
+    def fault(number: int, seen: Seen) -> Fault:
+        for name in names:
+            if PICKY[name][0] <= seen.body.keys():
+                return 400, json.dumps({"detail" if name == "extra" else "error": PICKY[name][1]}), {}
+        return json.dumps({"choices": [{"text": f" {seen.prompt}"}]})
+
+    with served(FakeServer(fault)) as fake:
+        suspect = bench.suspect(fake.url, max_tokens=11, concurrency=3)
+        found = suspect.answer(bench.ids(PROMPTS))
+        assert [a.tolist() for a in found] == bench.ids([f" {prompt}" for prompt in PROMPTS])
+        left_out = set[str]().union(*(PICKY[name][0] for name in names))
+        assert set(suspect.left_out) == left_out and suspect.refusals == {}
+        last = fake.asked[-1].body
+        assert not left_out & last.keys() and ("max_tokens" not in left_out or last["max_completion_tokens"] == 11)
+        assert {"temperature", "top_p", "seed", "max_tokens"} - left_out <= last.keys()
+        assert len(fake.asked) <= len(PROMPTS) + 3 * len(left_out) and suspect.usage.requests == len(fake.asked)
+        again, sent = bench.suspect(fake.url, max_tokens=11), len(fake.asked)
+        again.answer(bench.ids(PROMPTS + PROMPTS[:2]))
+        assert again.left_out == suspect.left_out and len(fake.asked) == sent + 2  # it is known
+
+
+def test_a_name_in_a_refusal_of_one_prompt_changes_no_setting(bench: Bench) -> None:
+    fault = refusal(400, "seed is not supported for this prompt")
+    with served(FakeServer(lambda number, seen: fault if seen.prompt == PROMPTS[5] else None)) as fake:
+        suspect = bench.suspect(fake.url, concurrency=1)
+        suspect.answer(bench.ids(PROMPTS))
+        assert suspect.left_out == () and sum(suspect.refusals.values()) == 1
 
 
 def test_what_is_under_way_when_another_fails_is_kept(bench: Bench) -> None:
@@ -583,6 +697,48 @@ def test_addresses_are_taken_apart(user: str, password: str, path: str) -> None:
     assert address.public == f"https://host:81{expected}"
     assert address.user == user and {user, password} <= set(address.secrets)
     assert Address(f"http://[::1]:5{path}").public == f"http://[::1]:5{expected}"
+
+
+@pytest.mark.parametrize(
+    ("url", "public", "kind"),
+    [
+        ("https://h/v1/chat/completions", "https://h/v1", "chat"),
+        ("https://h/v1/completions/", "https://h/v1", "completions"),
+        ("https://h/v1/models", "https://h/v1", ""),
+        ("https://h/inference/chat/completions", "https://h/inference", "chat"),
+        ("https://h/chat/completions", "https://h", "chat"),
+        ("https://h", "https://h/v1", ""),
+        ("https://n.openai.azure.com", "https://n.openai.azure.com/openai/v1", ""),
+        ("https://n.openai.azure.com/openai/v1/", "https://n.openai.azure.com/openai/v1", ""),
+        (
+            "https://n.openai.azure.com/openai/deployments/d?api-version=1",
+            "https://n.openai.azure.com/openai/deployments/d",
+            "",
+        ),
+        ("https://gate/openai/deployments/d/chat/completions?api-version=1", "https://gate/openai/deployments/d", "chat"),
+    ],
+)
+def test_addresses_with_a_route_and_azures(url: str, public: str, kind: str) -> None:
+    found = Address(url)
+    assert (found.public, found.kind) == (public, kind)
+    assert found.azure == ("azure" in url or "deployments" in url)
+
+
+def test_routes_are_asked_where_the_address_says(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALICES_KEY", KEY)
+    with served(FakeServer()) as fake:
+        deployment = f"{fake.url}/openai/deployments/d/chat/completions?api-version=2025"
+        bench.suspect(deployment, kind="chat", api_key_env="ALICES_KEY").answer(bench.ids(PROMPTS[:1]))
+        assert fake.asked[-1].path == "/openai/deployments/d/chat/completions?api-version=2025"
+        assert fake.asked[-1].headers["api-key"] == KEY
+        bench.suspect(f"{fake.url}/inference/completions").answer(bench.ids(PROMPTS[:1]))
+        assert fake.asked[-1].path == "/inference/completions" and "api-key" not in fake.asked[-1].headers
+        with pytest.raises(
+            ValueError, match="url leads to the route of 'chat', kind is 'completions'; give 'chat' as kind"
+        ):
+            bench.suspect(f"{fake.url}/v1/chat/completions")
+        with pytest.raises(ValueError, match="deployment of Azure's without a version; add"):
+            bench.suspect(f"{fake.url}/openai/deployments/d")
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,16 @@ import base64
 import re
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
+_ROUTE = re.compile(r"/(chat/completions|completions|models|responses|embeddings)$")
+_DEPLOYMENT = re.compile(r"/openai/deployments/[^/]+$")
+
 
 class Address:
-    """A server's address, taken apart; ``public`` holds no credentials."""
+    """A server's address, taken apart; ``public`` holds no credentials.
+
+    ``kind`` is the route that it leads to, "chat" or "completions", if it leads to one. Whoever gives a route has written
+    all of the address, and where none is given ``/v1`` is understood. ``azure`` says that it is of Azure's shape.
+    """
 
     def __init__(self, url: str) -> None:
         try:
@@ -23,7 +30,17 @@ class Address:
         self.basic = base64.b64encode(f"{self.user}:{password}".encode()).decode()
         self.query = parse_qsl(parts.query)
         path = parts.path.rstrip("/")
-        if not re.search(r"/v\d[^/]*(/|$)", path):
+        route = _ROUTE.search(path)
+        self.kind = {"chat/completions": "chat", "completions": "completions"}.get(route[1], "") if route else ""
+        path = path[: route.start()] if route else path
+        self.azure = host.endswith(".azure.com")
+        if _DEPLOYMENT.search(path):
+            self.azure = True
+            if "api-version" not in dict(self.query):
+                raise ValueError("url leads to a deployment of Azure's without a version; add ?api-version=… to it")
+        elif self.azure and path in ("", "/openai"):
+            path = "/openai/v1"
+        elif not route and not re.search(r"/v\d[^/]*(/|$)", path):
             path += "/v1"
         place = f"[{host}]" if ":" in host else host
         self.public = f"{parts.scheme}://{place}{'' if port is None else f':{port}'}{path}"

@@ -9,3 +9,7 @@ class EndpointError(RuntimeError):
 
 class BudgetError(EndpointError):
     """The budget of requests is spent."""
+
+
+class ListingError(EndpointError):
+    """A server that was reached and does not list its models; it may answer all the same."""

@@ -1,7 +1,8 @@
 """The log of an endpoint's answers: each is on the disk before it counts.
 
 Lines: ``{"sent": request}``, written *before* an attempt is made, and ``{"request": …, "url": …, …, "prompt": …, "draw": …,
-"answer": …, …}``. A request is known by a hash of all that its answer depends on. A torn last line was never counted.
+"answer": …, …}``, with ``without`` where settings were left out, and ``refused`` where there is no answer and why. A
+request is known by a hash of all that its answer depends on. A torn last line was never counted.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +30,9 @@ class Usage:
     answers: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+
+
+Settings = tuple[str, str, str, float, float, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,11 @@ class Request:
         return hashlib.sha256(text.encode("ascii")).hexdigest()[:32]
 
     @property
+    def settings(self) -> Settings:
+        """All but the prompt: what is the same for all prompts, and decides whether a server understands."""
+        return self.url, self.model, self.kind, self.temperature, self.top_p, self.max_tokens, self.seed
+
+    @property
     def own_seed(self) -> int:
         """31 bits, which every server can read. It does not depend on the server: two copies of one may be compared."""
         text = json.dumps([self.seed, self.draw, self.prompt])
@@ -64,6 +73,8 @@ class AnswerLog:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.answers: dict[str, str] = {}
+        self.refused: dict[str, str] = {}  # why some of them are empty
+        self.without: dict[Settings, set[str]] = {}  # what was answered, and which of it was left out
         self.usage = Usage()
         self._known: tuple[int, ...] = ()  # the state of the file that was read
         self._whole = 0  # bytes of it that are whole lines
@@ -104,7 +115,7 @@ class AnswerLog:
                 data = self.path.read_bytes()
             except FileNotFoundError:
                 state, data = (), b""
-            self.answers, self.usage, self._known = {}, Usage(), ()
+            self.answers, self.refused, self.without, self.usage, self._known = {}, {}, {}, Usage(), ()
             *lines, torn = data.split(b"\n")
             for number, line in enumerate(lines, 1):
                 try:
@@ -122,11 +133,22 @@ class AnswerLog:
             self._write({"sent": request.id})
             return True
 
-    def add(self, request: Request, answer: str, prompt_tokens: int | None, completion_tokens: int | None) -> None:
-        """Write an answer; it is on the disk when this returns."""
-        tokens = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
+    def add(
+        self,
+        request: Request,
+        answer: str,
+        prompt_tokens: int | None = None,
+        completion_tokens: int | None = None,
+        *,
+        without: Iterable[str] = (),
+        refused: str = "",
+    ) -> None:
+        """Write an answer, or why there is none; it is on the disk when this returns."""
+        line = {"request": request.id, **asdict(request), "answer": answer}
+        line |= {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
+        line |= ({"without": sorted(without)} if without else {}) | ({"refused": refused} if refused else {})
         with self._writing:
-            self._write({"request": request.id, **asdict(request), "answer": answer, **tokens}, sync=True)
+            self._write(line, sync=True)
 
     def _write(self, line: dict[str, Any], *, sync: bool = False) -> None:
         size = os.fstat(self._file).st_size
@@ -152,10 +174,18 @@ class AnswerLog:
         rest = dict(line)
         name, answer = rest.pop("request"), rest.pop("answer")
         used = rest.pop("prompt_tokens"), rest.pop("completion_tokens")
-        if not isinstance(answer, str) or Request(**rest).id != name or not all(u is None or is_count(u) for u in used):
+        without, refused = rest.pop("without", []), rest.pop("refused", "")
+        request = Request(**rest)
+        if not isinstance(answer, str) or request.id != name or not all(u is None or is_count(u) for u in used):
+            raise ValueError("not what was written")
+        if not isinstance(refused, str) or not all(isinstance(one, str) for one in without):
             raise ValueError("not what was written")
         if name not in self.answers:  # a line that was copied changes nothing
             self.answers[name] = answer
+            if refused:
+                self.refused[name] = refused
+            else:
+                self.without.setdefault(request.settings, set()).update(without)
             asked, written = (count or 0 for count in used)
             self.usage = Usage(now.requests, now.answers + 1, now.prompt_tokens + asked, now.completion_tokens + written)
 

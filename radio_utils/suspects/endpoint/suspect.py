@@ -8,6 +8,7 @@ import json
 import math
 import os
 import random
+import re
 import threading
 import time
 from collections import Counter
@@ -24,17 +25,19 @@ from tqdm import tqdm
 
 from radio_utils import evidence as ev
 from radio_utils.suspects.endpoint.address import Address
-from radio_utils.suspects.endpoint.errors import BudgetError, EndpointError
-from radio_utils.suspects.endpoint.log import AnswerLog, Request, Usage, is_count
+from radio_utils.suspects.endpoint.errors import BudgetError, EndpointError, ListingError
+from radio_utils.suspects.endpoint.log import AnswerLog, Request, Settings, Usage
 from radio_utils.suspects.endpoint.pacing import LONGEST_BACKOFF, Clock, Pace
 from radio_utils.suspects.endpoint.protocol import (
     Answer,
     Failure,
     Stopped,
+    answer_in,
     garbage,
     hidden,
     is_path,
     models_in,
+    refused_setting,
     retry_after,
     storable,
     transport_errors,
@@ -44,10 +47,13 @@ from radio_utils.suspects.local import Ids
 T = TypeVar("T")
 
 KINDS = ("completions", "chat")
-_LONGEST_ANSWER = 1_000_000  # characters
 _LARGEST_BODY = 16_000_000  # bytes: such an answer with every character escaped, and what goes with it
 _LONGEST_WAIT = 600.0  # seconds that a server may ask to wait; beyond it, a person should decide
 _GUARDED = 12  # characters of a secret that no text holds by chance
+_OF_PROMPT = {400, 413, 422, 451}  # refusals that may be about the one prompt: a filter, or a text that is too long
+_OF_SERVER = 16  # prompts refused one after another that are a matter of the server's
+_ODD_ATTEMPTS = 3  # for a reply without an answer, which may have been paid for
+_FLAGGED = re.compile(r"flagged|moderation|safety|content policy", re.IGNORECASE)  # what a 403 about credentials says not
 _NO_LIST = {404, 405, 500, 501}  # a server that cannot list its models may answer all the same
 
 
@@ -67,6 +73,10 @@ class EndpointSuspect:
     ``concurrency`` requests are under way at once, ``timeout`` (seconds) bounds each, ``attempts`` how often one is tried,
     ``requests_per_minute`` how fast they are sent. ``budget`` is the most requests that may ever be sent for this log,
     repeated attempts included. ``jitter`` spreads the repeated attempts in time and decides nothing else.
+
+    A prompt that the server refuses for good, or answers without text, has an empty answer (:attr:`refusals` counts them),
+    unless so many do in a row that it speaks of the server. Settings that it refuses by name are left out
+    (:attr:`left_out`).
 
     Raises ``ValueError`` for a field out of range.
     """
@@ -108,10 +118,19 @@ class EndpointSuspect:
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} must be positive and finite, got {value}")
         self._address = Address(self.url)
+        if self._address.kind not in ("", self.kind):
+            raise ValueError(
+                f"url leads to the route of {self._address.kind!r}, kind is {self.kind!r}; give {self._address.kind!r} as "
+                "kind (in an audit as api), or the address without its route"
+            )
         if self._address.user and self.api_key_env:
             raise ValueError(f"url holds credentials, and api_key_env={self.api_key_env!r} names others; drop one of them")
         self._log = AnswerLog(Path(self.log))
         self._asked: Counter[str] = Counter()
+        self._given: list[str] = []
+        self._without: set[str] = set()
+        self._in_a_row = 0  # prompts that were refused since the last answer
+        self._lock = threading.Lock()
 
     @property
     def usage(self) -> Usage:
@@ -119,11 +138,22 @@ class EndpointSuspect:
         self._log.read()
         return self._log.usage
 
+    @property
+    def refusals(self) -> dict[str, int]:
+        """Why prompts that this instance asked have no answer, and how many of them."""
+        return dict(Counter(self._log.refused[one] for one in self._given if one in self._log.refused))
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Settings that the server refused by name, so that some of the answers were given without them."""
+        return tuple(sorted(self._without))
+
     def check(self) -> tuple[str, ...]:
         """Ask which models there are, which costs nothing, and return their ids; none if the server does not say.
 
-        Raises :class:`EndpointError` where the server cannot be reached, refuses the credentials, answers garbage, or
-        lists its models and ``model`` is not one of them (a path is never listed), and where openai is not installed.
+        Raises :class:`EndpointError` where the server cannot be reached, or lists its models and ``model`` is not one of
+        them (a path is never listed), and where openai is not installed; a :class:`ListingError` where it is reached and
+        refuses the credentials for this route or answers garbage, for it may answer prompts all the same.
         """
         with self._client() as client:
 
@@ -142,6 +172,8 @@ class EndpointSuspect:
                     some = ", ".join(map(repr, offered[:5])) + (", …" if len(offered) > 5 else "")
                     raise Failure(f"offers no model {self.model!r}, but {some}", "name one of those")
             except Failure as failure:
+                if failure.status is not None or failure.garbled:
+                    failure.error = ListingError
                 raise self._error(failure) from None
         return offered
 
@@ -160,6 +192,8 @@ class EndpointSuspect:
             if missing:
                 self._gather(missing, len(requests))
             answers = [self._log.answers[request.id] for request in requests]
+            self._without |= self._log.without.get(self._settings, set())
+        self._given += [request.id for request in requests]
         self._asked.update(texts)  # only now: a call that failed and is repeated asks for the same draws
         return [np.array(self.tokenizer(text, add_special_tokens=False)["input_ids"], np.int64) for text in answers]
 
@@ -175,27 +209,28 @@ class EndpointSuspect:
     def _requests(self, texts: Sequence[str]) -> list[Request]:
         asked, requests = self._asked.copy(), []
         for text in texts:
-            requests.append(
-                Request(
-                    url=self._address.public,
-                    model=self.model,
-                    kind=self.kind,
-                    temperature=float(self.temperature),
-                    top_p=float(self.top_p),
-                    max_tokens=self.max_tokens,
-                    seed=self.seed,
-                    prompt=text,
-                    draw=asked[text],
-                )
-            )
+            requests.append(Request(*self._settings, prompt=text, draw=asked[text]))
             asked[text] += 1
         return requests
+
+    @property
+    def _settings(self) -> Settings:
+        sampling = float(self.temperature), float(self.top_p), self.max_tokens, self.seed
+        return self._address.public, self.model, self.kind, *sampling
 
     def _gather(self, requests: Sequence[Request], total: int) -> None:
         """Ask all of these and log the answers; after the first failure, wait for what is under way and raise."""
         stop, lock, failures = threading.Event(), threading.Lock(), list[Failure]()
         left, pace = iter(requests), Pace(self.clock, self.requests_per_minute)
         quiet, known = self.progress is None, total - len(requests)
+        self._without |= self._log.without.get(self._settings, set())
+        refused: list[tuple[Request, Failure]] = []
+
+        def settle() -> None:
+            """Keep what was refused, once an answer shows that it is about the prompts."""
+            while refused:
+                request, failure = refused.pop(0)
+                self._log.add(request, "", refused=failure.what)
 
         def work() -> None:
             while not stop.is_set():
@@ -205,15 +240,21 @@ class EndpointSuspect:
                     return
                 try:
                     self._ask(client, request, pace, stop)
+                    with lock:
+                        self._in_a_row = 0
+                        settle()
+                        bar.update()
                 except Failure as failure:
-                    failures.append(failure)
-                    stop.set()
+                    with lock:
+                        if failure.of_prompt:
+                            refused.append((request, failure))
+                            self._in_a_row += 1
+                        if not failure.of_prompt or self._in_a_row >= _OF_SERVER:
+                            failures.append(failure)
+                            stop.set()
                 except BaseException:  # a full disk: no answer could be kept
                     stop.set()
                     raise
-                else:
-                    with lock:
-                        bar.update()
 
         with (
             tqdm(total=total, initial=known, desc=self.progress, disable=quiet, unit="answer") as bar,
@@ -228,8 +269,12 @@ class EndpointSuspect:
                 stop.set()
                 raise
         causes = [failure for failure in failures if not isinstance(failure, Stopped)]
+        if refused and not causes and self._settings not in self._log.without:
+            causes = [refused[0][1]]  # nobody was ever answered
         if causes:
+            self._in_a_row = 0
             raise self._error(causes[0])
+        settle()
 
     def _ask(self, client: Any, request: Request, pace: Pace, stop: threading.Event) -> None:
         said: dict[str, Any]
@@ -238,28 +283,58 @@ class EndpointSuspect:
         else:
             route, said = client.completions, {"prompt": request.prompt}
 
+        sent: set[str] = set()  # the settings that were left out
+
         def send() -> Answer:
+            with self._lock:
+                sent.clear()
+                sent.update(self._without)
+            settings: dict[str, Any] = {"temperature": self.temperature, "top_p": self.top_p, "seed": request.own_seed}
+            settings["max_tokens"] = self.max_tokens
+            settings = {name: value for name, value in settings.items() if name not in sent}
+            if "max_tokens" in sent:  # without a limit an answer could cost anything
+                settings["max_completion_tokens"] = self.max_tokens
             answered = self._fetched(
                 lambda: route.with_streaming_response.create(
                     **said,
                     model=self.model,
-                    temperature=self.temperature,
-                    top_p=self.top_p,
-                    max_tokens=self.max_tokens,
-                    seed=request.own_seed,
+                    extra_body=settings,
                     extra_headers={"Idempotency-Key": request.id},
                 )
             )
-            return self._read(answered)
+            return answer_in(answered, self.kind == "chat", self._excerpt)
 
         def reserve() -> None:
             if not self._log.note(request, self.budget):
                 what = f"was sent {self._log.usage.requests:,} requests, which is all that budget={self.budget} allows"
                 raise Failure(what, "raise the budget to go on", error=BudgetError)
 
-        found = self._persistently(send, pace, stop, reserve)
+        while True:
+            try:
+                found = self._persistently(send, pace, stop, reserve)
+            except Failure as failure:
+                if not self._given_up(failure.refused, sent):
+                    raise
+            else:
+                break
         guarded = [secret for secret in self._secrets() if len(secret) >= _GUARDED]  # a log may be published
-        self._log.add(request, hidden(found.text, guarded), found.prompt_tokens, found.completion_tokens)
+        self._log.add(
+            request, hidden(found.text, guarded), found.prompt_tokens, found.completion_tokens, without=sorted(sent)
+        )
+
+    def _given_up(self, setting: str, sent: set[str]) -> bool:
+        """Whether a setting that a server refused is left out from now on; ``sent`` were left out when it refused.
+
+        Once an answer was given with these settings, a refusal is not about them.
+        """
+        with self._lock:
+            if not setting or setting in sent:
+                return False
+            if setting not in self._without:
+                if self._log.without.get(self._settings) == self._without:
+                    return False
+                self._without.add(setting)
+            return True
 
     def _persistently(
         self, call: Callable[[], T], pace: Pace, stop: threading.Event, reserve: Callable[[], None] | None = None
@@ -277,7 +352,7 @@ class EndpointSuspect:
                 delay = failure.wait or min(LONGEST_BACKOFF, 2.0 ** (attempt - 2)) * self.jitter.uniform(0.5, 1.5)
                 if failure.final or delay > _LONGEST_WAIT:
                     raise
-                if attempt >= self.attempts:
+                if attempt >= (min(_ODD_ATTEMPTS, self.attempts) if failure.of_prompt else self.attempts):
                     failure.what += f", {attempt} times in a row" if attempt > 1 else ""
                     raise
                 if failure.status == 429:
@@ -323,6 +398,8 @@ class EndpointSuspect:
         stated = error.body.get("message") if isinstance(error.body, dict) else None
         said = self._excerpt(stated if isinstance(stated, str) else error.response.text)
         answered = f"({status}: {said})" if said else f"({status})"
+        if status == 403 and _FLAGGED.search(said):
+            return Failure(f"refuses the prompt {answered}", "ask other prompts", status=status, of_prompt=True)
         if status in (401, 403):
             remedy = "name the environment variable of a valid API key with api_key_env"
             if self.api_key_env or self._address.user:
@@ -339,24 +416,10 @@ class EndpointSuspect:
             asks = f" and asks to wait {wait:,.0f} s" if wait else ""
             remedy = "lower requests_per_minute or concurrency" if status == 429 else "run this again once it works"
             return Failure(f"{what} {answered}{asks}", remedy, final=False, status=status, wait=wait)
-        return Failure(f"refuses the request {answered}", "mend model, kind or the sampling's settings", status=status)
-
-    def _read(self, said: Any) -> Answer:
-        """The answer in what a route returned, or a :class:`Failure`."""
-        place = "choices[0].message.content" if self.kind == "chat" else "choices[0].text"
-        try:
-            choice = said["choices"][0]
-            text = choice["message"]["content"] if self.kind == "chat" else choice["text"]
-        except (KeyError, IndexError, TypeError):
-            raise garbage(f"no {place} in {self._excerpt(json.dumps(said))}") from None
-        if not isinstance(text, str):
-            raise garbage(f"{place} is {self._excerpt(json.dumps(text))} and no string")
-        if len(text) > _LONGEST_ANSWER:
-            raise garbage(f"an answer of {len(text):,} characters")
-        usage = said.get("usage")
-        counts = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
-        prompt_tokens, completion_tokens = (count if is_count(count) else None for count in counts)
-        return Answer(storable(text), prompt_tokens, completion_tokens)
+        return Failure(
+            f"refuses the request {answered}", "mend model, kind or the sampling's settings", status=status,
+            of_prompt=status in _OF_PROMPT, refused=refused_setting(error.response.text, error.body),
+        )  # fmt: skip
 
     def _error(self, failure: Failure) -> EndpointError:
         safe = f"{self.usage.answers:,} answers are safe in {self.log}"
@@ -374,10 +437,16 @@ class EndpointSuspect:
             timeout=self.timeout,
             max_retries=0,  # they are ours: they count against the budget
             # not left in the address, which the client's library may write to its own log
-            default_headers={"Authorization": f"Basic {self._address.basic}"} if self._address.user else None,
+            default_headers=self._headers() or None,
             default_query=dict(self._address.query) or None,
         ) as client:
             yield client
+
+    def _headers(self) -> dict[str, str]:
+        """What a request carries beside the key, which goes as a bearer's token; Azure reads it elsewhere."""
+        if self._address.user:
+            return {"Authorization": f"Basic {self._address.basic}"}
+        return {"api-key": self._key()} if self._address.azure and self._key() else {}
 
     def _key(self) -> str:
         if not self.api_key_env:
