@@ -27,6 +27,7 @@ from radio_utils.audit.testing import carried_out
 from radio_utils.audit.texts import tokenizer_digest
 from radio_utils.audit.verdict import Outcome, TestResult, Verdict
 from radio_utils.files import sha256_of, write_json
+from radio_utils.suspects.endpoint.errors import ListingError
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,10 @@ def run(request: Request, *, progress: bool = False) -> Verdict:
         audit.spelling = spelling.measured(audit, opened)
     elif request.kind == "endpoint":
         opened = open_endpoint(audit, progress)
-        opened.check()
+        try:
+            opened.check()
+        except ListingError as error:
+            logger.info("models are not listed, and prompts are asked all the same: %s", error)
     inputs = _inputs(audit, opened)
     check_same_inputs(request, inputs)
     planned = plan(audit, opened)
@@ -58,7 +62,14 @@ def run(request: Request, *, progress: bool = False) -> Verdict:
     level = math.log10(request.alpha / shared)
     needs = {one.name: preflight.power(audit.wm, one.pairs, audit.of_texts, level) for one in tests}
     preflight.check_enough({name: need for name, need in needs.items() if name != "contrastive reading"}, request.alpha)
+    if vocabulary is not None:
+        logger.info(vocabulary)
+    for line in spoken(planned, no_control(audit, opened)):
+        logger.info(line)
     estimate = estimated(audit, opened, tests)
+    for name, value in estimate.items():
+        if value is not None:
+            logger.info("%s: %s", name.replace("_", " "), f"{value:,}")
     write_json(
         request.folder / "plan.json",
         {
@@ -72,14 +83,9 @@ def run(request: Request, *, progress: bool = False) -> Verdict:
             "fingerprint": audit.wm.fingerprint,
         },
     )
-    if vocabulary is not None:
-        logger.info(vocabulary)
-    for line in spoken(planned, no_control(audit, opened), estimate):
-        logger.info(line)
-    results, control, entropy = carried_out(
-        audit, opened, planned, needs, shared, progress, draw=lambda: _entropy(audit, inputs)
-    )
+    results, control, entropy = carried_out(audit, opened, planned, shared, progress, draw=lambda: _entropy(audit, inputs))
     inputs |= _gathered(audit)
+    estimate |= audit.first_answers
     earlier = earlier_audits(request.folder, inputs)
     verdict = Verdict(
         outcome=outcome_of(results, math.log10(request.alpha)),
@@ -165,10 +171,11 @@ def _entropy(audit: Case, inputs: dict[str, Any]) -> str:
 
 def _gathered(audit: Case) -> dict[str, Any]:
     """What was made in the audit and is an input of the tests too: what a server answered, what Alice's model wrote."""
-    if audit.request.kind != "endpoint":
-        return _plain(audit)
-    log = audit.request.folder / "answers.jsonl"
-    return {"answers": {"file": str(log), "sha256": sha256_of(log)}}
+    if audit.request.kind == "endpoint":
+        log = audit.request.folder / "answers.jsonl"
+        return {"answers": {"file": str(log), "sha256": sha256_of(log)}}
+    answers = {name: {"file": str(path), "sha256": sha256_of(path)} for name, path in audit.kept_answers.items()}
+    return _plain(audit) | answers
 
 
 def _plain(audit: Case) -> dict[str, Any]:

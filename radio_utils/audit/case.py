@@ -41,6 +41,7 @@ class Case:
     """What one audit knows before its tests: parameters, watermark, texts, and how the mark shows in them.
 
     ``commitment`` says what opened with the key: file, its hash and its date; None where the key was not committed to.
+    ``first_answers`` is what the first answers promise of all, ``kept_answers`` are the files of those of models at hand.
     ``clock`` adds up the seconds that models and statistics take.
     """
 
@@ -55,6 +56,8 @@ class Case:
     plain: Texts | None = None  # without the mark, prompts and all
     spelling: Spelling | None = None
     commitment: dict[str, str] | None = None
+    first_answers: dict[str, Any] = field(default_factory=dict)
+    kept_answers: dict[str, Path] = field(default_factory=dict)
     clock: dict[str, float] = field(default_factory=lambda: {"model": 0.0, "statistics": 0.0})
 
     @contextmanager

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from radio_utils import reading
-from radio_utils.audit.case import Case, prompt_source, prompts_for, readable
+from radio_utils.audit.case import Case, Ids, prompt_source, prompts_for, readable
+from radio_utils.audit.parts import parts_of
 from radio_utils.audit.texts import Texts
 
-_SPEED_TEXTS = 32  # texts of the batch that is timed for the estimate
+_TEMPLATE = 64  # tokens that are allowed for a chat's template where the tokenizer has none
 
 
 @dataclass(frozen=True)
@@ -141,50 +142,76 @@ def estimated(audit: Case, opened: Any, tests: Sequence[Planned]) -> dict[str, A
     if request.kind == "answers":
         return {}
     if request.kind == "endpoint":
-        prompts = prompts_for(audit)
-        tokens_in = sum(prompt.size for prompt in prompts)
-        tokens_out = len(prompts) * request.max_tokens
-        cost = (tokens_in * request.price_in + tokens_out * request.price_out) / 1e6
-        priced = request.price_in > 0 or request.price_out > 0
-        return {
-            "answers_at_most": len(prompts),
-            "requests_at_most": request.max_requests or 4 * request.max_queries,
-            "tokens_in_at_most": tokens_in,
-            "tokens_out_at_most": tokens_out,
-            "cost_at_most": round(cost, 4) if priced else None,
-        }
-    tokens = 0
-    models = 1 if opened.reference is None else 2
-    for name, texts in (("reading, supervised", audit.texts), ("reading, unsupervised", audit.fresh)):
-        if name in names and texts is not None:
-            tokens += models * sum(context.size for context in texts.contexts)
+        return _spent_at_most(audit)
+    tokens = unread = 0
+    for of in [opened.suspect] if opened.reference is None else [opened.suspect, opened.reference]:
+        for name, texts in (("reading, supervised", audit.texts), ("reading, unsupervised", audit.fresh)):
+            if name in names and texts is not None:
+                tokens += sum(context.size for context in texts.contexts)
+                unread += sum(part.tokens for part in parts_of(audit, opened, of, texts) if not part.kept)
     if "contrastive reading" in names:
-        tokens += 2 * sum(context.size for context in (audit.plain or audit.texts).contexts)
+        own = 2 * sum(context.size for context in (audit.plain or audit.texts).contexts)
+        tokens, unread = tokens + own, unread + own
     seconds = None
-    if tokens:
+    if unread:
         with audit.timed("model"), readable("suspect"):
-            seconds = round(tokens * _seconds_per_token(opened.suspect.model, audit), 1)
+            seconds = round(unread * _seconds_per_token(opened.suspect.model, audit), 1)
     asked = len(prompts_for(audit)) * request.max_tokens if "answers, all" in names else 0
     return {"tokens_read": tokens, "seconds_of_reading": seconds, "tokens_written_at_most": asked}
 
 
+def _spent_at_most(audit: Case) -> dict[str, Any]:
+    """What a server may charge: every request may be sent, and a failed one may have been paid for."""
+    request, prompts = audit.request, prompts_for(audit)
+    sizes = sorted((_tokens_asked(audit, prompt) for prompt in prompts), reverse=True)
+    requests = request.max_requests or 4 * request.max_queries
+    most_in = sum(sizes[:requests]) + max(0, requests - len(sizes)) * max(sizes)
+
+    def cost(tokens_in: int, answers: int) -> float | None:
+        priced = request.price_in > 0 or request.price_out > 0
+        return (
+            round((tokens_in * request.price_in + answers * request.max_tokens * request.price_out) / 1e6, 4)
+            if priced
+            else None
+        )
+
+    return {
+        "answers_at_most": len(prompts),
+        "requests_at_most": requests,
+        "tokens_in_at_most": most_in,
+        "tokens_out_at_most": requests * request.max_tokens,
+        "cost_at_most": cost(most_in, requests),
+        "cost_if_none_is_repeated": cost(sum(sizes), len(prompts)),
+    }
+
+
+def _tokens_asked(audit: Case, prompt: Ids) -> int:
+    """Tokens of a prompt as a server counts them: with what its tokenizer adds, and with the template of a chat."""
+    tokenizer = audit.tokenizer
+    text = tokenizer.decode(prompt.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    size = max(prompt.size, len(tokenizer(text)["input_ids"]))
+    if audit.request.api != "chat":
+        return size
+    try:
+        whole = tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
+        )
+    except Exception:  # none, or one that needs more than a turn: templates are programs
+        return size + _TEMPLATE
+    return max(size, len(tokenizer(whole)["input_ids"]))
+
+
 def _seconds_per_token(model: Any, audit: Case) -> float:
-    """Measured on one batch, after one that warms up."""
-    some = audit.texts.ids[: min(_SPEED_TEXTS, audit.request.batch_size)]
+    """Measured once, on two texts."""
     vocabulary = int(model.get_output_embeddings().weight.shape[0])
-    fed = [np.minimum(text, vocabulary - 1) for text in some]
-    for _ in range(2):
-        started = time.perf_counter()
-        reading.read_predictions(model, fed, vocabulary, batch_size=len(fed))
-        taken = time.perf_counter() - started
-    return taken / sum(text.size for text in fed)
+    fed = [np.minimum(text, vocabulary - 1) for text in audit.texts.ids[:2]]
+    started = time.perf_counter()
+    reading.read_predictions(model, fed, vocabulary, batch_size=len(fed))
+    return (time.perf_counter() - started) / sum(text.size for text in fed)
 
 
-def spoken(planned: Sequence[Planned], no_control: str, estimate: dict[str, Any]) -> Iterator[str]:
-    """The plan and its estimate, a line each; ``no_control`` says why the re-marking control is not run."""
+def spoken(planned: Sequence[Planned], no_control: str) -> Iterator[str]:
+    """The plan, a line for each test; ``no_control`` says why the re-marking control is not run."""
     for one in planned:
         yield f"{one.name}: {'yes' if one.applies else 'no'}, {one.why}"
     yield f"re-marking control: {f'no, {no_control}' if no_control else 'yes, her model is at hand'}"
-    for name, value in estimate.items():
-        if value is not None:
-            yield f"{name.replace('_', ' ')}: {value:,}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 import os
 import re
@@ -29,6 +30,7 @@ class Request:
     What is tested
         ``suspect``: a folder, GGUF file or hub name of a causal model, the ``http(s)://…`` address of an OpenAI-compatible
         server (with ``suspect_model``), or a JSONL or Parquet file of the suspect's answers (``prompt``, ``text``).
+        ``suspect_model``: the name of the model that the server should answer with.
         ``reference``: folder or hub name of B₀, the model that the suspect was made from. Each test is then one of what the
         suspect added to it.
         ``access``: "open" (read the weights' predictions), "closed" (score answers) or "both"; empty, as open as can be.
@@ -43,29 +45,51 @@ class Request:
         ``plain_texts``: texts written without the key, for contrastive reading; empty, the ``fresh_texts`` if they are
         such, else texts that Alice's own model writes.
         ``alice``: folder or hub name of Alice's own *unmarked* model. It is the reference of contrastive reading where
-        there is no ``reference``, and writes ``control_texts`` texts under each of ``worlds`` other keys (0: none), at
-        ``alice_temperature`` (1 draws from the model as it is) and with the bias ``delta`` of her green lists: the
-        re-marking control.
+        there is no ``reference``, and writes the texts of the re-marking control.
         ``chat_template``: how prompts are fed to a model at hand: "auto" (as the user's turn, where its tokenizer has a
         chat template), "none" (bare), or a file of Jinja source. Rows without a prompt are no chats and are fed bare.
         ``tokenizer``: folder or hub name of Alice's tokenizer; empty, that of ``alice``, else the suspect's own.
-        ``scheme``, ``window`` (k), ``gamma`` (γ), ``vocab_size`` (0: the tokenizer's) and the key: the environment variable
-        ``key_env`` or the file ``key_file`` holds it, as text, or as ``hex:…`` for bytes, or ``int:…`` for a number.
+
+    The watermark
+        ``scheme``: the name of the watermark's scheme.
+        ``key_env``: the environment variable that holds the key, as text, or as ``hex:…`` for bytes, or ``int:…`` for a
+        number.
+        ``key_file``: the file that holds the key, in the same forms.
+        ``window``: k, the number of preceding tokens that seed each draw.
+        ``gamma``: γ, the share of green tokens.
+        ``delta``: δ, the bias of Alice's green lists, for the re-marking control (0: not known).
+        ``vocab_size``: tokens that the watermark was made over (0: those of the tokenizer).
         ``commitment``: the file of :mod:`radio_utils.commit` that fixed key and parameters, published before there was a
-        suspect. ``rehearsal`` lets a key pass that others know, such as this book's; the verdict then accuses nobody.
+        suspect.
+        ``rehearsal``: lets a key pass that others know, such as this book's; the verdict then accuses nobody.
 
     How hard
-        ``alpha`` is the level of the whole verdict. A closed suspect is asked at most ``max_queries`` prompts, of
-        ``max_tokens`` tokens each, at ``temperature``; with repeats after failures at most ``max_requests`` are sent (0:
-        four times ``max_queries``). ``decoys`` keys check the arithmetic of each test. They come from ``decoy_entropy``:
-        empty for keys that nobody knew before, or the 32 hexadecimal digits of the audit to repeat. Weights are read on
-        ``device`` (empty: a GPU if there is one) as ``dtype``, ``batch_size`` texts at a time.
+        ``alpha``: the level of the whole verdict, the chance that an innocent is convicted.
+        ``max_queries``: prompts that a closed suspect is asked at most.
+        ``max_tokens``: tokens of each of its answers, at most.
+        ``max_requests``: requests that are sent at most, with repeats after failures (0: four times ``max_queries``).
+        ``temperature``: that at which it answers.
+        ``decoys``: keys that nobody used, which check the arithmetic of each test.
+        ``decoy_entropy``: what the decoys come from; empty for keys that nobody knew before, or the 32 hexadecimal digits
+        of the audit to repeat.
+        ``worlds``: other keys under which Alice's model writes for the re-marking control (0: no control).
+        ``control_texts``: texts that it writes under each of them.
+        ``alice_temperature``: that at which Alice's model writes; 1 draws from the model as it is.
+        ``batch_size``: texts that a model reads at a time.
+        ``device``: where models run, such as "cpu" or "cuda"; empty, a GPU if there is one.
+        ``dtype``: the numbers that models compute with, "float32", "bfloat16" or "float16".
+        ``seed``: what the answers and Alice's own texts are drawn with.
 
     The endpoint
-        ``api`` is "completions" or "chat"; ``api_key_env`` names the environment variable with the credentials;
-        ``concurrency`` requests at a time; prices are per million tokens, for the estimate.
+        ``api``: the route that is asked, "completions", which continues a prompt, or "chat", as chat models want.
+        ``api_key_env``: the environment variable with the server's credentials.
+        ``concurrency``: requests at a time.
+        ``price_in``: the price of a million tokens of prompts, for the estimate.
+        ``price_out``: the price of a million tokens of answers, for the estimate.
 
-    Everything is written under ``output_dir``; an audit that was cut goes on there.
+    What is made
+        ``output_dir``: the folder under which everything is written; an audit that was cut goes on there.
+        ``key``: the key itself, in Python only.
     """
 
     suspect: str
@@ -174,6 +198,14 @@ class Request:
             raise AuditError("give either key_env, the environment variable that holds the key, or key_file, its file")
         if self.key is not None and (self.key_env or self.key_file):
             raise AuditError("key is given twice; leave out key_env and key_file")
+
+    @classmethod
+    def explained(cls) -> dict[str, str]:
+        """What each parameter is, from the text above."""
+        text = inspect.cleandoc(cls.__doc__ or "")
+        found = re.findall(r"^    ``(\w+)``: (.*(?:\n    (?!``\w+``: ).*)*)", text, re.MULTILINE)
+        plain = {name: re.sub(r":mod:|[`*]", "", " ".join(words.split())) for name, words in found}
+        return {one.name: plain[one.name] for one in dataclasses.fields(cls)}
 
     @property
     def is_endpoint(self) -> bool:

@@ -13,20 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
-from radio_utils import contrast, decoding, detection, querying, reading
+from radio_utils import contrast, detection, querying, reading
 from radio_utils import evidence as ev
-from radio_utils.artifacts import Store
 from radio_utils.audit import alice, preflight
-from radio_utils.audit.case import Case, Ids, OpenModel, Weights, prompts_are_chats, prompts_for, readable
+from radio_utils.audit.answers import Heard, answers_of, check_answered, heard, look_ahead
+from radio_utils.audit.case import Case, Ids, OpenModel, Weights, prompts_for, readable
 from radio_utils.audit.errors import AuditError
+from radio_utils.audit.parts import joined, parts_of, store
 from radio_utils.audit.plan import Planned
-from radio_utils.audit.texts import Texts, tokenizer_digest
+from radio_utils.audit.texts import Texts
 from radio_utils.audit.verdict import Control, TestResult
 from radio_utils.predictions import Predictions
 from radio_utils.provenance import code_version
-from radio_utils.retokenising import Retokenised
-from radio_utils.suspects import LocalSuspect, Suspect
 
 _WATCH_LEVEL = 0.05  # share of decoys that may look convincing in a watched test
 _BATCH = 16  # prompts after which the watched test looks again
@@ -45,7 +45,6 @@ def carried_out(
     audit: Case,
     opened: Any,
     planned: Sequence[Planned],
-    needs: dict[str, preflight.Need],
     count: int,
     progress: bool,
     draw: Callable[[], str],
@@ -74,20 +73,25 @@ def carried_out(
     for one in planned:
         result = found.get(one.name) or TestResult(name=one.name, applied=False, why=one.why)
         if result.applied:
-            smallest = None if one.name == "contrastive reading" else needs[one.name].smallest
             level = math.log10(audit.request.alpha / count)
-            result = result.corrected(count).planned(audit.wm, one.why, level, smallest)
+            result = result.corrected(count).planned(audit.wm, one.why, level, _smallest(audit, result, level))
             if control.leaks and one.name.startswith("reading"):
                 result = replace(result, sound=False, note=f"{result.note} {_LEAK}".strip())
         results.append(result)
     return results, control, entropy
 
 
+def _smallest(audit: Case, result: TestResult, level: float) -> float | None:
+    """The effect that the pairs which were scored would show nine times in ten; None for a test that is not planned so.
+
+    Pairs of contrastive reading have weights, and a watched test needs more of them than one of a fixed number.
+    """
+    if result.name in ("contrastive reading", "answers, watched") or not result.scored:
+        return None
+    return preflight.power(audit.wm, result.scored, audit.of_texts, level).smallest
+
+
 _LEAK = "It convicts under keys that nobody used too: the texts tell the key (see the re-marking control)."
-
-
-def _store(audit: Case) -> Store:
-    return Store(audit.request.folder / "evidence")
 
 
 def _read(audit: Case, opened: OpenModel, name: str, texts: Texts | None, progress: bool) -> Judge:
@@ -112,23 +116,17 @@ def _read(audit: Case, opened: OpenModel, name: str, texts: Texts | None, progre
 
 
 def _predictions(audit: Case, opened: OpenModel, of: Weights, texts: Texts, bar: str | None) -> Predictions:
-    """What a model expects along the texts. It depends on no key and is kept."""
-    config = {
-        "texts": texts.digest,
-        "vocab_size": audit.wm.vocab_size,
-        "model": of.digest,
-        "dtype": audit.request.dtype,
-        "fed": of.feeding.digest,
-        "tokenizers": None if opened.vocabulary.same else list(map(tokenizer_digest, (audit.tokenizer, opened.tokenizer))),
-    }
-
-    def build(folder: Path) -> None:
-        opened.read(of, audit, texts.ids, texts.prompts, bar).save(folder / "predictions.npz")
-
-    with audit.timed("model"), readable(of.name):
-        version = code_version("reading", "retokenising")
-        made = _store(audit).get("predictions", config, build, version=version)
-    return Predictions.load(made / "predictions.npz")
+    """What a model expects along the texts. It depends on no key and is kept, part by part."""
+    parts, read = list(parts_of(audit, opened, of, texts)), []
+    with (
+        audit.timed("model"),
+        readable(of.name),
+        tqdm(total=sum(part.tokens for part in parts), desc=bar, disable=bar is None, unit="token") as shown,
+    ):
+        for part in parts:
+            read.append(part.read())
+            shown.update(part.tokens)
+    return joined(read)
 
 
 def _judged(
@@ -172,7 +170,7 @@ def _read_contrast(audit: Case, opened: OpenModel, progress: bool) -> Judge:
     config["fed"] = [opened.suspect.feeding.digest, reference.feeding.digest]
     with audit.timed("model"), readable(f"suspect or {reference.name}"):
         version = code_version("contrast")
-        made = _store(audit).get("contrast", config, build, version=version)
+        made = store(audit).get("contrast", config, build, version=version)
     found = contrast.Contrast.load(made.path)
 
     def judge(seed: int) -> TestResult:
@@ -194,11 +192,14 @@ def _ask(audit: Case, opened: Any, level: float, watched: bool, progress: bool) 
         return {"answers, all": _scored_answers(audit, prompts, audit.answers.ids, keep, note)}
     prompts = prompts_for(audit)
     if not watched:
-        answers = _answers(audit, opened, opened.suspect, prompts, progress)
-        if opened.reference is None:
-            return {"answers, all": _scored_answers(audit, prompts, answers, keep)}
-        of_base = _answers(audit, opened, opened.reference, prompts, progress)
-        return {"answers, all": _scored_answers(audit, prompts, answers, keep, of_base=of_base)}
+        answers = answers_of(audit, opened, opened.suspect, prompts, progress)
+        look_ahead(audit, prompts, answers[:_BATCH], keep, level)
+        check_answered(audit, answers)
+        of_base = None
+        if opened.reference is not None:
+            of_base = answers_of(audit, opened, opened.reference, prompts, progress)
+        said = heard(audit, answers)
+        return {"answers, all": _scored_answers(audit, prompts, answers, keep, said.note, of_base=of_base, said=said)}
     dedup: ev.Dedup = "window" if isinstance(audit.wm, ev.SharesLists) else "window+token"
     watch = querying.Watch(audit.wm, keep=keep, dedup=dedup)
     answers = []
@@ -210,12 +211,11 @@ def _ask(audit: Case, opened: Any, level: float, watched: bool, progress: bool) 
         answers += given_now
         with audit.timed("statistics"):
             watch.add(some, given_now, first=start)
+        if not start:
+            look_ahead(audit, prompts, answers, keep, level)
     asked = prompts[: len(answers)]
-    if not any(answer.size > audit.wm.window for answer in answers):
-        raise AuditError(
-            f"none of the {len(answers)} answers is longer than window={audit.wm.window} tokens; raise max_tokens, or use "
-            "prompts that the suspect answers"
-        )
+    check_answered(audit, answers)
+    said = heard(audit, answers, getattr(opened, "refusals", {}), getattr(opened, "left_out", ()))
     seen = watch.verdict(10**level, len(answers))
 
     def judge(seed: int) -> TestResult:
@@ -224,13 +224,14 @@ def _ask(audit: Case, opened: Any, level: float, watched: bool, progress: bool) 
         )
         alarms = float(np.mean(highest >= -math.log10(_WATCH_LEVEL)))
         allowed = _WATCH_LEVEL + 4 * math.sqrt(_WATCH_LEVEL * (1 - _WATCH_LEVEL) / highest.size)
-        return TestResult.of_watched(seen, audit.wm, highest, alarms, sound=alarms <= allowed)
+        result = TestResult.of_watched(seen, audit.wm, highest, alarms, sound=alarms <= allowed)
+        return said.added_to(replace(result, note=said.note))
 
     if seen.convicted:
         why = f"not needed: the watched test was decided after {seen.asked} of {len(prompts)} prompts"
         fixed: Judge = lambda seed: TestResult(name="answers, all", applied=False, why=why)  # noqa: E731
     else:
-        fixed = _scored_answers(audit, asked, answers, keep)
+        fixed = _scored_answers(audit, asked, answers, keep, said.note, said=said)
     return {"answers, watched": judge, "answers, all": fixed}
 
 
@@ -246,7 +247,10 @@ def _scored_answers(
     keep: Ids,
     note: str = "",
     of_base: Sequence[Ids] | None = None,
+    said: Heard | None = None,
 ) -> Judge:
+    said = said or Heard(len(answers), sum(answer.size == 0 for answer in answers))
+
     def evidence(of: Sequence[Ids]) -> ev.Evidence:
         return querying.score_answers(prompts, of, audit.wm, keep=keep).evidence
 
@@ -255,26 +259,4 @@ def _scored_answers(
             found, base = evidence(answers), None if of_base is None else evidence(of_base)
         except ValueError as error:
             raise AuditError(f"the suspect's answers, or its reference's, cannot be scored: {error}") from error
-    return lambda seed: _judged(audit, "answers, all", found, seed, note, base=base)
-
-
-def _answers(audit: Case, opened: OpenModel, of: Weights, prompts: Sequence[Ids], progress: bool) -> list[Ids]:
-    with audit.timed("model"), readable(of.name):
-        return _local(audit, opened, of, progress).answer(prompts)
-
-
-def _local(audit: Case, opened: OpenModel, of: Weights, progress: bool) -> Suspect:
-    """A model at hand, behind a closed door."""
-    request = audit.request
-    options: dict[str, Any] = {
-        "stop_tokens": of.stop_tokens,
-        "sampling": decoding.Sampling(temperature=request.temperature),
-        "max_new_tokens": request.max_tokens,
-        "batch_size": 4 * request.batch_size,
-        "seed": request.seed,
-        "progress": "answers" if progress else None,
-        "feeding": of.feeding if prompts_are_chats(audit) else of.feeding.without_template(),
-    }
-    if opened.vocabulary.same:
-        return LocalSuspect(of.model, **options)
-    return Retokenised(of.model, its_tokenizer=opened.tokenizer, tokenizer=audit.tokenizer, **options)
+    return lambda seed: said.added_to(_judged(audit, "answers, all", found, seed, note, base=base))

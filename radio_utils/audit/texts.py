@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,12 +48,7 @@ class Texts:
     @property
     def digest(self) -> str:
         """SHA-256 of the token ids and prompts: what a model is fed, which the file alone does not decide."""
-        found = hashlib.sha256()
-        found.update(b"alone" if self.prompts is None else b"prompted")
-        for ids in [*self.ids, *(self.prompts or [])]:
-            found.update(ids.size.to_bytes(8, "little"))
-            found.update(ids.astype("<i8").tobytes())
-        return found.hexdigest()
+        return digest_of(self.ids, self.prompts)
 
     @property
     def tokens(self) -> int:
@@ -71,6 +67,16 @@ class Texts:
             "from_strings": self.from_strings,
             "too_short": self.short,
         }
+
+
+def digest_of(texts: Sequence[Ids], prompts: Sequence[Ids] | None) -> str:
+    """SHA-256 of texts and their prompts."""
+    found = hashlib.sha256()
+    found.update(b"alone" if prompts is None else b"prompted")
+    for ids in [*texts, *(prompts or [])]:
+        found.update(ids.size.to_bytes(8, "little"))
+        found.update(ids.astype("<i8").tobytes())
+    return found.hexdigest()
 
 
 def read_texts(name: str, path: str, tokenizer: Any, vocab_size: int, window: int) -> Texts:

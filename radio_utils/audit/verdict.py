@@ -36,7 +36,8 @@ class TestResult:
     smallest of their log10 p; a watched test has ``alarms``, the share of decoys that ever looked convincing at 5 %. A
     test whose decoys misbehave, or in which the re-marking control finds a leak, is not ``sound`` and convicts nobody.
     ``smallest_effect`` is what so many pairs would find nine times in ten, ``needed_pairs`` how many pairs the effect that
-    was seen would need for that. Results are equal where they found the same in the same evidence, whichever decoys were
+    was seen would need for that, None for a test of which it is not known. Of ``answers`` some were ``empty``, and some
+    prompts ``refused``. Results are equal where they found the same in the same evidence, whichever decoys were
     drawn.
     """
 
@@ -60,6 +61,9 @@ class TestResult:
     smallest_effect: float | None = None
     needed_pairs: int | None = None
     asked: int | None = None
+    answers: int | None = None
+    empty: int | None = None
+    refused: int | None = None
     note: str = ""
     null: NullAudit | None = field(default=None, repr=False, compare=False)
 

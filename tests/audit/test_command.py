@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -14,11 +16,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from servers import Server, serving
 from trials import GAMMA, KEY, OTHER_KEY, WORDS, World, save_tokenizer, watermark, write_file, write_ids
 
+from radio_utils import planning
+from radio_utils.audit import Request
 from radio_utils.audit.__main__ import main
+from radio_utils.files import sha256_of
 from radio_utils.suspects import endpoint
 
 pytest.importorskip("openai")
@@ -263,3 +269,145 @@ def test_the_command_itself(world: World, tmp_path: Path) -> None:
     assert stopped.returncode == 2 and stopped.stdout == ""
     assert stopped.stderr.strip().splitlines()[-1].startswith("error: watermarked_texts do not carry this watermark")
     assert "Traceback" not in stopped.stderr and KEY not in done.stderr + done.stdout + stopped.stderr
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# One odd reply is not taken for the server; what was left out, refused or empty is said
+
+
+def filtered(prompt: str) -> bool:
+    return hash_of(prompt) % 5 == 0
+
+
+def hash_of(text: str) -> int:
+    return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(
+    ("reply", "words"),
+    [
+        ((400, {"error": {"message": "content management policy", "code": "content_filter"}}), "refuses the request .400"),
+        (
+            (200, {"choices": [{"text": None, "finish_reason": "content_filter"}]}),
+            "answers are empty: is this a chat model",
+        ),
+        ((200, {"choices": []}), "answers without text"),
+        ((200, {"error": {"code": 502, "message": "provider failed"}}), "answers an error"),
+    ],
+)
+def test_a_conviction_survives_prompts_that_have_no_answer(world: World, tmp_path: Path, reply: Any, words: str) -> None:
+    with serving(Server(guilty=True)) as server:
+        server.trouble = lambda number: reply if number > 0 and filtered(server.asked[-1]["prompt"]) else None
+        assert main(command(world, tmp_path / "out", server.address, concurrency=1)) == 0
+    found = verdict(tmp_path / "out")
+    watched = found["tests"][3]
+    assert found["outcome"] == "convicted" and watched["answers"] == watched["asked"]
+    assert 0 < watched["empty"] + watched["refused"] < watched["answers"] and re.search(words, watched["note"])
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert f"{watched['answers']} answers, of which {watched['empty']} empty and {watched['refused']} refused." in page
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("reply", [(401, {}), (403, {}), (404, {}), (503, {}), (200, {"models": []}), (200, b"<html>")])
+def test_a_server_that_lists_no_models_answers_all_the_same(world: World, tmp_path: Path, reply: Any) -> None:
+    with serving(Server(guilty=True)) as server:
+        server.trouble = lambda number: reply if number < 0 else None
+        assert main(command(world, tmp_path / "out", server.address + "/v1/completions")) == 0
+    assert verdict(tmp_path / "out")["outcome"] == "convicted"
+
+
+def test_a_setting_that_is_refused_is_left_out_and_said(world: World, tmp_path: Path) -> None:
+    with serving(Server(guilty=True)) as server:
+        error = {"error": {"message": "Unrecognized request argument supplied: top_p", "param": "top_p"}}
+        server.trouble = lambda number: (400, error) if number > 0 and "top_p" in server.asked[-1] else None
+        assert main(command(world, tmp_path / "out", server.address)) == 0
+    assert "The server refuses the setting top_p, so it was left out." in verdict(tmp_path / "out")["tests"][3]["note"]
+
+
+def test_a_suspect_that_says_nothing_is_named(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(Server(guilty=True)) as server:
+        server.trouble = lambda number: (200, {"choices": [{"text": ""}]}) if number > 0 else None
+        assert main(command(world, tmp_path / "out", server.address)) == 2
+    assert "80 are empty; raise max_tokens" in capsys.readouterr().err.replace("80 answers", "")
+    assert len(answered(tmp_path / "out")) == 80  # all of it is kept
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What is promised beforehand, and what is true afterwards
+
+
+@pytest.mark.parametrize("api", ["completions", "chat"])
+def test_at_most_is_at_most(world: World, tmp_path: Path, api: str) -> None:
+    """The server counts as its tokenizer does, template and all, and every request may be sent and paid for."""
+    tokenizer = save_tokenizer(tmp_path / "tokenizer", {f"w{i}": i for i in range(WORDS)})
+    template = (
+        "{% for m in messages %}w1 w2 {{ m['content'] }} w3 {% endfor %}{% if add_generation_prompt %}w4 w5{% endif %}"
+    )
+    (tmp_path / "tokenizer" / "chat_template.jinja").write_text(template)
+    prices = {"price_in": 1e6, "price_out": 1e6, "max_requests": 100}
+    with serving(Server(guilty=False)) as server:
+        arguments = command(world, tmp_path / "out", server.address, api=api, tokenizer=tokenizer, **prices)
+        assert main(arguments) == 0
+        asked = [one["messages"][0]["content"] if api == "chat" else one["prompt"] for one in server.asked]
+    sizes = sorted((len(text.split()) + 5 * (api == "chat") for text in asked), reverse=True)
+    promised = verdict(tmp_path / "out")["estimate"]
+    assert promised["answers_at_most"] == 80 == len(asked) and promised["requests_at_most"] == 100
+    assert promised["tokens_in_at_most"] == sum(sizes) + 20 * sizes[0]
+    assert promised["tokens_out_at_most"] == 100 * 24
+    assert promised["cost_at_most"] == promised["tokens_in_at_most"] + 2400
+    assert promised["cost_if_none_is_repeated"] == sum(sizes) + 80 * 24
+
+
+def test_the_stated_power_is_that_of_what_was_scored(world: World, tmp_path: Path) -> None:
+    """Not of what might have been: the filter and short answers leave far fewer pairs than were planned."""
+    with serving(Server(guilty=False)) as server:
+        assert main(command(world, tmp_path / "out", server.address, max_queries=40)) == 0
+    found = verdict(tmp_path / "out")
+    watched, fixed = found["tests"][3:]
+    assert watched["smallest_effect"] is None and watched["needed_pairs"] is None
+    smallest, level = fixed["smallest_effect"], math.log10(1e-3 / found["counted"])
+    simulated = planning.simulate_power(
+        watermark(), smallest, fixed["scored"], log10_p=level, generator=np.random.default_rng(0)
+    )
+    assert simulated == pytest.approx(0.9, abs=0.05)
+    first = found["estimate"]
+    assert first["first_answers"] == 16 and first["tokens_of_a_first_answer"] == 24.0
+    assert first["pairs_expected_of_all"] == pytest.approx(fixed["scored"], rel=0.15)
+    assert 0 < first["share_that_the_filter_leaves"] <= 1
+    assert f"with {fixed['scored']} pairs" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_the_answers_of_a_model_at_hand_are_kept_and_can_be_audited_alone(world: World, tmp_path: Path) -> None:
+    assert main(command(world, tmp_path / "out", world.guilty, access="closed")) == 0
+    found, kept = verdict(tmp_path / "out"), tmp_path / "out" / "answers_at_hand.jsonl"
+    assert found["inputs"]["answers"] == {"file": str(kept), "sha256": sha256_of(kept)}
+    assert len(kept.read_text().splitlines()) == 80 == found["tests"][4]["answers"]
+    assert main(command(world, tmp_path / "alone", str(kept), tokenizer=world.base)) == 0
+    alone = verdict(tmp_path / "alone")
+    assert [one["log10_p"] for one in alone["tests"]] == [one["log10_p"] for one in found["tests"]]
+
+
+def test_help_says_what_each_option_is(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    for name, words in Request.explained().items():
+        assert len(words) > 15 and "``" not in words and words.endswith(".")
+        assert name == "key" or f"--{name.replace('_', '-')}" in said
+    assert "the level of the whole verdict, the chance that an innocent is convicted. Default: 0.001." in said
+
+
+def test_what_nobody_foresaw_is_one_sentence_too(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("a\nb")
+
+    monkeypatch.setattr("radio_utils.audit.__main__.run", failing)
+    assert main(command(world, tmp_path / "out", world.guilty)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        "error: the audit failed in a way that it does not know (ZeroDivisionError: a b); its traceback is"
+    )
+    assert "ZeroDivisionError" in (tmp_path / "out" / "failure.txt").read_text()

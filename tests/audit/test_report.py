@@ -81,6 +81,16 @@ def test_no_evidence_is_not_innocence() -> None:
     assert "Convicted." not in page and "The evidence says" not in page
 
 
+def test_tables_speak_to_a_lawyer() -> None:
+    page = report.page(verdict(), ABOUT)
+    headers = re.findall(r"<th[^>]*>(.*?)</th>", page)
+    assert headers and not any("log10" in header or "evenness" in header for header in headers)
+    assert "1 in 10⁹" in text_of(page) and "evenness" not in page and "allows for the 2 tests that shared" in page
+    alone = text_of(report.page(verdict(counted=1), ABOUT))
+    assert "1 tests" not in alone and "no other test shared the level" in alone
+    assert "with 700 pairs; the effect that was seen needs about 300 for that" in alone
+
+
 def test_answers_are_not_taken_for_the_suspect() -> None:
     inputs = {"suspect": {"file": "said.jsonl", "sha256": "0f", "texts": 3}}
     settings = {"suspect": "said.jsonl", "suspect_model": "", "window": 1}
