@@ -1,8 +1,7 @@
 """Helper package of the book "Radioactive Watermarks".
 
-The statistical core (:mod:`radio_utils.stats`, ``watermarks``, ``compat``, ``evidence``, ``detection``, ``eprocess``,
-``planning``) needs numpy and scipy only; names that need torch are imported
-when they are first used.
+The statistical core (:mod:`radio_utils.stats`, ``watermarks``, ``compat``, ``engines``, ``evidence``, ``detection``,
+``eprocess``, ``planning``) needs numpy and scipy only; names that need torch are imported when they are first used.
 """
 
 from __future__ import annotations
@@ -10,10 +9,11 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from radio_utils import compat
+from radio_utils import compat, engines
 from radio_utils.detection import Detection, KeySearch, NullAudit, detect, null_audit, which_key
 from radio_utils.eprocess import EProcess
 from radio_utils.watermarks import GreenList, GumbelMax, Watermark
+from radio_utils.watermarks.synthid import SynthID
 
 if TYPE_CHECKING:
     from radio_utils import planning
@@ -37,10 +37,12 @@ __all__ = [
     "NullAudit",
     "RemarkControl",
     "SequentialVerdict",
+    "SynthID",
     "Watermark",
     "audit_suspect",
     "compat",
     "detect",
+    "engines",
     "membership_test",
     "null_audit",
     "planning",

@@ -39,6 +39,12 @@ def processor_for(wm: Watermark | None, sampling: Sampling) -> Callable[[torch.T
     return processor  # type: ignore[no-any-return]
 
 
+def begin(processor: Any, width: int) -> None:
+    """Tell a processor that a generation begins with prompts of ``width`` ids, if it wants to know."""
+    if hasattr(processor, "start"):
+        processor.start(width)
+
+
 class RowsProcessor:
     """A batch whose rows are written under watermarks of their own, all of which draw, or none.
 
@@ -48,11 +54,18 @@ class RowsProcessor:
     def __init__(self, wms: Sequence[Watermark], sampling: Sampling) -> None:
         self._wms, self._sampling = list(wms), sampling
         self._alone: dict[Watermark, Any] = {}  # processors of single keys, which may keep what they have worked out
+        self._width: int | None = None
         self._share_out()
         drawing = {getattr(processor, "draws", False) for processor, _ in self._parts}
         if len(drawing) > 1:
             raise ValueError("wm mixes schemes that draw the token (Gumbel-max) with others; generate each kind alone")
         self.draws = True in drawing
+
+    def start(self, width: int) -> None:
+        """A generation begins whose prompts have ``width`` ids."""
+        self._width = width
+        for processor, _ in self._parts:
+            begin(processor, width)
 
     def select(self, rows: torch.Tensor) -> None:
         """Only some rows of the batch go on."""
@@ -81,7 +94,14 @@ class RowsProcessor:
             return processor_for(wms[0].in_rows(wms), self._sampling)
         if alike not in self._alone:
             self._alone[alike] = processor_for(alike, self._sampling)
+            if self._width is not None:
+                begin(self._alone[alike], self._width)
         return self._alone[alike]
+
+
+def shortest_prompt(wm: Watermark) -> int:
+    """How many tokens a prompt must have: a whole window, unless contexts begin with the answer."""
+    return 1 if getattr(wm, "pads_start", False) and not getattr(wm, "reaches_prompt", False) else wm.window
 
 
 def _checked_prompts(prompts: Sequence[ArrayLike], vocab_size: int, shortest: int) -> list[NDArray[np.int64]]:
@@ -128,7 +148,7 @@ def generate(
     wms = [] if wm is None else [wm] if isinstance(wm, Watermark) else list(wm)
     if wm is not None and not isinstance(wm, Watermark) and len(wms) != len(prompts):
         raise ValueError(f"wm must be one watermark, or one for each of the {len(prompts)} prompts, got {len(wms)}")
-    shortest = max((one.window for one in wms), default=1)
+    shortest = max((shortest_prompt(one) for one in wms), default=1)
     arrays = _checked_prompts(prompts, input_rows_of(model), shortest)
     shared = None if len(wms) > 1 else processor_for(wms[0] if wms else None, sampling)
     _room(model, arrays)
@@ -188,6 +208,7 @@ class _Batch:
         owner = torch.arange(count, device=self.device)  # which prompt each row of the batch belongs to
         going = torch.ones(count, dtype=torch.bool, device=self.device)
         out = torch.full((count, self.max_new), -1, dtype=torch.long, device=self.device)
+        begin(processor, self.ids.shape[1])
         logits = self.memory.start()
         for step in range(self.max_new):
             if processor is not None:

@@ -23,6 +23,20 @@ class Warps(Protocol):
         ...
 
 
+def check_logits(scores: Logits, vocab_size: int) -> None:
+    """Raise ``ValueError`` with the reason where nothing can be drawn from logits [n, ≥V]."""
+    if scores.shape[-1] < vocab_size:
+        raise ValueError(
+            f"the model has {scores.shape[-1]} logits, fewer than the watermark's vocab_size={vocab_size}; "
+            "make the watermark with the model's tokenizer"
+        )
+    highest = scores[:, :vocab_size].amax(dim=-1)  # NaN where any logit of the row is NaN
+    if not torch.isfinite(highest).all():
+        if torch.isnan(highest).any():
+            raise ValueError("logits hold NaN; the model diverged or its precision overflowed")
+        raise ValueError("logits of a row are all -inf, or hold +inf: no token can be drawn; check what truncates them")
+
+
 class WindowedProcessor:
     """Shared by both schemes: the last k tokens of each row are its window."""
 
@@ -31,16 +45,7 @@ class WindowedProcessor:
 
     def windows(self, input_ids: torch.Tensor, scores: Logits) -> torch.Tensor:
         """The last k ids of each row, or an error that says why nothing can be drawn: [n, t] → [n, k]."""
-        if scores.shape[-1] < self.vocab_size:
-            raise ValueError(
-                f"the model has {scores.shape[-1]} logits, fewer than the watermark's vocab_size={self.vocab_size}; "
-                "make the watermark with the model's tokenizer"
-            )
-        highest = scores[:, : self.vocab_size].amax(dim=-1)  # NaN where any logit of the row is NaN
-        if not torch.isfinite(highest).all():
-            if torch.isnan(highest).any():
-                raise ValueError("logits hold NaN; the model diverged or its precision overflowed")
-            raise ValueError("logits of a row are all -inf, or hold +inf: no token can be drawn; check what truncates them")
+        check_logits(scores, self.vocab_size)
         if input_ids.shape[1] < self.window:
             raise ValueError(
                 f"the context has {input_ids.shape[1]} tokens, fewer than the watermark's window={self.window}; "
