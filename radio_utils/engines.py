@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from radio_utils.compat import TransformersGreenList
 from radio_utils.watermarks import Watermark
 from radio_utils.watermarks.engines import (
     SBW,
@@ -22,8 +21,10 @@ from radio_utils.watermarks.engines import (
     VLLMGreenList,
     VLLMGumbel,
     VLLMSynthID,
+    checked_key,
 )
 from radio_utils.watermarks.lists import KirchenbauerGreenList, Unigram
+from radio_utils.watermarks.published import TransformersGreenList
 from radio_utils.watermarks.synthid import SynthID, SynthIDReference
 
 __all__ = [
@@ -52,7 +53,7 @@ _SYNTHID = {
     "keys", "ngram_len", "sampling_table_size", "sampling_table_seed", "context_history_size", "skip_first_ngram_calls",
     "debug_mode",
 }  # fmt: skip
-_GREEN = set(TransformersGreenList._FIELDS)
+_GREEN = set(TransformersGreenList.FIELDS)
 _KIRCHENBAUER = {"gamma", "delta", "seeding_scheme", "hash_key", "select_green_tokens"}
 _UNIGRAM = {"fraction", "strength", "watermark_key", "vocab_size"}
 _NESTED = ("watermarking_config", "watermark_config")  # in transformers' generation_config.json, and in engines' arguments
@@ -77,8 +78,8 @@ def from_config(
     """
     fields, kind = _fields(config)
     for name in _NESTED:
-        if isinstance(fields.get(name), Mapping):
-            fields = dict(fields[name])
+        if fields.get(name) is not None:
+            fields, kind = _fields(fields[name])
             break
     engine = engine or _engine(fields, kind)
     if engine not in _ENGINES:
@@ -247,9 +248,11 @@ def _width(fields: dict[str, Any]) -> int:
 
 def _transformers(fields: dict[str, Any], vocab_size: int, key: Any, version: str | None) -> Watermark:
     if set(fields) & _GREEN and "keys" not in fields:
-        given = dict(fields)
-        if key is not None:
-            given["hashing_key"] = _integer("hashing_key", key)
+        given, secret = dict(fields), fields.get("hashing_key") if key is None else key
+        if secret is not None:
+            secret = _integer("hashing_key", secret)
+            reason = "torch holds it in a signed 64-bit integer"
+            given["hashing_key"] = checked_key(secret, 63, reason, "hashing_key")
         return TransformersGreenList(given, vocab_size)
     if set(fields) & {"num_candidates", "default_enabled", "enforce_all"}:
         return _sglang({"keys": None, **fields}, vocab_size, key, version)

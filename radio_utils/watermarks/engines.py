@@ -47,7 +47,7 @@ class EngineMark(Watermark):
     pads_start: ClassVar[bool] = True  # windows may begin with −1
     reaches_prompt: ClassVar[bool] = False  # whether the context of an answer's first tokens is the prompt's end
     missing: ClassVar[int] = -1  # what the engine has in a context before the start
-    law: Law
+    _law: Law
     repeats: Repeats = "single_turn"
     history: int | None = None
     most_contexts: ClassVar[int | None] = None  # after so many different contexts the rest of an answer is unmarked
@@ -57,6 +57,11 @@ class EngineMark(Watermark):
     def starts_full(self) -> bool:
         """Whether positions whose context is not full are left unmarked."""
         return self.repeats == "all"
+
+    @property
+    def law(self) -> Law:
+        """The law of one score under the null hypothesis."""
+        return self._law
 
     @abc.abstractmethod
     def _scores(self, windows: Ints, tokens: Ints) -> Floats:
@@ -92,31 +97,6 @@ class EngineMark(Watermark):
         if np.any(missing[:, 1:] & ~missing[:, :-1]):
             raise ValueError("windows hold -1 after a token id; -1 stands for positions before the text's start only")
         return np.where(missing, -1, checked)
-
-    def log10_p(self, total: ArrayLike, count: ArrayLike) -> Any:
-        """log10 of the exact p-value of a total score over ``count`` distinct pairs, from :attr:`law`."""
-        return self.law.log10_tail(total, count)
-
-    def log10_p_above(self, total: ArrayLike, count: ArrayLike) -> Any:
-        """log10 P(S > total), from :attr:`law`."""
-        return self.law.log10_above(total, count)
-
-    def log10_p_allowing(self, total: ArrayLike, count: ArrayLike, share: float) -> Any:
-        """A bound on log10 p where trials of chance at most ``share`` may have been left out, from :attr:`law`."""
-        return self.law.log10_allowing(total, count, share)
-
-    def log10_p_between(self, total: float, count: int, other_total: float, other_count: int) -> float:
-        """log10 p of "these scores are no larger than those", from :attr:`law`."""
-        return self.law.log10_between(total, count, other_total, other_count)
-
-    @property
-    def mark_distribution(self) -> tuple[Ints, Floats]:
-        """Values and chances of one pair's mark under the null, from :attr:`law`."""
-        return self.law.mark_distribution
-
-    def marks(self, scores: Floats) -> Ints:
-        """Whole-number marks from scores, from :attr:`law`."""
-        return self.law.marks(scores)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.fingerprint})"
@@ -173,13 +153,14 @@ def decoy_key(seed: int, index: int) -> int:
     return int.from_bytes(derive_bytes(f"decoy/{seed}/{index}", "decoy/engines", 8), "little")
 
 
-def checked_key(key: Any, bits: int = 64, reason: str = "the engine takes no longer ones") -> int:
+def checked_key(key: Any, bits: int = 64, reason: str = "the engine takes no longer ones", name: str = "key") -> int:
     """The key, or an error that does not print it."""
+    wanted = f"{name} must be an integer from 0 to 2**{bits} - 1"
     if isinstance(key, bool) or not isinstance(key, int | np.integer):
-        raise ValueError(f"key must be an integer from 0 to 2**{bits} - 1, got {type(key).__name__}; give the engine's key")
+        raise ValueError(f"{wanted}, got {type(key).__name__}; give the engine's key")
     if not 0 <= key < 1 << bits:
         found = "a negative one" if key < 0 else f"one of {int(key).bit_length()} bits"
-        raise ValueError(f"key must be an integer from 0 to 2**{bits} - 1, got {found}; {reason}")
+        raise ValueError(f"{wanted}, got {found}; {reason}")
     return int(key)
 
 
@@ -311,7 +292,7 @@ class VLLMGumbel(_VLLM, GumbelMark):
 
     scheme = "vllm gumbel"
     _name = "gumbel"
-    law = Exponential()
+    _law = Exponential()
 
     def __init__(
         self, key: int, vocab_size: int, window: int = 4, *, repeats: Repeats = "single_turn", history: int | None = 8192
@@ -359,7 +340,12 @@ class VLLMDualKey(_VLLM, GumbelMark):
         self._set_up(key, vocab_size, window, repeats, history)
         self.alpha = check_share_of("alpha", alpha, closed=True)
         self._prfs = tuple(VLLMPhilox(derived_key(self._key, name)) for name in "ab")
-        self.law = TwoExponentials(self.alpha) if 0 < self.alpha < 1 else Exponential()
+        self._law = TwoExponentials(self.alpha) if 0 < self.alpha < 1 else Exponential()
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """All that scores depend on but the keys and the law."""
+        return super().parameters | {"alpha": self.alpha}
 
     @property
     def fingerprint(self) -> str:
@@ -410,7 +396,12 @@ class VLLMSynthID(_VLLM, TournamentMark):
         self._set_up(key, vocab_size, window, repeats, history)
         if isinstance(depth, bool) or not isinstance(depth, int) or not 1 <= depth <= 32:
             raise ValueError(f"depth must be an integer from 1 to 32 (bits of a word), got {depth!r}")
-        self.depth, self._prf, self.law = depth, VLLMPhilox(self._key), fair_bits(depth)
+        self.depth, self._prf, self._law = depth, VLLMPhilox(self._key), fair_bits(depth)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """All that scores depend on but the keys and the law."""
+        return super().parameters | {"depth": self.depth}
 
     @property
     def fingerprint(self) -> str:
@@ -459,11 +450,18 @@ class VLLMGreenList(_VLLM, GreenMark):
         self._asked = check_share_of("gamma", gamma, closed=False)
         self.delta, self._prf = check_bias(delta), VLLMPhilox(self._key)
         self._limit = float(np.float32(self._asked))  # the engine compares in float32
-        green = bisect_left(range(1 << 24), self._limit, key=lambda m: float(vllm_uniforms(np.uint64(m << 8))))
+        green = bisect_left(
+            range(1 << 24), self._limit, key=lambda m: float(vllm_uniforms(np.array([m << 8], np.uint64))[0])
+        )
         if not 0 < green < 1 << 24:
             raise ValueError(f"gamma={gamma} leaves no green or no red number of 24 bits; choose one farther from 0 and 1")
         self.gamma = green / (1 << 24)
-        self.law = Bernoulli(self.gamma)
+        self._law = Bernoulli(self.gamma)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """All that scores depend on but the keys and the law."""
+        return super().parameters | {"gamma": self._asked}
 
     @property
     def fingerprint(self) -> str:
@@ -525,8 +523,13 @@ class SBW(_VLLM, GreenMark):
         if self._limit < 1:
             raise ValueError(f"gamma={gamma} leaves no green token at a resolution of 2**-31; choose a larger one")
         self.gamma = self._limit / (1 << 31)
-        self.law = Bernoulli(self.gamma)
+        self._law = Bernoulli(self.gamma)
         self.one_list_a_window = seeding == "lefthash"
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """All that scores depend on but the keys and the law."""
+        return super().parameters | {"seeding": self.seeding, "gamma": self._asked}
 
     @property
     def fingerprint(self) -> str:
@@ -626,7 +629,7 @@ class SGLangGumbel(GumbelMark):
     reaches_prompt = True
     one_list_a_window = False
     most_contexts = 4096
-    law = Exponential()
+    _law = Exponential()
 
     def __init__(
         self,
@@ -645,6 +648,11 @@ class SGLangGumbel(GumbelMark):
         self._keys = [hex_key("key", key)] + ([] if key_b is None else [hex_key("key_b", key_b)])
         self.mixing_probability = check_share_of("mixing_probability", mixing_probability, closed=False)
         self.max_probability = check_share_of("max_probability", max_probability, closed=True)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """All that scores depend on but the keys and the law."""
+        return super().parameters | {"keys": len(self._keys), "mixing_probability": self.mixing_probability}
 
     @property
     def fingerprint(self) -> str:

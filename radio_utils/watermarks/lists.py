@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from radio_utils.stats import tails
-from radio_utils.stats.laws import FixedLists, Law
+from radio_utils.stats.laws import FixedLists
 from radio_utils.watermarks.base import Floats, check_common
 from radio_utils.watermarks.engines import GreenMark, check_bias, check_share_of, checked_key
 from radio_utils.watermarks.prf import derive_bytes
-from radio_utils.watermarks.published import _check_vocabulary, _decoy_int, _PermutationList
-from radio_utils.watermarks.torch_random import Ints, UInt32s, _outputs, colour_rows, colours, low_bits
+from radio_utils.watermarks.published import PermutationList, check_vocabulary, decoy_int
+from radio_utils.watermarks.torch_random import Ints, UInt32s, colour_rows, colours, low_bits, outputs
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +31,7 @@ _CANDIDATES = 41  # of a row that self-salting looks at: the likeliest
 @lru_cache(maxsize=1)
 def _table() -> Ints:
     """1 + ``torch.randperm`` of the table's seed: the release's hash of small integers."""
-    drawn = (_outputs(_TABLE_SEED, _TABLE_SIZE) % np.arange(_TABLE_SIZE, 0, -1)).tolist()
+    drawn = (outputs(_TABLE_SEED, _TABLE_SIZE) % np.arange(_TABLE_SIZE, 0, -1)).tolist()
     entries = list(range(_TABLE_SIZE))
     for step, distance in enumerate(drawn[:-1]):
         target = step + distance
@@ -106,7 +106,7 @@ def _seeding(name: Any) -> tuple[str, int, bool, int]:
     )
 
 
-class KirchenbauerGreenList(_PermutationList):
+class KirchenbauerGreenList(PermutationList):
     """The green lists of lm-watermarking's extended processor and detector, as they are made on a CPU.
 
     ``seeding_scheme`` is "simple_1" (or "lefthash"), "selfhash" (or "algorithm-3"), "minhash", "skipgram", or the release's
@@ -136,12 +136,21 @@ class KirchenbauerGreenList(_PermutationList):
         if width < least:
             raise ValueError(f"the width of {self._function} must be at least {least} here, got {width}")
         self.window = width - 1 if self._self_salt else width
-        _check_vocabulary(vocab_size, self.window)
+        check_vocabulary(vocab_size, self.window)
         self.vocab_size, self.seeding_scheme = int(vocab_size), seeding_scheme
         self._key = checked_key(implied if hash_key is None else hash_key, 63, "torch holds it in a signed 64-bit integer")
         self.select_green_tokens = bool(select_green_tokens)
         self._set_rate(gamma, delta, "gamma", "delta")
         self.one_list_a_window = not self._self_salt
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """All that scores depend on but the keys and the law."""
+        return super().parameters | {
+            "function": self._function,
+            "self_salt": self._self_salt,
+            "first": self.select_green_tokens,
+        }
 
     @property
     def fingerprint(self) -> str:
@@ -162,7 +171,7 @@ class KirchenbauerGreenList(_PermutationList):
 
     def with_decoy(self, seed: int, index: int) -> Self:
         """The same scheme under decoy key number ``index``, an odd one: an even key would leave fewer lists."""
-        return self.with_key(_decoy_int(seed, index, 40) | 1)
+        return self.with_key(decoy_int(seed, index, 40) | 1)
 
     def _seeds(self, contexts: Ints) -> UInt32s:
         if self._function in _EXACT:
@@ -275,7 +284,12 @@ class Unigram(GreenMark):
         if not 1 <= self.greens < self.vocab_size:
             raise ValueError(f"gamma={gamma} leaves no green or no red token in a vocabulary of {vocab_size}")
         self.gamma = self.greens / self.vocab_size
-        self.law: Law = OneList.of(self.greens, self.vocab_size)
+        self._law = OneList.of(self.greens, self.vocab_size)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """All that scores depend on but the keys and the law."""
+        return super().parameters | {"gamma": self._asked}
 
     @property
     def fingerprint(self) -> str:
@@ -288,7 +302,7 @@ class Unigram(GreenMark):
 
     def with_decoy(self, seed: int, index: int) -> Self:
         """The same scheme under decoy key number ``index``. There are 2³² lists at most, whatever the key."""
-        return self.with_key(_decoy_int(seed, index, 63))
+        return self.with_key(decoy_int(seed, index, 63))
 
     @cached_property
     def mask(self) -> NDArray[np.bool_]:

@@ -56,7 +56,8 @@ _SALT = 35317
 _TABLE_SIZE = 1_000_003  # of transformers' selfhash
 
 
-def _check_vocabulary(vocab_size: int, window: int) -> None:
+def check_vocabulary(vocab_size: int, window: int) -> None:
+    """Raise ``ValueError`` for a vocabulary or a window that lists from ``torch.randperm`` cannot have."""
     check_common(vocab_size, window)
     if vocab_size > LARGEST_VOCABULARY:
         raise ValueError(f"vocab_size must be at most {LARGEST_VOCABULARY}, got {vocab_size}; use the tokenizer's size")
@@ -70,7 +71,7 @@ def _whole(name: str, value: Any, below: int | None = None) -> int:
     return int(value)
 
 
-class _PermutationList(Watermark):
+class PermutationList(Watermark):
     """What green lists that are the beginning of ``torch.randperm(V)`` share."""
 
     gamma: float
@@ -180,11 +181,12 @@ def _add(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return total
 
 
-def _decoy_int(seed: int, index: int, bits: int) -> int:
+def decoy_int(seed: int, index: int, bits: int) -> int:
+    """Decoy key number ``index``, of so many bits."""
     return int.from_bytes(derive_bytes(f"decoy/{seed}/{index}", "decoy/compat", 8), "little") >> (64 - bits)
 
 
-class ReleasedGreenList(_PermutationList):
+class ReleasedGreenList(PermutationList):
     """The green lists of the release: ⌊γV⌋ tokens a window, the same ones that its detector and generator use.
 
     ``seed`` is the release's ``seed``, ``window`` its ``ngram``, and ``vocab_size`` must be its tokenizer's.
@@ -201,7 +203,7 @@ class ReleasedGreenList(_PermutationList):
     def __init__(
         self, seed: int = 3, vocab_size: int = 32000, window: int = 2, gamma: float = 0.25, delta: float = 3.0
     ) -> None:
-        _check_vocabulary(vocab_size, window)
+        check_vocabulary(vocab_size, window)
         self.vocab_size, self.window = int(vocab_size), int(window)
         self._set_rate(gamma, delta, "gamma", "delta")
         self._seeding = _ReleasedSeeding(seed)
@@ -217,7 +219,7 @@ class ReleasedGreenList(_PermutationList):
 
     def with_decoy(self, seed: int, index: int) -> ReleasedGreenList:
         """The same scheme under decoy seed number ``index``."""
-        return self.with_key(_decoy_int(seed, index, 64))
+        return self.with_key(decoy_int(seed, index, 64))
 
     def _window_seeds(self, windows: Ints) -> UInt32s:
         return self._seeding.seeds(windows)
@@ -236,7 +238,7 @@ class ReleasedGumbelMax(Watermark):
     one_list_a_window = True
 
     def __init__(self, seed: int = 3, vocab_size: int = 32000, window: int = 2) -> None:
-        _check_vocabulary(vocab_size, window)
+        check_vocabulary(vocab_size, window)
         self.vocab_size, self.window = int(vocab_size), int(window)
         self._seeding = _ReleasedSeeding(seed)
 
@@ -254,7 +256,7 @@ class ReleasedGumbelMax(Watermark):
 
     def with_decoy(self, seed: int, index: int) -> ReleasedGumbelMax:
         """The same scheme under decoy seed number ``index``."""
-        return self.with_key(_decoy_int(seed, index, 64))
+        return self.with_key(decoy_int(seed, index, 64))
 
     def colour_ids(self, windows: Ints, tokens: Ints) -> NDArray[np.uint64]:
         """Generator seed and token of each pair in one number; pairs of equal numbers have one r."""
@@ -295,7 +297,7 @@ class ReleasedGumbelMax(Watermark):
         return GumbelMaxProcessor(self)  # type: ignore[arg-type]
 
 
-class TransformersGreenList(_PermutationList):
+class TransformersGreenList(PermutationList):
     """The green lists of transformers' ``WatermarkingConfig``, as its generation and its detector make them on a CPU.
 
     ``config`` is that object or a dict of its fields; ``vocab_size`` is the *model's* (``model.config.vocab_size``), as
@@ -315,7 +317,7 @@ class TransformersGreenList(_PermutationList):
     """
 
     scheme = "transformers green list"
-    _FIELDS: Mapping[str, Any] = {
+    FIELDS: Mapping[str, Any] = {
         "greenlist_ratio": 0.25,
         "bias": 2.0,
         "hashing_key": 15485863,
@@ -327,9 +329,9 @@ class TransformersGreenList(_PermutationList):
         given = dict(config) if isinstance(config, Mapping) else config.to_dict() if hasattr(config, "to_dict") else None
         if given is None:
             raise ValueError(f"config must be a WatermarkingConfig or a dict of its fields, got {type(config).__name__}")
-        if unknown := sorted(set(given) - set(self._FIELDS)):
-            raise ValueError(f"config has unknown fields {unknown}; a WatermarkingConfig has {', '.join(self._FIELDS)}")
-        self.config: dict[str, Any] = {**self._FIELDS, **given}
+        if unknown := sorted(set(given) - set(self.FIELDS)):
+            raise ValueError(f"config has unknown fields {unknown}; a WatermarkingConfig has {', '.join(self.FIELDS)}")
+        self.config: dict[str, Any] = {**self.FIELDS, **given}
         self.seeding_scheme, width = self.config["seeding_scheme"], self.config["context_width"]
         if self.seeding_scheme not in ("lefthash", "selfhash"):
             raise ValueError(f"seeding_scheme must be 'lefthash' or 'selfhash', got {self.seeding_scheme!r}")
@@ -342,7 +344,7 @@ class TransformersGreenList(_PermutationList):
             )
         self.one_list_a_window = self.seeding_scheme == "lefthash"
         self.window = 1 if self.one_list_a_window else int(width) - 1
-        _check_vocabulary(vocab_size, self.window)
+        check_vocabulary(vocab_size, self.window)
         self.vocab_size = int(vocab_size)
         self._set_rate(self.config["greenlist_ratio"], self.config["bias"], "greenlist_ratio", "bias")
         self._key = _whole("hashing_key", self.config["hashing_key"], below=1 << 63)
@@ -360,7 +362,7 @@ class TransformersGreenList(_PermutationList):
     def with_decoy(self, seed: int, index: int) -> TransformersGreenList:
         """The same scheme under decoy key number ``index``."""
         # odd: as with transformers' own key, no two tokens' lefthash seeds coincide
-        return self.with_key(_decoy_int(seed, index, 40) | 1)
+        return self.with_key(decoy_int(seed, index, 40) | 1)
 
     @property
     def parameters(self) -> dict[str, Any]:
