@@ -408,7 +408,10 @@ def which_key(
     _check_distinct(candidates)
     found = _collected(texts, first, prompts, {"keep": keep, "dedup": dedup})
     totals, counts = _totals(found, candidates)
-    log10_p = np.asarray(first.log10_p(totals, counts), np.float64)
+    if first.law_of_key:
+        log10_p = np.array([float(wm.log10_p(*one)) for wm, *one in zip(candidates, totals, counts, strict=True)])
+    else:
+        log10_p = np.asarray(first.log10_p(totals, counts), np.float64)
     log10_family = ks.family_wise(log10_p)
     convincing = [int(i) for i in np.argsort(log10_p)[:_COMPARED] if log10_family[i] <= np.log10(_CONVINCING)]
     _check_unrelated(found, candidates, convincing)
@@ -479,9 +482,10 @@ def _check_unrelated(found: ev.Evidence, candidates: Sequence[Watermark], indice
 
 def _check_alike(candidates: Sequence[Watermark]) -> None:
     """Raise ``ValueError`` unless the watermarks differ in their keys only."""
-    expected = candidates[0].parameters | {"law": candidates[0].law}
+    by_key = candidates[0].law_of_key
+    expected = candidates[0].parameters | ({} if by_key else {"law": candidates[0].law})
     for i, other in enumerate(candidates):
-        given = other.parameters | {"law": other.law}
+        given = other.parameters | ({} if by_key else {"law": other.law})
         for name in expected:
             if given.get(name) != expected[name]:
                 raise ValueError(

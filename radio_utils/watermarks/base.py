@@ -25,6 +25,7 @@ class Watermark(abc.ABC):
     scheme: str
     vocab_size: int
     window: int
+    law_of_key: bool = False  # whether the law differs from key to key
 
     @property
     @abc.abstractmethod

@@ -104,7 +104,7 @@ class TournamentWriter(Writer):
         for bits in self.wm.bit_rows(contexts):
             g = torch.from_numpy(bits).to(chances.dtype)
             chances = chances * (1.0 + g - (g * chances).sum(dim=-1, keepdim=True))
-        return chances.log()
+        return chances.clamp(min=0.0).log()  # Σpg may exceed 1 by rounding
 
 
 class GreenWriter(Writer):

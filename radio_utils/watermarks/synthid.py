@@ -45,6 +45,7 @@ class _Layered(TournamentMark):
     """What both have in common: an n-gram's hash, one key of 64 bits for each layer."""
 
     missing = 0
+    law_of_key = True
     _first = np.uint64(1)  # the hash of nothing
 
     def _set_up(self, keys: Sequence[int], vocab_size: int, window: int) -> None:

@@ -200,3 +200,18 @@ def test_the_configuration_is_transformers_own() -> None:
     bits = processor.compute_g_values(torch.from_numpy(text)[None])[0].numpy()
     windows = np.lib.stride_tricks.sliding_window_view(text, 2)[:-1]
     assert np.array_equal(wm.scores(windows, text[2:]), bits.sum(axis=1))
+
+
+def test_which_of_many_keys_wrote_a_text_is_told_by_each_keys_own_law() -> None:
+    rng = np.random.default_rng(3)
+    wms = [ru.SynthID(rng.integers(-(2**63), 2**63 - 1, 30).tolist(), 4096, 2) for _ in range(4)]
+    text, generator = [1, 2], torch.Generator().manual_seed(0)
+    processor = wms[2].logits_processor()
+    processor.start(2)
+    for _ in range(200):
+        logits = processor(torch.tensor([text]), torch.zeros(1, 4096))
+        text.append(int(torch.multinomial(logits.softmax(-1), 1, generator=generator)))
+    found = ru.which_key([text], wms)
+    assert found.best == 2 and found.found(1e-6) == [2]
+    alone = ru.detect([text], wms[2])
+    assert found.log10_p[2] == pytest.approx(alone.log10_p)
