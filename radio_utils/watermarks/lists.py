@@ -115,7 +115,7 @@ class KirchenbauerGreenList(PermutationList):
     ``select_green_tokens=False``, the release's legacy, the *last* ⌊γV⌋ tokens of the permutation are green.
 
     What :class:`radio_utils.compat.TransformersGreenList` says of the number of lists holds here too. Source:
-    jwkirchenbauer/lm-watermarking, commit 5b0e207d, ``extended_watermark_processor.py`` and ``alternative_prf_schemes.py``.
+    jwkirchenbauer/lm-watermarking, commit fb602de9, ``extended_watermark_processor.py`` and ``alternative_prf_schemes.py``.
     Lists made on a GPU are others.
     """
 

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from radio_utils.detection import detect, which_key
 from radio_utils.files import write_json
+from radio_utils.parallel import side_by_side
 from radio_utils.watermarks import GreenList, GumbelMax, Watermark
 
 V, K, GAMMA = 32_000, 2, 0.25
@@ -205,6 +206,59 @@ def compat_cases(*, rows: int, others: int) -> list[Case]:
                 cases.append(Case("compat", ours_here, partial(ours, count), _scored))
             name, tell = ("plain", _scored_plainly) if scheme in plain_code else ("transformers", _scored_by_transformers)
             cases.append(Case("compat", {**facts, "program": name, "tokens": others * LENGTH}, other, tell))
+    return cases
+
+
+# --- marks of engines -------------------------------------------------------------------------------------------------
+
+
+def engine_cases(*, rows: int, others: int) -> list[Case]:
+    """Detection of engines' marks on one array of ``rows`` texts; the engines' own way on ``others`` of them."""
+    import plain
+
+    from radio_utils import engines
+
+    width, keys = 4, list(range(30))
+
+    def layers(given: Any) -> Any:
+        import torch
+        from transformers.generation.logits_process import SynthIDTextWatermarkLogitsProcessor as Own
+
+        own = Own(width + 1, keys, 1 << 16, 0, 1024, torch.device("cpu"))
+        return lambda: own.compute_g_values(torch.from_numpy(given)).numpy().mean(axis=2)
+
+    def gumbel(given: Any) -> Any:
+        listed = given.tolist()
+        return lambda: plain.vllm_gumbel(listed, width, 42)
+
+    schemes: dict[str, tuple[Watermark, tuple[str, Callable[[Any], Any], Callable[[Any], Mapping[str, Any]]] | None]] = {
+        "vLLM Gumbel": (engines.VLLMGumbel(42, V, width), ("as vLLM", gumbel, _scored_plainly)),
+        "vLLM dual key": (engines.VLLMDualKey(42, V, width), None),
+        "vLLM SynthID": (engines.VLLMSynthID(42, V, width), None),
+        "SBW": (engines.SBW(42, V, width), None),
+        "SGLang Gumbel": (engines.SGLangGumbel(42, V, width), None),
+        "SynthID": (engines.SynthID(keys, V, width), ("transformers", layers, lambda found: {"scored": int(found.size)})),
+    }
+    cases = []
+    for scheme, (wm, other) in schemes.items():
+        facts = {"scheme": scheme, "text": "uniform", "vocab_size": V, "window": width}
+
+        def ours(wm: Watermark = wm) -> Callable[[], Any]:
+            given = texts("uniform", rows)
+            return lambda: detect(given, wm)
+
+        def scoring(wm: Watermark = wm) -> Callable[[], Any]:
+            given = texts("uniform", rows).ravel().astype(np.int64)
+            windows = np.ascontiguousarray(np.lib.stride_tricks.sliding_window_view(given, width)[:-1])
+            halves = [slice(0, windows.shape[0] // 2), slice(windows.shape[0] // 2, None)]
+            return lambda: list(side_by_side(lambda part: wm.scores(windows[part], given[width:][part]), halves))
+
+        cases.append(Case("engines", {**facts, "program": "ours", "tokens": rows * LENGTH}, ours, _scored))
+        cases.append(Case("engines", {**facts, "program": "ours, scores alone", "tokens": rows * LENGTH}, scoring))
+        if other is not None:
+            name, work, tell = other
+            theirs = {**facts, "program": name, "tokens": others * LENGTH}
+            cases.append(Case("engines", theirs, partial(work, texts("uniform", rows)[:others].astype(np.int64)), tell))
     return cases
 
 
@@ -390,6 +444,7 @@ def record() -> Row:
         "peers": best_of(peer_cases(listed=200, arrayed=1000, others=4), 5),
         "processors": best_of(processor_cases(*dict.fromkeys((1, os.cpu_count() or 1))), 15),
         "compat": best_of(compat_cases(rows=64, others=4), 5),
+        "engines": best_of(engine_cases(rows=1000, others=40), 3),
         "keys": best_of(key_cases((10, 100, 1000, 10_000), pairs=100_000, gumbel_up_to=1000), 1),
         "tokens": tokens,
         "vocabulary": best_of(growth_cases("vocabulary", (2000, 8000, 32_000, 64_000, 128_256, 256_000), rows=1000), 3),

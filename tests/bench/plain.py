@@ -65,3 +65,42 @@ def gumbel_max(texts: Iterable[Sequence[int]], vocab_size: int, window: int, key
         return float(torch.rand(vocab_size, generator=generator)[token])
 
     return _each(texts, window, key, ask)
+
+
+def _halves(factor: int, words: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The upper and the lower 32 bits of a product, in signed integers of 64."""
+    low, high = factor * (words & 0xFFFF), factor * (words >> 16)
+    middle = (low >> 16) + (high & 0xFFFF)
+    return (high >> 16) + (middle >> 16), (middle & 0xFFFF) << 16 | low & 0xFFFF
+
+
+def _philox(words: list[torch.Tensor], keys: list[torch.Tensor | int]) -> list[torch.Tensor]:
+    for _ in range(10):
+        (one, two), (three, four) = _halves(0xD2511F53, words[0]), _halves(0xCD9E8D57, words[2])
+        words = [three ^ words[1] ^ keys[0], four, one ^ words[3] ^ keys[1], two]
+        keys = [keys[0] + 0x9E3779B9 & 0xFFFFFFFF, keys[1] + 0xBB67AE85 & 0xFFFFFFFF]
+    return words
+
+
+def vllm_gumbel(texts: Sequence[Sequence[int]], window: int, key: int) -> Scored:
+    """vLLM's Gumbel mark as its detector goes about it: contexts in a set, then torch, four ids of context at most."""
+    windows, tokens = [], []
+    for text in texts:
+        seen, before = set(), [-1] * window
+        for token in text:
+            context = tuple(before[-window:])
+            if context not in seen:
+                seen.add(context)
+                windows.append(context)
+                tokens.append(token)
+            before.append(token)
+    contexts, drawn = torch.tensor(windows) & 0xFFFFFFFF, torch.tensor(tokens)
+    blank = torch.zeros_like(drawn)
+    start = [blank + 0x574D4358, blank + window, blank, blank]
+    slots = [contexts[:, i] if i < window else blank + 0xFFFFFFFF - i for i in range(4)]
+    low, high = key & 0xFFFFFFFF, key >> 32
+    state = _philox([word ^ slot for word, slot in zip(start, slots, strict=True)], [low, high])
+    out = _philox([drawn >> 2, *state[:3]], [state[3] ^ low, high ^ 0x574D544B])
+    word = torch.stack(out).gather(0, (drawn & 3)[None])[0]
+    uniforms = (((word >> 8) + 1).double() / (2**24 + 1)).float().double()
+    return Scored(np.array(windows), np.array(tokens), (-torch.log1p(-uniforms)).numpy())
