@@ -1,4 +1,7 @@
-"""Watermarks: what a scheme is (``base``), this package's own (``schemes``), and other people's (``published``)."""
+"""Watermarks: what a scheme is (``base``), this package's own (``schemes``), and other people's.
+
+The latter are research releases' (``published``, ``lists``) and inference engines' (``engines``, ``synthid``).
+"""
 
 from radio_utils.watermarks.base import Watermark, as_ids, check_ids
 from radio_utils.watermarks.schemes import GreenList, GumbelMax

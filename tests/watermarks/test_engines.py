@@ -134,7 +134,7 @@ SCHEMES = {
     "sglang, two keys": lambda: engines.SGLangGumbel(1, 5000, 2, key_b=2),
     "transformers": lambda: engines.SynthID(list(range(8)), 5000, 2),
     "transformers, weighted": lambda: engines.SynthID(list(range(8)), 5000, 2, weighted=True),
-    "transformers, odd table": lambda: engines.SynthID(list(range(8)), 5000, 2, table_size=50_001),
+    "transformers, odd table": lambda: engines.SynthID(list(range(8)), 5000, 2, table_size=1009),
     "reference": lambda: engines.SynthIDReference(list(range(8)), 5000, 2),
     "unigram": lambda: engines.Unigram(1, 5000),
 }
@@ -144,9 +144,10 @@ SCHEMES = {
 def test_null_keys_give_uniform_p_values(name: str) -> None:
     """Decoy keys on one text; the randomised p-values of a discrete statistic are uniform."""
     text = np.random.default_rng(7).zipf(1.3, 700) % 5000
-    audit = ru.null_audit([text], SCHEMES[name](), keys=1000)
+    keys = 300 if name == "dual key" else 1000  # whose tails are sums of many terms
+    audit = ru.null_audit([text], SCHEMES[name](), keys=keys)
     assert ks.ks_uniform(audit.uniform_p).p_value > 1e-3
-    assert np.count_nonzero(audit.log10_p <= -2) <= 22  # of 1000, in its 99.9 % interval
+    assert np.count_nonzero(audit.log10_p <= -2) <= 22 * keys / 1000  # in its 99.9 % interval where there are 1000
 
 
 def test_laws_are_those_of_brute_force() -> None:
@@ -187,7 +188,7 @@ def test_unigrams_law_is_hypergeometric() -> None:
             expected = stats.hypergeom.sf(total - 1, 20, 6, count)
             assert 10 ** float(wm.log10_p(total, count)) == pytest.approx(expected, rel=1e-9)
             above = stats.hypergeom.sf(total, 20, 6, count)
-            assert 10 ** float(wm.log10_p_above(total, count)) == pytest.approx(above, rel=1e-9, abs=1e-12)
+            assert 10 ** float(wm.law.log10_above(total, count)) == pytest.approx(above, rel=1e-9, abs=1e-12)
     found = ru.detect([np.tile(np.arange(20), 3)], wm)
     assert (found.scored, found.total) == (20, 6) and found.log10_p == 0.0
 
