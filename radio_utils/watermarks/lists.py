@@ -267,7 +267,8 @@ class Unigram(GreenMark):
 
     The context plays no part (k = 0). :attr:`window` is 1 all the same, as evidence is made of windows; its token is
     ignored, and a token is one trial however often it comes (:meth:`colour_ids`), so that there are at most V trials, drawn
-    from one list without return: their law is hypergeometric. Source: Zhao et al., *Provable robust watermarking for
+    from one list without return: their law is hypergeometric. A prompt draws from that list too: with prompts given nothing
+    is left to score. Source: Zhao et al., *Provable robust watermarking for
     AI-generated text*, ICLR 2024; XuandongZhao/Unigram-Watermark, commit 3667ec1d, ``gptwm.py``.
     """
 
