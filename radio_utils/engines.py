@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ __all__ = [
     "VLLMGumbel",
     "VLLMSynthID",
     "from_config",
+    "key_of",
 ]
 
 _VLLM = {
@@ -57,11 +59,39 @@ _GREEN = set(TransformersGreenList.FIELDS)
 _KIRCHENBAUER = {"gamma", "delta", "seeding_scheme", "hash_key", "select_green_tokens"}
 _UNIGRAM = {"fraction", "strength", "watermark_key", "vocab_size"}
 _NESTED = ("watermarking_config", "watermark_config")  # in transformers' generation_config.json, and in engines' arguments
+_KEYS = ("key", "keys", "hashing_key", "hash_key", "watermark_key")
+_WIDTHS = {
+    "vllm": "context_width",
+    "sglang": "context_window",
+    "transformers": "context_width",
+    "synthid-text": "ngram_len",
+}
 _ENGINES = ("vllm", "sglang", "transformers", "lm-watermarking", "unigram", "synthid-text", "tensorrt-llm", "textseal")
 
 
+def key_of(config: Any, key: Any = None) -> Any:
+    """The key that a mark of this configuration has: ``key`` if it is given, else the configuration's own.
+
+    Raises ``ValueError`` where neither says it, or the configuration is none.
+    """
+    if key is not None:
+        return key
+    fields, _ = _unwrapped(config)
+    for name in _KEYS:
+        if fields.get(name) is not None:
+            found = fields[name]
+            return int(found, 0) if isinstance(found, str) and re.fullmatch(r"-?\d+|0x[0-9a-fA-F]+", found) else found
+    raise ValueError(f"config has none of {', '.join(_KEYS)}; give the key beside it")
+
+
 def from_config(
-    config: Any, vocab_size: int, key: Any = None, *, engine: str | None = None, version: str | None = None
+    config: Any,
+    vocab_size: int,
+    key: Any = None,
+    *,
+    engine: str | None = None,
+    version: str | None = None,
+    window: int | None = None,
 ) -> Watermark:
     """The mark that an engine with this configuration writes, ready to be tested and to be written with.
 
@@ -74,13 +104,10 @@ def from_config(
 
     ``engine`` is one of "vllm", "sglang", "transformers", "synthid-text" (the authors' reference), "lm-watermarking" and
     "unigram"; by default the fields tell. ``version`` is vLLM's: its default of alpha was another in 0.30, and
-    algorithms that it didn't have are refused. Raises ``ValueError``, which never holds the key, for what is unknown.
+    algorithms that it didn't have are refused. ``window`` replaces the configuration's width k. Raises ``ValueError``,
+    which never holds the key, for what is unknown.
     """
-    fields, kind = _fields(config)
-    for name in _NESTED:
-        if fields.get(name) is not None:
-            fields, kind = _fields(fields[name])
-            break
+    fields, kind = _unwrapped(config)
     engine = engine or _engine(fields, kind)
     if engine not in _ENGINES:
         raise ValueError(f"engine={engine!r} is unknown; known ones are {', '.join(map(repr, _ENGINES[:-2]))}")
@@ -94,7 +121,21 @@ def from_config(
         "vllm": _vllm, "sglang": _sglang, "transformers": _transformers, "synthid-text": _reference,
         "lm-watermarking": _kirchenbauer, "unigram": _unigram,
     }  # fmt: skip
+    if window is not None:
+        name = _WIDTHS.get(engine)
+        if name is None:
+            raise ValueError(f"window cannot be changed for engine={engine!r}")
+        fields = fields | {name: window + (name == "ngram_len" or fields.get("seeding_scheme") == "selfhash")}
     return makers[engine](fields, vocab_size, key, version)
+
+
+def _unwrapped(config: Any) -> tuple[dict[str, Any], str]:
+    """The fields of a configuration, or of the one that it holds, and whose they are."""
+    fields, kind = _fields(config)
+    for name in _NESTED:
+        if fields.get(name) is not None:
+            return _fields(fields[name])
+    return fields, kind
 
 
 def _fields(config: Any) -> tuple[dict[str, Any], str]:

@@ -8,12 +8,15 @@ others could be found by trying.
 from __future__ import annotations
 
 import datetime
+import json
 import math
 import os
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from radio_utils import compat
 from radio_utils.watermarks import GreenList, GumbelMax, Watermark
@@ -28,6 +31,7 @@ SCHEMES = (
     "transformers selfhash",
 )
 INTEGER_KEYS = SCHEMES[2:]
+ENGINE = "engine"  # of a key that stands for one in the configuration of an inference engine
 _LONGEST_KEY = 1 << 16
 
 
@@ -73,7 +77,18 @@ def parsed_key(text: str, where: str, scheme: str) -> Key:
         return int(number)
     if not text:
         raise ValueError(f"{where} is empty; put the key there")
-    return text
+    return _engine_key(text, where) if scheme == ENGINE else text
+
+
+def _engine_key(text: str, where: str) -> Any:
+    """A key as configurations of engines have it: a whole number, a JSON list of them, or hexadecimal digits."""
+    bare = text.strip()
+    if bare.startswith("["):
+        try:
+            return json.loads(bare)
+        except ValueError:
+            raise ValueError(f"{where} begins as a JSON list and is none; write whole numbers, as [123, 456]") from None
+    return int(bare, 0) if re.fullmatch(r"-?\d+|0x[0-9a-fA-F]+", bare) else bare
 
 
 def make_watermark(
@@ -111,6 +126,7 @@ _PUBLISHED = {
     3: "the default seed of the paper's release",
     35317: "the salt of the paper's release",
 }
+_SYNTHID = (654, 400, 836, 123, 340, 443, 597, 160, 57, 29, 590, 639, 13, 715, 468, 990, 966, 226, 324, 585)
 _CONSTANTS = {  # numbers that programs and examples are full of
     32452843, 49979687, 86028121, 179424673,  # the primes number 2, 3, 5 and 10 million
     998244353, 1000000007, 1000000009, 0x9E3779B1, 0x9E3779B9, 0x9E3779B97F4A7C15, 0x9E3779B97F4A7C13,
@@ -127,18 +143,21 @@ _BOOK = re.compile(r"demonstration\s*key\b.*", re.IGNORECASE | re.DOTALL)
 _ORDERS = ("0123456789" * 4, "abcdefghijklmnopqrstuvwxyz", "qwertyuiopasdfghjklzxcvbnm", "0123456789abcdef")
 
 
-def check_secret(key: Key, scheme: str = "green list") -> None:
+def check_secret(key: Any, scheme: str = "green list") -> None:
     """Raise ``ValueError``, which quotes no secret, for a key that others may have used. ``scheme`` is its watermark's."""
     if why := known_key(key, scheme):
-        good = "one random number of 18 digits, as int:…" if scheme in INTEGER_KEYS else "16 random bytes, as hex:…"
+        whole = scheme in (*INTEGER_KEYS, ENGINE)
+        good = "one random number of 18 digits, as int:…" if whole else "16 random bytes, as hex:…"
         raise ValueError(
             f"the key is {why}, and text that anybody marked with it would speak against the suspect; mark with a key that "
             f"nobody can guess ({good}), for texts under this one convict nobody"
         )
 
 
-def known_key(key: Key, scheme: str = "green list") -> str:
+def known_key(key: Any, scheme: str = "green list") -> str:
     """In what way others may know this key, in words; empty where nothing says that they do."""
+    if isinstance(key, list | tuple):
+        return _known_list(key)
     if isinstance(key, int):
         return _known_number(key) or (_known_number(key % (1 << _LIST_BITS)) if scheme in INTEGER_KEYS else "")
     if isinstance(key, bytes):
@@ -152,8 +171,19 @@ def known_key(key: Key, scheme: str = "green list") -> str:
     return _known_text(key)
 
 
-def short_key(key: Key, scheme: str = "green list") -> str:
+def _known_list(key: Sequence[Any]) -> str:
+    """Of the numbers of a list each may be small: together they are many bits, if they are not an example's."""
+    if tuple(key[: len(_SYNTHID)]) == _SYNTHID[: len(key)]:
+        return "the list of keys in the documentation of transformers and of synthid-text"
+    if len(set(key)) < 4 or len({b - a for a, b in pairwise(key)}) < 2:
+        return "a run of numbers"
+    return ""
+
+
+def short_key(key: Any, scheme: str = "green list") -> str:
     """A sentence for a key that can be found by trying, by whoever has marked text; empty where it cannot."""
+    if key is None:  # it is known to a watermark only
+        return ""
     bits = _LIST_BITS if scheme in INTEGER_KEYS else _bits(key)
     if bits >= _TRIED:
         return ""
@@ -164,8 +194,10 @@ def short_key(key: Key, scheme: str = "green list") -> str:
     )
 
 
-def _bits(key: Key) -> float:
+def _bits(key: Any) -> float:
     """A bound on the bits of a key that was drawn at random from its like; words have far fewer."""
+    if isinstance(key, list | tuple):
+        return sum(max(1, int(one).bit_length()) for one in key)
     if isinstance(key, int):
         return key.bit_length()
     if isinstance(key, bytes):

@@ -104,7 +104,7 @@ def run(request: Request, *, progress: bool = False) -> Verdict:
         decoy_entropy=entropy,
         commitment=audit.commitment,
         earlier=earlier,
-        short_key=keys.short_key(request.secret(), request.scheme),
+        short_key=keys.short_key(request.secret(), request.named),
     )
     report.write(verdict, request.folder)
     return verdict

@@ -141,9 +141,9 @@ def prepared(request: Request) -> Case:
 
 def _prepared(request: Request) -> Case:
     secret = request.secret()
-    if not request.rehearsal:
+    if not request.rehearsal and secret is not None:
         try:
-            keys.check_secret(secret, request.scheme)
+            keys.check_secret(secret, request.named)
         except ValueError as error:
             raise AuditError(str(error)) from error
     name = next(name for name in ("tokenizer", "alice", "suspect") if getattr(request, name))

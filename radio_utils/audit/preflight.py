@@ -17,7 +17,6 @@ from radio_utils import detection, planning
 from radio_utils.audit.errors import AuditError
 from radio_utils.audit.request import Request
 from radio_utils.audit.texts import Texts
-from radio_utils.keys import make_watermark
 from radio_utils.stats.laws import Bernoulli
 from radio_utils.suspects.loading import rows_in_config
 from radio_utils.suspects.vocabulary import VocabularySizes
@@ -92,7 +91,7 @@ def _hint(texts: Texts, wm: Watermark, request: Request) -> str:
 
 def _neighbours(wm: Watermark, request: Request) -> Iterator[tuple[str, dict[str, Any]]]:
     for window in range(1, _WINDOWS + 1):
-        if window != request.window:
+        if window != wm.window:
             yield f"window={window}", {"window": window}
     if wm.law.lift > 1:
         for gamma in _GAMMAS:
@@ -101,7 +100,7 @@ def _neighbours(wm: Watermark, request: Request) -> Iterator[tuple[str, dict[str
     for size in sorted(_padded_sizes(wm.vocab_size, request)):
         yield f"vocab_size={size}, rows of the model and not tokens alone,", {"vocab_size": size}
     family = "released " if request.scheme.startswith("released") else ""
-    if not request.scheme.startswith("transformers"):
+    if not request.engine_config and request.mark is None and not request.scheme.startswith("transformers"):
         other = family + ("green list" if request.scheme.endswith("gumbel max") else "gumbel max")
         yield f"scheme={other!r}", {"scheme": other}
 
@@ -115,15 +114,9 @@ def _padded_sizes(size: int, request: Request) -> set[int]:
 
 def _made(wm: Watermark, request: Request, **settings: Any) -> Watermark | None:
     """The watermark with other settings; None where they are impossible, as a γ of less than one token is."""
-    given: dict[str, Any] = {
-        "vocab_size": wm.vocab_size,
-        "scheme": request.scheme,
-        "window": request.window,
-        "gamma": request.gamma,
-    }
     try:
-        return make_watermark(key=request.secret(), **(given | settings))
-    except ValueError:
+        return request.variant(**{"vocab_size": wm.vocab_size, **settings})
+    except AuditError:
         return None
 
 
@@ -134,7 +127,7 @@ def _likelier_gamma(found: detection.Detection, request: Request, wm: Watermark)
     with γ has two densities of tokens, one inside that list and one outside, and the likelihood is greatest where the line
     between them is drawn right.
     """
-    if not isinstance(wm.law, Bernoulli):
+    if not isinstance(wm.law, Bernoulli) or request.engine_config or request.mark is not None:
         return None
     windows, tokens = found.evidence.windows[:_ENOUGH], found.evidence.tokens[:_ENOUGH]
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from radio_utils import keys
+from radio_utils import engines, keys
 from radio_utils.audit.errors import AuditError
 from radio_utils.evidence.files import ENDINGS, is_path
-from radio_utils.keys import SCHEMES, make_watermark
+from radio_utils.keys import ENGINE, SCHEMES, make_watermark
 from radio_utils.watermarks import Watermark
 from radio_utils.watermarks.prf import Key
 
@@ -52,6 +52,8 @@ class Request:
 
     The watermark
         ``scheme``: the name of the watermark's scheme.
+        ``engine_config``: in place of scheme, window, gamma and delta, the JSON file with which an inference engine was
+        started (:func:`radio_utils.engines.from_config`); it may hold the key, too.
         ``key_env``: the environment variable that holds the key, as text, or as ``hex:…`` for bytes, or ``int:…`` for a
         number.
         ``key_file``: the file that holds the key, in the same forms.
@@ -90,6 +92,8 @@ class Request:
     What is made
         ``output_dir``: the folder under which everything is written; an audit that was cut goes on there.
         ``key``: the key itself, in Python only.
+        ``mark``: the watermark itself, in Python only and in place of scheme, parameters and key: any
+        :class:`radio_utils.Watermark`, one of your own too.
     """
 
     suspect: str
@@ -104,6 +108,7 @@ class Request:
     access: str = ""
     tokenizer: str = ""
     scheme: str = "green list"
+    engine_config: str = ""
     key_env: str = ""
     key_file: str = ""
     window: int = 2
@@ -133,6 +138,7 @@ class Request:
     seed: int = 0
     output_dir: str = "audit"
     key: Key | None = field(default=None, repr=False)
+    mark: Watermark | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for one in dataclasses.fields(self):
@@ -194,7 +200,11 @@ class Request:
             raise AuditError(
                 "tokenizer is empty, and this suspect brings none; give the folder or hub name of Alice's tokenizer"
             )
-        if self.key is None and bool(self.key_env) == bool(self.key_file):
+        if self.mark is not None and (self.engine_config or self.commitment or self.vocab_size):
+            raise AuditError("mark is a whole watermark; leave out engine_config, commitment and vocab_size")
+        if self.key_env and self.key_file:
+            raise AuditError("give either key_env, the environment variable that holds the key, or key_file, its file")
+        if self.mark is None and not self.engine_config and self.key is None and not (self.key_env or self.key_file):
             raise AuditError("give either key_env, the environment variable that holds the key, or key_file, its file")
         if self.key is not None and (self.key_env or self.key_file):
             raise AuditError("key is given twice; leave out key_env and key_file")
@@ -239,21 +249,54 @@ class Request:
         """Where everything is written."""
         return Path(self.output_dir).expanduser()
 
-    def secret(self) -> Key:
-        """The key. Raises :class:`AuditError`, which does not quote it."""
-        return self.key if self.key is not None else read_key(self.key_env, self.key_file, self.scheme)
+    def secret(self) -> Any:
+        """The key, None where only a ``mark`` knows it. Raises :class:`AuditError`, which does not quote it."""
+        if self.mark is not None:
+            return None
+        given = self.key
+        if given is None and (self.key_env or self.key_file):
+            given = read_key(self.key_env, self.key_file, self.named)
+        if not self.engine_config:
+            return given
+        try:
+            return engines.key_of(self.engine_config, given)
+        except ValueError as error:
+            raise AuditError(f"engine_config: {error}") from None
 
     def watermark(self, vocab_size: int) -> Watermark:
         """The watermark to look for, over ``vocab_size`` tokens unless the request says another number."""
-        size, key = self.vocab_size or vocab_size, self.secret()
+        return self.variant(vocab_size=self.vocab_size or vocab_size)
+
+    @property
+    def named(self) -> str:
+        """What kind of key it has: the scheme's name, or that it is an engine's."""
+        return ENGINE if self.engine_config else self.scheme
+
+    def variant(self, **changes: Any) -> Watermark:
+        """The watermark with other parameters. Raises :class:`AuditError` where there is none such."""
+        if self.mark is not None:
+            if changes.keys() - {"vocab_size"}:
+                raise AuditError("mark is a whole watermark, of which there are no variants")
+            return self.mark
+        if self.engine_config and changes.keys() - {"vocab_size", "window"}:
+            raise AuditError("engine_config says all parameters")
+        key = self.secret()
         try:
-            return make_watermark(self.scheme, key, size, self.window, self.gamma, self.delta or None)
+            if self.engine_config:
+                return engines.from_config(self.engine_config, key=key, **changes)
+            given: dict[str, Any] = {
+                "scheme": self.scheme,
+                "window": self.window,
+                "gamma": self.gamma,
+                "delta": self.delta or None,
+            }
+            return make_watermark(key=key, **(given | changes))
         except (ValueError, TypeError) as error:
-            raise AuditError(str(error)) from error
+            raise AuditError(f"engine_config: {error}" if self.engine_config else str(error)) from None
 
     def public(self) -> dict[str, Any]:
         """All parameters that may be published: everything but the key itself."""
-        shown = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "key"}
+        shown = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("key", "mark")}
         return shown | {"suspect": self.shown_suspect}
 
 
