@@ -1,7 +1,8 @@
 """Helper package of the book "Radioactive Watermarks".
 
 The statistical core (:mod:`radio_utils.stats`, ``watermarks``, ``compat``, ``engines``, ``evidence``, ``detection``,
-``eprocess``, ``planning``) needs numpy and scipy only; names that need torch are imported when they are first used.
+``eprocess``, ``planning``) needs numpy and scipy only; names that need more are imported when they are first used, and
+say which extra of the package is missing.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from radio_utils import compat, engines
+from radio_utils import compat, engines, extras
 from radio_utils.detection import Detection, KeySearch, NullAudit, detect, null_audit, which_key
 from radio_utils.eprocess import EProcess
 from radio_utils.watermarks import GreenList, GumbelMax, Watermark
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from radio_utils.querying import SequentialVerdict, query_closed_model, query_until
     from radio_utils.reading import read_open_model
     from radio_utils.remarking import RemarkControl, remark_control
+
+extras.install()  # what is imported from here on names the extra that it lacks
 
 __version__ = "0.1.0"
 

@@ -161,53 +161,10 @@ class Store:
             raise ValueError(f"folder must be the one that build was called with by {self!r}, got {folder}")
         return self.root / ".scratch" / name
 
-    def verify(self, *, repair: bool = False) -> dict[str, str]:
-        """Read every file of every artifact and compare its hash: what is wrong, by the name of the artifact's folder.
-
-        With ``repair`` the damaged ones are set aside, so that the next ``get`` builds them anew.
-        """
-        found: dict[str, str] = {}
-        for artifact in self._artifacts():
-            problem = _problem(artifact, hashes=True)
-            if problem is None or not os.path.lexists(artifact.path):  # the second: set aside by another process just now
-                continue
-            found[artifact.path.name] = problem
-            logger.warning("%s is damaged: %s", artifact.path.name, problem)
-            if repair:
-                with self._locked(artifact.path.name):
-                    # again under the lock: what was read may have been rebuilt since
-                    if os.path.lexists(artifact.path) and _problem(artifact, hashes=True) is not None:
-                        self._set_aside(artifact.path)
-        return found
-
-    def clean(self) -> list[Path]:
-        """Remove what killed builds left, also to go on from, and the damaged artifacts set aside; the paths removed.
-
-        A folder in which a living process builds is kept.
-        """
-        removed: list[Path] = []
-        for folder in self._left_overs():
-            with suppress(Timeout), self._locked(folder.name.rpartition(".")[0], wait=False):
-                _remove(folder)
-                removed.append(folder)
-        for folder in sorted((self.root / ".scratch").glob("*")):
-            with suppress(Timeout), self._locked(folder.name, wait=False):
-                _remove(folder)
-                removed.append(folder)
-        for folder in sorted((self.root / ".damaged").glob("*")):
-            _remove(folder)
-            removed.append(folder)
-        return removed
-
     def _artifact(self, kind: str, key: str) -> Artifact:
         return Artifact(kind, key, self.root / f"{kind}-{key}")
 
-    def _artifacts(self) -> Iterator[Artifact]:
-        for path in sorted(self.root.glob("*")):
-            if match := _ARTIFACT_NAME.fullmatch(path.name):
-                yield Artifact(match[1], match[2], path)
-
-    def _left_overs(self, name: str = "*") -> list[Path]:
+    def _left_overs(self, name: str) -> list[Path]:
         return sorted((self.root / ".tmp").glob(f"{name}.*"))
 
     def _build(self, artifact: Artifact, recipe: dict[str, Any], build: Callable[[Path], None]) -> None:
@@ -254,8 +211,8 @@ class Store:
         path.rename(aside)
 
     @contextmanager
-    def _locked(self, name: str, *, wait: bool = True) -> Iterator[None]:
-        """Hold the lock of one artifact; ``Timeout`` if it is taken and ``wait`` is false.
+    def _locked(self, name: str) -> Iterator[None]:
+        """Hold the lock of one artifact.
 
         The lock file stays: removing one that another process has open would let two of them hold "the" lock.
         """
@@ -265,8 +222,6 @@ class Store:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            if not wait:
-                raise
             logger.info("waiting for %s, which another process or thread is building", name)
             lock.acquire()
         try:
@@ -369,8 +324,8 @@ def _sealed(folder: Path, name: str) -> dict[str, dict[str, Any]]:
     return files
 
 
-def _problem(artifact: Artifact, *, hashes: bool = False) -> str | None:
-    """What is wrong with a stored artifact, or ``None``: manifest and sizes, which is cheap, and the hashes if wanted."""
+def _problem(artifact: Artifact) -> str | None:
+    """What is wrong with a stored artifact, or ``None``: manifest and sizes, which is cheap. The content is not read."""
     try:
         manifest = read_json(artifact / MANIFEST)
         recipe = {name: manifest[name] for name in ("format", "kind", "version", "config", "inputs")}
@@ -385,8 +340,6 @@ def _problem(artifact: Artifact, *, hashes: bool = False) -> str | None:
                 return f"{name} is no plain file"
             if status.st_size != expected["size"]:
                 return f"{name} has {status.st_size} bytes instead of {expected['size']}"
-            if hashes and sha256_of(artifact / name) != expected["sha256"]:
-                return f"the content of {name} has changed"
     except OSError as error:
         if error.errno not in _DAMAGE_ERRORS:
             raise

@@ -425,7 +425,7 @@ def _harness() -> Any:
         return importlib.import_module("lm_eval")
     except ImportError as error:
         raise ImportError(
-            f'the tasks of the harness need lm-eval ({error}); pip install "radio-utils[quality]", '
+            f"the tasks of the harness need lm-eval ({error}): pip install 'radio-utils[quality]', "
             "or use multiple_choice, which needs nothing"
         ) from error
 

@@ -539,7 +539,9 @@ def _ray() -> Any:
     try:
         return importlib.import_module("ray")
     except ImportError as error:
-        raise ImportError("backend='ray' needs Ray; pip install ray, or choose backend='processes'") from error
+        raise ImportError(
+            "backend='ray' needs Ray: pip install 'radio-utils[ray]', or choose backend='processes'"
+        ) from error
 
 
 def _on_ray(packed: bytes, modules: list[str], shard: Path) -> Path | Exception:

@@ -432,5 +432,5 @@ def test_wrong_arguments_are_named(model: Any, tokenizer: Any, tmp_path: Path) -
 
 def test_without_the_harness_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, model: Any, tokenizer: Any) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    with pytest.raises(ImportError, match=r'lm-eval .*; pip install "radio-utils\[quality\]"'):
+    with pytest.raises(ImportError, match=r"lm-eval .*: pip install 'radio-utils\[quality\]'"):
         quality.evaluate(model, ["NQ"], tokenizer=tokenizer)

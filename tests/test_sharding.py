@@ -264,7 +264,7 @@ def test_work_that_writes_nothing_is_an_error(tmp_path: Path) -> None:
 
 def test_without_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ImportError, match="pip install ray"):
+    with pytest.raises(ImportError, match=r"pip install 'radio-utils\[ray\]'"):
         map_shards(nothing, shards_of(tmp_path / "shards"), tmp_path / "results", key="k", backend="ray")
 
 

@@ -54,7 +54,7 @@ def browser() -> Iterator[Any]:
     try:
         from playwright.sync_api import sync_playwright
     except ImportError as error:
-        raise BookError("playwright isn't installed; `pip install playwright` gives it") from error
+        raise BookError("screenshots need playwright: pip install 'radio-utils[test]'") from error
     with sync_playwright() as playwright:
         # root, as in most containers, may run Chromium only without its sandbox; the pages are our own
         chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"])

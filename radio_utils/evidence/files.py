@@ -249,7 +249,9 @@ class CorpusFile:
         try:
             parquet = importlib.import_module("pyarrow.parquet")
         except ImportError as error:
-            raise CorpusError(f"{self.path}: reading Parquet needs pyarrow; pip install pyarrow, or write JSONL") from error
+            raise CorpusError(
+                f"{self.path}: reading Parquet needs pyarrow: pip install 'radio-utils[parquet]', or write JSONL"
+            ) from error
         try:
             return parquet.ParquetFile(self.path)
         except Exception as error:  # pyarrow's errors have no common base that is public

@@ -65,7 +65,7 @@ def _attached(base: Any, adapter: Adapter, seed: int) -> Any:
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
-        raise AdapterError("fine_tuning.adapter needs peft; run: pip install peft") from error
+        raise AdapterError("fine_tuning.adapter needs peft: pip install 'radio-utils[models]'") from error
 
     targets = adapter.targets[0] if adapter.targets == ("all-linear",) else list(adapter.targets)
     config = LoraConfig(
@@ -94,7 +94,7 @@ def _load_quantised(source: str | Path, device: str) -> Any:
         import bitsandbytes  # noqa: F401
     except ImportError as error:
         raise AdapterError(
-            "adapter.quantised needs bitsandbytes; run: pip install bitsandbytes, or set adapter.quantised to false"
+            "adapter.quantised needs bitsandbytes: pip install 'radio-utils[quantised]', or set adapter.quantised to false"
         ) from error
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 

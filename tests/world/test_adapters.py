@@ -152,13 +152,13 @@ def test_unknown_targets_name_the_models_modules(folders: dict[str, Path]) -> No
 
 def test_quantised_needs_bitsandbytes(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as if it were not installed
-    remedy = r"needs bitsandbytes; run: pip install bitsandbytes, or set adapter\.quantised to false"
+    remedy = r"needs bitsandbytes: pip install 'radio-utils\[quantised\]', or set adapter\.quantised to false"
     with pytest.raises(AdapterError, match=remedy):
         Tunable(folders["llama"], Adapter(rank=2, alpha=4, quantised=True), device="cpu", seed=0)
 
 
 def test_adapters_need_peft(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(AdapterError, match="needs peft; run: pip install peft"):
+    with pytest.raises(AdapterError, match=r"needs peft: pip install 'radio-utils\[models\]'"):
         tunable(folders["llama"])
     assert Tunable(folders["llama"], None, device="cpu", seed=0).network is not None

@@ -39,7 +39,7 @@ def from_wikipedia(language: str, count: int, *, dataset: str = WIKIPEDIA) -> li
     try:
         from datasets import load_dataset
     except ImportError as error:
-        raise OpeningsError('reading Wikipedia needs datasets; run: pip install "radio-utils[wikipedia]"') from error
+        raise OpeningsError("reading Wikipedia needs datasets: pip install 'radio-utils[wikipedia]'") from error
     try:
         rows = load_dataset(dataset, f"{_SNAPSHOT}.{language}", split="train", streaming=True)
         articles = (opening for row in rows if (opening := _opening(str(row["text"]))))
