@@ -17,6 +17,7 @@ import yaml
 from radio_utils.book.benchmarks import benchmarks_figure, benchmarks_page
 from radio_utils.book.execute import fresh, versions
 from radio_utils.book.project import BookError, NotebookNode, Project, digest, notebook_text, read_notebook, write_whole
+from radio_utils.book.reference import FOLDER, reference_pages, section_titles, source_digest
 from radio_utils.book.status import status_page
 
 logger = logging.getLogger(__name__)
@@ -124,6 +125,9 @@ def _staged(project: Project, preset: str) -> dict[str, bytes]:
         notebook = for_page(read_notebook(project.executed(preset) / f"{name}.ipynb"))
         files[f"notebooks/{name}.ipynb"] = notebook_text(notebook).encode()
     files["conf.py"] = _conf(project).encode()
+    if any(page.startswith(f"{FOLDER}/") for page in pages(project)):
+        files |= reference_pages(section_titles(files))
+        files[f"{FOLDER}/.source"] = source_digest().encode()  # what autodoc reads is among the inputs of the pages
     return files
 
 
