@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 _COLAB = re.compile(r"https://colab\.research\.google\.com/github/([\w.-]+/[\w.-]+)/blob/([\w.-]+)/([^\s)\"'>\]]+)")
 _BRANCH = "main"
+_NAMING = ("*.md", "*.cff", "pyproject.toml", "book/*.md", ".github/**/*.yml")
 _WIDTH = 88  # characters of code that a page 1,280 pixels wide shows without scrolling
 
 
@@ -44,9 +45,9 @@ def check(project: Project) -> list[str]:
         first = next(iter(setups))
         if source != setups[first]:
             problems.append(f"notebooks/{name}.ipynb: its setup cell differs from that of {first}; make them identical")
-    readme = project.root / "README.md"
-    if readme.is_file():
-        problems += [f"README.md: {problem}" for problem in _links(readme.read_text(encoding="utf-8"), None, address)]
+    for path in _naming(project):
+        found = _links(path.read_text(encoding="utf-8"), None, address)
+        problems += [f"{path.relative_to(project.root).as_posix()}: {problem}" for problem in found]
     return problems
 
 
@@ -82,7 +83,7 @@ def literals(source: str) -> dict[str, Any]:
 
 
 def set_address(project: Project, url: str) -> list[Path]:
-    """Set the repository's address in ``_config.yml``, the notebooks and README.md; returns the files that changed.
+    """Set the repository's address in all files that name it, ``_config.yml`` last; returns the files that changed.
 
     Raises:
         BookError: ``url`` isn't of the form https://host/owner/name.
@@ -95,9 +96,8 @@ def set_address(project: Project, url: str) -> list[Path]:
         for cell in notebook.cells:
             cell.source = _replaced(cell.source, old, new)
         texts[path] = notebook_text(notebook)
-    readme = project.root / "README.md"
-    if readme.is_file():
-        texts[readme] = _replaced(readme.read_text(encoding="utf-8"), old, new)
+    for path in _naming(project):
+        texts[path] = _replaced(path.read_text(encoding="utf-8"), old, new)
     # the configuration comes last: whoever is killed before it runs this again and gets the same result
     config = project.config.read_text(encoding="utf-8")
     line = r"(?m)^(\s+url\s*:\s*)[\"']?" + re.escape(old) + r"(?:\.git)?/?[\"']?(?=\s|$)"
@@ -110,6 +110,12 @@ def set_address(project: Project, url: str) -> list[Path]:
     if not new.startswith("https://github.com/"):
         logger.warning("Colab opens notebooks from github.com only: its links lead nowhere while the address is %s", new)
     return changed
+
+
+def _naming(project: Project) -> list[Path]:
+    """The files that name the repository beside its configuration and the notebooks."""
+    found = [path for pattern in _NAMING for path in project.root.glob(pattern)]
+    return sorted(path for path in found if project.build not in path.parents)
 
 
 def _replaced(text: str, old: str, new: str) -> str:
