@@ -175,8 +175,38 @@ class Commitment:
 def commit(of: Watermark | Parameters, key: Key) -> Commitment:
     """Commit to a key and the parameters of a watermark, with a fresh salt, today.
 
-    Raises ``ValueError`` for a key that others may know (:func:`radio_utils.keys.check_secret`), one that is not the
-    watermark's, and impossible parameters; ``TypeError`` for a key of another type than text, bytes or a whole number.
+    Parameters
+    ----------
+    of : Watermark or Parameters
+        What is committed to beside the key.
+    key : str, bytes or int
+        The secret: at least 16 random bytes. Keys of different types are different keys.
+
+    Returns
+    -------
+    Commitment
+        Parameters, date, salt and a slow hash of the key.
+
+    Raises
+    ------
+    ValueError
+        For a key that others may know (:func:`radio_utils.keys.check_secret`), one that is not the watermark's, and
+        impossible parameters.
+    TypeError
+        For a key of another type than text, bytes or a whole number.
+
+    Notes
+    -----
+    scrypt: C. Percival, *Stronger key derivation via sequential memory-hard functions*, 2009.
+
+    Examples
+    --------
+    >>> import radio_utils as ru
+    >>> from radio_utils.commit import commit
+    >>> key = "hex:" + "5b" * 7 + "c0ffee" * 3
+    >>> wm = ru.GreenList(key, vocab_size=1000, window=1)
+    >>> commit(wm, key).opens(key, wm)
+    True
     """
     from radio_utils import __version__
 

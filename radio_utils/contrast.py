@@ -291,7 +291,28 @@ def judge_contrast(found: Contrast, wm: Watermark, *, text_log10_p: float | None
 
     ``text_log10_p`` is the plain detector's log10 p of the text that was read, to be shown beside the verdict.
 
-    Raises ``ValueError`` for a twin that carries the mark, and for pairs of another window or vocabulary than ``wm``'s.
+    Parameters
+    ----------
+    found : Contrast
+        The weighted pairs.
+    wm : Watermark
+        The watermark whose key is asked about.
+    text_log10_p : float, optional
+        log10 p of the texts themselves.
+
+    Returns
+    -------
+    ContrastiveReading
+        The weighted sum and its log10 p.
+
+    Raises
+    ------
+    ValueError
+        For a twin that carries the mark, and for pairs of another window or vocabulary than ``wm``'s.
+
+    Notes
+    -----
+    The weights depend on no key; the sum's law is exact or bounded by it.
     """
     detection.check_evidence(found.pairs, wm)
     for i, twin in enumerate(found.twins):
@@ -325,6 +346,31 @@ def audit_contrast(found: Contrast, wm: Watermark, *, keys: int = 1000, seed: in
     """The same weights under decoy keys that nobody used: small p-values must not be too frequent.
 
     A check of the arithmetic (:class:`radio_utils.detection.NullAudit`): weights that had seen the real key would not show.
+
+    Parameters
+    ----------
+    found : Contrast
+        The weighted pairs.
+    wm : Watermark
+        The watermark whose key is asked about.
+    keys : int
+        How many decoy keys to try.
+    seed : int
+        Which decoys; another seed, others.
+
+    Returns
+    -------
+    NullAudit
+        p-values [keys] under the decoys.
+
+    Raises
+    ------
+    ValueError
+        For weights of another window or vocabulary than the watermark's.
+
+    Notes
+    -----
+    See :func:`radio_utils.null_audit`.
     """
     if keys < 5:
         raise ValueError(f"keys must be at least 5 for a distribution to show, got {keys}")

@@ -150,8 +150,52 @@ def detect(
     half more while they are merged: 100 million pairs take 1.3 GB. For more than that, ``sample`` scores a pseudo-random
     share of the windows: the share is chosen without the key, so p is as valid as it would be without it.
 
-    Raises ``ValueError`` for ids outside the vocabulary, empty or too short texts, or unequal numbers of prompts; its
-    subclass :class:`radio_utils.evidence.files.CorpusError` where a file is at fault, with the file's name and the row.
+    Parameters
+    ----------
+    texts : iterable of array_like of int [length], or path(s)
+        Token ids, one row a text, or JSONL or Parquet files of them.
+    wm : Watermark
+        The watermark whose key is asked about.
+    prompts : iterable of array_like of int [length], optional
+        The prompt of each text, as token ids. Windows that occur in it are not scored.
+    keep : array_like of int [m, k], optional
+        The filter φ: the only windows that are scored. It must be chosen without the key.
+    dedup : {'window+token', 'window', None}
+        What counts once: a pair, a window, or nothing, and then p is no p-value.
+    sample : float in (0, 1]
+        Share of the windows that is scored, chosen by a public hash.
+    tokenizer : transformers tokenizer, optional
+        For files that hold strings.
+    workers : int
+        Processes that share out the files.
+
+    Returns
+    -------
+    Detection
+        ``scored`` distinct pairs, their ``total`` score and ``log10_p``.
+
+    Raises
+    ------
+    ValueError
+        For ids outside the vocabulary, empty or too short texts, or unequal numbers of prompts; its subclass
+        :class:`radio_utils.evidence.files.CorpusError` where a file is at fault, with the file's name and the row.
+
+    Notes
+    -----
+    T. Sander et al., *Watermarking Makes Language Models Radioactive*, NeurIPS 2024; pairs count once as in P.
+    Fernandez et al., *Three Bricks to Consolidate Watermarks for Large Language Models*, 2023.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import radio_utils as ru
+    >>> wm = ru.GreenList(key="alice", vocab_size=1000, window=1)
+    >>> texts = np.random.default_rng(0).integers(0, 1000, (20, 100))
+    >>> found = ru.detect(texts, wm)
+    >>> found.seen, found.scored
+    (1980, 1979)
+    >>> found.log10_p > -3
+    True
     """
     options = {"keep": keep, "dedup": dedup, "sample": sample}
     return judge(_collected(texts, wm, prompts, options, tokenizer, workers), wm)
@@ -229,7 +273,42 @@ def collect_file(
 
 
 def judge(found: ev.Evidence, wm: Watermark, *, respelt: float = 0.0) -> Detection:
-    """The verdict on evidence that is already collected; p allows for a share ``respelt`` of tokens that were not drawn."""
+    """The verdict on evidence that is already collected; p allows for a share ``respelt`` of tokens that were not drawn.
+
+    Parameters
+    ----------
+    found : Evidence
+        The distinct pairs, as :func:`radio_utils.evidence.collect` gives them.
+    wm : Watermark
+        The watermark whose key is asked about.
+    respelt : float in [0, 1)
+        Share of the tokens that may not be the ones drawn.
+
+    Returns
+    -------
+    Detection
+        The verdict, with its evidence.
+
+    Raises
+    ------
+    ValueError
+        For evidence of another window or vocabulary than the watermark's.
+
+    Notes
+    -----
+    See :func:`detect`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import radio_utils as ru
+    >>> from radio_utils import detection, evidence
+    >>> wm = ru.GreenList(key="alice", vocab_size=1000, window=1)
+    >>> texts = np.random.default_rng(0).integers(0, 1000, (20, 100))
+    >>> found = evidence.collect(texts, window=1, vocab_size=1000)
+    >>> detection.judge(found, wm).scored
+    1979
+    """
     check_evidence(found, wm)
     total, scored = _scored(found, wm)
     return Detection(
@@ -266,7 +345,39 @@ def compare(found: ev.Evidence, base: ev.Evidence, wm: Watermark) -> Comparison:
 
     The test is exact for two sets of independent pairs with one chance of green (or one mean score), whatever that is.
 
-    Raises ``ValueError`` for evidence that was collected otherwise than with the watermark's window and vocabulary.
+    Parameters
+    ----------
+    found : Evidence
+        The suspect's pairs.
+    base : Evidence
+        The pairs of the model that he was made from.
+    wm : Watermark
+        The watermark whose key is asked about.
+
+    Returns
+    -------
+    Comparison
+        What was added, its mean score, and log10 p.
+
+    Raises
+    ------
+    ValueError
+        For evidence that was collected otherwise than with the watermark's window and vocabulary.
+
+    Notes
+    -----
+    For green lists Fisher's exact test, for exponential scores an F test.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import radio_utils as ru
+    >>> from radio_utils import detection, evidence
+    >>> wm = ru.GreenList(key="alice", vocab_size=1000, window=1)
+    >>> texts = np.random.default_rng(0).integers(0, 1000, (20, 100))
+    >>> own, base = (evidence.collect(half, window=1, vocab_size=1000) for half in (texts[:10], texts[10:]))
+    >>> detection.compare(own, base, wm).added == len(own.without(base))
+    True
     """
     check_evidence(found, wm)
     check_evidence(base, wm)
@@ -323,6 +434,41 @@ def curve(found: ev.Evidence, wm: Watermark, *, points: int = 60) -> tuple[NDArr
 
     Evidence has no order of its own; the pairs are taken in one fixed random order, that of a text read at random. Pairs
     that are no trials of their own are left out, as :func:`judge` leaves them out.
+
+    Parameters
+    ----------
+    found : Evidence
+        The distinct pairs, as :func:`radio_utils.evidence.collect` gives them.
+    wm : Watermark
+        The watermark whose key is asked about.
+    points : int
+        How many values of n.
+
+    Returns
+    -------
+    tuple of int64 [points] and float [points]
+        The numbers of pairs n, and log10 p of the first n pairs.
+
+    Raises
+    ------
+    ValueError
+        For empty evidence, or fewer than 2 points.
+
+    Notes
+    -----
+    The order is a fixed hash of the pairs, not that of the texts.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import radio_utils as ru
+    >>> from radio_utils import detection, evidence
+    >>> wm = ru.GreenList(key="alice", vocab_size=1000, window=1)
+    >>> texts = np.random.default_rng(0).integers(0, 1000, (20, 100))
+    >>> found = evidence.collect(texts, window=1, vocab_size=1000)
+    >>> n, log10_p = detection.curve(found, wm, points=5)
+    >>> int(n[-1]) == len(found)
+    True
     """
     check_evidence(found, wm)
     if len(found) == 0:
@@ -350,6 +496,45 @@ def null_audit(
     """Run :func:`detect` on the same texts, with the same options, under ``keys`` decoy keys, in one pass.
 
     A check of the arithmetic, which says nothing of leakage (:class:`NullAudit`).
+
+    Parameters
+    ----------
+    texts : iterable of array_like of int [length], or path(s)
+        Token ids, one row a text, or JSONL or Parquet files of them.
+    wm : Watermark
+        The watermark whose key is asked about.
+    keys : int
+        How many decoy keys to try.
+    seed : int
+        Which decoys; another seed, others.
+    prompts : iterable of array_like of int [length], optional
+        The prompt of each text, as token ids. Windows that occur in it are not scored.
+    **options
+        Options of :func:`detect`.
+
+    Returns
+    -------
+    NullAudit
+        p-values [keys] under the decoys and the test that they are not too small.
+
+    Raises
+    ------
+    ValueError
+        As :func:`detect` does, and for fewer than 5 keys.
+
+    Notes
+    -----
+    The decoys' keys are derived from ``seed`` and are nobody's.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import radio_utils as ru
+    >>> wm = ru.GreenList(key="alice", vocab_size=1000, window=1)
+    >>> texts = np.random.default_rng(0).integers(0, 1000, (20, 100))
+    >>> audit = ru.null_audit(texts, wm, keys=200)
+    >>> audit.keys, bool(audit.ks_p > 1e-3)
+    (200, True)
     """
     unknown = options.keys() - {"keep", "dedup", "sample", "tokenizer", "workers"}
     if unknown:
@@ -359,7 +544,44 @@ def null_audit(
 
 
 def audit_evidence(found: ev.Evidence, wm: Watermark, *, keys: int = 1000, seed: int = 0) -> NullAudit:
-    """The null audit of evidence that is already collected: a check of the arithmetic (:class:`NullAudit`)."""
+    """The null audit of evidence that is already collected: a check of the arithmetic (:class:`NullAudit`).
+
+    Parameters
+    ----------
+    found : Evidence
+        The distinct pairs, as :func:`radio_utils.evidence.collect` gives them.
+    wm : Watermark
+        The watermark whose key is asked about.
+    keys : int
+        How many decoy keys to try.
+    seed : int
+        Which decoys; another seed, others.
+
+    Returns
+    -------
+    NullAudit
+        p-values [keys] under the decoys and the test that they are not too small.
+
+    Raises
+    ------
+    ValueError
+        For evidence of another window or vocabulary than the watermark's.
+
+    Notes
+    -----
+    See :func:`null_audit`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import radio_utils as ru
+    >>> from radio_utils import detection, evidence
+    >>> wm = ru.GreenList(key="alice", vocab_size=1000, window=1)
+    >>> texts = np.random.default_rng(0).integers(0, 1000, (20, 100))
+    >>> found = evidence.collect(texts, window=1, vocab_size=1000)
+    >>> detection.audit_evidence(found, wm, keys=100).log10_p.shape
+    (100,)
+    """
     totals, counts = under_decoys(found, wm, keys=keys, seed=seed)
     above = np.asarray(wm.law.log10_above(totals, counts), np.float64)
     return audit_of(np.asarray(wm.log10_p(totals, counts), np.float64), above, seed=seed)
@@ -397,9 +619,44 @@ def which_key(
     ``candidates`` are the same scheme with the same parameters under different keys. H₀ of each test is "written without
     this key", so candidates must be different keys: two that colour alike would both be found, and one is innocent.
 
-    Raises ``ValueError`` for no candidates, differing parameters, two candidates that are one key in effect (the same
-    colours everywhere, as where transformers' lefthash keys are equal modulo 2³²), and two with adjusted p of 0.05 or less
-    that share more colours on these texts' windows than unrelated keys do.
+    Parameters
+    ----------
+    texts : iterable of array_like of int [length], or path(s)
+        Token ids, one row a text, or JSONL or Parquet files of them.
+    candidates : sequence of Watermark
+        One scheme with the same parameters under different keys.
+    prompts : iterable of array_like of int [length], optional
+        The prompt of each text, as token ids. Windows that occur in it are not scored.
+    keep : array_like of int [m, k], optional
+        The filter φ: the only windows that are scored. It must be chosen without the key.
+    dedup : {'window+token', 'window', None}
+        What counts once: a pair, a window, or nothing, and then p is no p-value.
+
+    Returns
+    -------
+    KeySearch
+        log10 p [keys], Holm's adjustment of them, and the strongest key.
+
+    Raises
+    ------
+    ValueError
+        For no candidates, differing parameters, two candidates that are one key in effect (the same colours everywhere,
+        as where transformers' lefthash keys are equal modulo 2³²), and two with adjusted p of 0.05 or less that share
+        more colours on these texts' windows than unrelated keys do.
+
+    Notes
+    -----
+    S. Holm, *A simple sequentially rejective multiple test procedure*, 1979.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import radio_utils as ru
+    >>> wm = ru.GreenList(key="alice", vocab_size=1000, window=1)
+    >>> texts = np.random.default_rng(0).integers(0, 1000, (20, 100))
+    >>> search = ru.which_key(texts, [wm.with_key(name) for name in ("alice", "carol", "dave")])
+    >>> search.log10_p.shape, search.found(alpha=1e-3)
+    ((3,), [])
     """
     if not candidates:
         raise ValueError("candidates is empty; give one watermark for each key that may have been used")

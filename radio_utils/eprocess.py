@@ -39,6 +39,31 @@ class EProcess:
     The alternatives are tilts of the scheme's law (:meth:`radio_utils.stats.laws.Law.tilted`): for a green list rates of
     green γ′ > γ, for Gumbel-max exponentials with a mean above 1. Each E grows with the total score, so scores that are
     rounded down (:class:`radio_utils.compat.ReleasedGumbelMax`) are allowed: E is then a supermartingale.
+
+    Parameters
+    ----------
+    wm : Watermark
+        The watermark whose key is asked about.
+    dedup : {'window+token', 'window', None}
+        What counts once: a pair, a window, or nothing, and then p is no p-value.
+
+    Raises
+    ------
+    ValueError
+        For ``dedup=None``, and for lists of a fixed number of greens unless a window is scored once.
+
+    Notes
+    -----
+    A. Wald, *Sequential Analysis*, 1947; J. Ville, *Étude critique de la notion de collectif*, 1939.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import radio_utils as ru
+    >>> wm = ru.GreenList(key="alice", vocab_size=1000, window=1)
+    >>> bets = ru.EProcess(wm)
+    >>> round(float(bets.log10_e(total=400, count=1000)), 1)
+    22.1
     """
 
     def __init__(self, wm: Watermark, *, dedup: ev.Dedup = "window+token") -> None:

@@ -36,7 +36,28 @@ _NO_SPREAD = 1e-4  # nats: a distribution with less is certain or flat to the la
 
 
 def zlib_entropy(text: str) -> int:
-    """Length in bytes of the zlib compression of the text."""
+    """Length in bytes of the zlib compression of the text.
+
+    Parameters
+    ----------
+    text : str
+        Any text.
+
+    Returns
+    -------
+    int
+        Bytes of its UTF-8 form after compression.
+
+    Notes
+    -----
+    N. Carlini et al., *Extracting Training Data from Large Language Models*, 2021.
+
+    Examples
+    --------
+    >>> from radio_utils import membership
+    >>> membership.zlib_entropy("ab" * 1000) < 40
+    True
+    """
     return len(zlib.compress(text.encode(), 9))
 
 
@@ -45,6 +66,26 @@ def pieces(tokenizer: Any, texts: Sequence[str], *, length: int = 256, shortest:
 
     The cuts lie between characters, so that a character of several tokens is in one piece.
     Pieces of one text are no independent trials: :func:`labelled_pieces` says which text each comes from.
+
+    Parameters
+    ----------
+    tokenizer : transformers tokenizer
+        Makes token ids of strings.
+    texts : sequence of str
+        The texts to cut.
+    length : int
+        Most tokens of a piece.
+    shortest : int
+        Fewest tokens of a piece.
+
+    Returns
+    -------
+    list of str
+        The pieces, in order.
+
+    Notes
+    -----
+    T. Sander et al., *Watermarking Makes Language Models Radioactive*, NeurIPS 2024: pieces of 256 tokens.
     """
     return labelled_pieces(tokenizer, texts, length=length, shortest=shortest)[0]
 
@@ -134,7 +175,36 @@ def token_scores(
     What is kept is 32 bytes a token; of the logits there is never more than one batch. Where only losses are needed
     :func:`losses` makes the same pass without the statistics over the vocabulary.
 
-    Raises ``ValueError`` as :func:`losses` does, and for NaN among the logits.
+    Parameters
+    ----------
+    model : transformers model
+        The suspect B, a causal language model.
+    tokenizer : transformers tokenizer
+        Makes token ids of strings.
+    texts : sequence of str
+        What is scored.
+    prompts : sequence of str, optional
+        What stood before each text.
+    batch_size : int
+        Sequences a forward pass.
+    max_length : int
+        Longest context in tokens.
+    chat_template : str
+        "auto" for the tokenizer's own, "none", or a file of Jinja source.
+
+    Returns
+    -------
+    list of TokenScores
+        log-probabilities and their moments for each token, in nats.
+
+    Raises
+    ------
+    ValueError
+        As :func:`losses` does, and for NaN among the logits.
+
+    Notes
+    -----
+    See :func:`membership_scores`.
     """
     fed = _fed(tokenizer, texts, prompts, max_length, chat_template)
     found = []
@@ -178,7 +248,41 @@ def zlib_calibrated_losses(
     batch_size: int = 64,
     chat_template: str = "none",
 ) -> Floats:
-    """B's loss on each text (nats) over the text's zlib entropy (bytes): float array [n]; small looks like a member."""
+    """B's loss on each text (nats) over the text's zlib entropy (bytes): float array [n]; small looks like a member.
+
+    Parameters
+    ----------
+    model : transformers model
+        The suspect B, a causal language model.
+    tokenizer : transformers tokenizer
+        Makes token ids of strings.
+    texts : sequence of str
+        What is scored.
+    prompts : sequence of str, optional
+        What stood before each text.
+    batch_size : int
+        Sequences a forward pass.
+    chat_template : str
+        "auto" for the tokenizer's own, "none", or a file of Jinja source.
+
+    Returns
+    -------
+    float array [n]
+        Nats a byte.
+
+    Raises
+    ------
+    ValueError
+        As :func:`losses` does.
+
+    Notes
+    -----
+    N. Carlini et al., *Extracting Training Data from Large Language Models*, 2021.
+
+    Examples
+    --------
+    >>> scores = ru.zlib_calibrated_losses(bob, tokenizer, texts)  # doctest: +SKIP
+    """
     found = losses(model, tokenizer, texts, prompts=prompts, batch_size=batch_size, chat_template=chat_template)
     return found / np.array([zlib_entropy(text) for text in texts], np.float64)
 
@@ -203,8 +307,31 @@ def membership_scores(
     Of n tokens both min-k scores take ``⌊k n / 100⌋``, at least one. Where the model's distribution has no spread, being
     certain or flat, the deviation is set to 0.0001 nats.
 
-    Raises ``ValueError`` for no statistics, an unknown method, ``k_percent`` outside (0, 100], and a ``reference`` that is
-    missing or does not hold one finite number for each text.
+    Parameters
+    ----------
+    statistics : sequence of TokenScores
+        What :func:`token_scores` returned, one a text.
+    method : str
+        One of the methods above.
+    reference : array_like of float [n], optional
+        Another model's total losses, in nats.
+    k_percent : float in (0, 100]
+        Share of the tokens that both min-k scores take.
+
+    Returns
+    -------
+    float array [n]
+        Scores; small looks like a member.
+
+    Raises
+    ------
+    ValueError
+        For no statistics, an unknown method, ``k_percent`` outside (0, 100], and a ``reference`` that is missing or
+        does not hold one finite number for each text.
+
+    Notes
+    -----
+    The sources stand beside the methods.
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; choose one of {', '.join(METHODS)}")
@@ -392,8 +519,40 @@ def membership_test(
     and perhaps drawn by lot from one pool, leave training as the reason. A score, or a way to cut, that is chosen after
     looking counts as one more test. Documents that are near copies of one another must share a label.
 
-    Raises ``ValueError`` naming the sample that has fewer than 2 documents, NaN or infinite values, labels of only one
-    sample, or labels that are not one for each score.
+    Parameters
+    ----------
+    candidate_scores : array_like of float [n]
+        Scores of what the suspect may have learned; small looks like a member.
+    fresh_scores : array_like of float [m]
+        Scores of what he cannot have learned.
+    documents : array_like [n], optional
+        Which document each score is of.
+    fresh_documents : array_like [m], optional
+        The same for the fresh scores.
+
+    Returns
+    -------
+    MembershipTest
+        The statistic D⁺ and log10 p.
+
+    Raises
+    ------
+    ValueError
+        Naming the sample that has fewer than 2 documents, NaN or infinite values, labels of only one sample, or labels
+        that are not one for each score.
+
+    Notes
+    -----
+    J. L. Hodges, *The significance probability of the Smirnov two-sample test*, 1958.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import radio_utils as ru
+    >>> rng = np.random.default_rng(0)
+    >>> found = ru.membership_test(rng.normal(-1, 1, 200), rng.normal(0, 1, 200))
+    >>> found.candidates, bool(found.log10_p < -10)
+    (200, True)
     """
     if (documents is None) != (fresh_documents is None):
         missing, given = ("fresh_documents", "documents") if fresh_documents is None else ("documents", "fresh_documents")
@@ -443,6 +602,35 @@ def candidates_needed(distance: float, d: float, log10_p: float) -> int:
 
     ``distance`` is D⁺ of members alone (d = 1). With a share d it is d·distance, and Smirnov's limit gives
     p ≈ exp(−n·(d·distance)²) for n candidates and n fresh documents.
+
+    Parameters
+    ----------
+    distance : float in (0, 1]
+        D⁺ of members alone.
+    d : float in (0, 1]
+        Degree of supervision: the share of members among the candidates.
+    log10_p : float
+        The log10 p to be reached.
+
+    Returns
+    -------
+    int
+        Documents on each side.
+
+    Raises
+    ------
+    ValueError
+        For shares outside (0, 1] or a positive ``log10_p``.
+
+    Notes
+    -----
+    N. V. Smirnov's limit law.
+
+    Examples
+    --------
+    >>> from radio_utils import membership
+    >>> membership.candidates_needed(0.5, d=0.1, log10_p=-3)
+    2764
     """
     if not (0 < distance <= 1 and 0 < d <= 1 and log10_p < 0):
         raise ValueError(f"distance and d must lie in (0, 1] and log10_p below 0, got {distance}, {d}, {log10_p}")

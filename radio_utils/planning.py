@@ -77,9 +77,44 @@ def pairs_needed(wm: Watermark, effect: float, *, log10_p: float = -3.0, power: 
     (That no later tooth is missed is proved, not sampled: see :meth:`_Greens.bounds`.) For Gumbel-max the power has no
     teeth and ``scored`` is the first n that has it.
 
-    ``effect`` is the excess of the mean score over the null's, γ or 1. Raises ``ValueError`` for an effect that is not
-    positive or leaves γ + effect at 1 or above, for ``log10_p`` above −0.301 (p above ½), for a power outside
-    (10^log10_p, 1), and where more than ``largest`` pairs would be needed.
+    ``effect`` is the excess of the mean score over the null's, γ or 1.
+
+    Parameters
+    ----------
+    wm : Watermark
+        The watermark whose key is asked about.
+    effect : float
+        Excess of the mean score over the null's (γ for green lists, 1 for Gumbel-max).
+    log10_p : float
+        The log10 p to be reached.
+    power : float in (0, 1)
+        Probability of reaching it.
+    largest : int
+        Give up above so many pairs.
+
+    Returns
+    -------
+    Plan
+        ``scored`` pairs, and the power ``achieved`` with them.
+
+    Raises
+    ------
+    ValueError
+        For an effect that is not positive or leaves γ + effect at 1 or above, for ``log10_p`` above −0.301 (p above ½),
+        for a power outside (10^log10_p, 1), and where more than ``largest`` pairs would be needed.
+
+    Notes
+    -----
+    Exact for the watermark's law; no normal approximation.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import radio_utils as ru
+    >>> wm = ru.GreenList(key="alice", vocab_size=1000, window=1)
+    >>> plan = ru.planning.pairs_needed(wm, effect=0.01, log10_p=-5, power=0.9)
+    >>> plan.scored
+    58487
     """
     test = _test_of(wm, log10_p)
     effect = test.checked_effect(effect)
@@ -124,8 +159,40 @@ def pairs_needed(wm: Watermark, effect: float, *, log10_p: float = -3.0, power: 
 def power_at(wm: Watermark, effect: float, scored: ArrayLike, *, log10_p: float = -3.0) -> Any:
     """Probability that the test reaches ``log10_p`` with ``scored`` distinct pairs: a number, or an array like ``scored``.
 
-    For green lists this is the saw-tooth itself. Raises ``ValueError`` as :func:`pairs_needed` does, and for numbers of
-    pairs that are negative or not whole.
+    For green lists this is the saw-tooth itself.
+
+    Parameters
+    ----------
+    wm : Watermark
+        The watermark whose key is asked about.
+    effect : float
+        Excess of the mean score over the null's (γ for green lists, 1 for Gumbel-max).
+    scored : array_like of int
+        Numbers of distinct pairs.
+    log10_p : float
+        The log10 p to be reached.
+
+    Returns
+    -------
+    float or float array like ``scored``
+        Probability of log10 p ≤ ``log10_p``.
+
+    Raises
+    ------
+    ValueError
+        As :func:`pairs_needed` does, and for numbers of pairs that are negative or not whole.
+
+    Notes
+    -----
+    Exact for the watermark's law.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import radio_utils as ru
+    >>> wm = ru.GreenList(key="alice", vocab_size=1000, window=1)
+    >>> round(float(ru.planning.power_at(wm, 0.01, 30_000, log10_p=-3)), 2)
+    0.81
     """
     test = _test_of(wm, log10_p)
     effect = test.checked_effect(effect)
@@ -140,6 +207,34 @@ def effect_seen(wm: Watermark, scored: ArrayLike, *, log10_p: float = -3.0, powe
     A number, or an array like ``scored``: the minimal detectable effect, the inverse of :func:`power_at` in the effect.
     A verdict without significance says that the effect is probably smaller than this, not that it is 0. Raises
     ``ValueError`` where no effect would be found, since even all greens among so few pairs do not reach ``log10_p``.
+
+    Parameters
+    ----------
+    wm : Watermark
+        The watermark whose key is asked about.
+    scored : array_like of int
+        Numbers of distinct pairs.
+    log10_p : float
+        The log10 p to be reached.
+    power : float in (0, 1)
+        Probability of reaching it.
+
+    Returns
+    -------
+    float or float array like ``scored``
+        Excess of the mean score.
+
+    Notes
+    -----
+    The inverse of :func:`power_at`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import radio_utils as ru
+    >>> wm = ru.GreenList(key="alice", vocab_size=1000, window=1)
+    >>> round(float(ru.planning.effect_seen(wm, 30_000, log10_p=-3)), 3)
+    0.011
     """
     test = _test_of(wm, log10_p)
     _check_power(power, log10_p)
@@ -161,6 +256,44 @@ def simulate_power(
 
     It shares nothing with the exact computation but the model of the scores and the p-value of the watermark. Its
     standard error is √(power (1 − power) / repeats).
+
+    Parameters
+    ----------
+    wm : Watermark
+        The watermark whose key is asked about.
+    effect : float
+        Excess of the mean score over the null's (γ for green lists, 1 for Gumbel-max).
+    scored : int
+        Number of distinct pairs.
+    log10_p : float
+        The log10 p to be reached.
+    repeats : int
+        How many totals are drawn.
+    generator : numpy.random.Generator
+        Where the draws come from.
+
+    Returns
+    -------
+    float
+        Share of the totals whose log10 p reaches ``log10_p``.
+
+    Raises
+    ------
+    ValueError
+        As :func:`pairs_needed` does.
+
+    Notes
+    -----
+    An independent check of :func:`power_at`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import radio_utils as ru
+    >>> wm = ru.GreenList(key="alice", vocab_size=1000, window=1)
+    >>> rng = np.random.default_rng(0)
+    >>> 0.5 < ru.planning.simulate_power(wm, 0.01, 30_000, repeats=500, generator=rng) < 1
+    True
     """
     test = _test_of(wm, log10_p)
     effect = test.checked_effect(effect)
@@ -303,6 +436,36 @@ def tokens_needed(plan: Plan, yield_: PairYield | float) -> TokensNeeded:
 
     ``yield_`` is a measured :class:`PairYield`, or a constant number of distinct pairs per token in (0, 1]. A constant is
     right for as much text as it was measured on; since no more is known of it, its answer counts as extrapolated.
+
+    Parameters
+    ----------
+    plan : Plan
+        What :func:`pairs_needed` returned.
+    yield_ : PairYield or float in (0, 1]
+        Distinct pairs that so many tokens give, or pairs a token.
+
+    Returns
+    -------
+    TokensNeeded
+        The number of tokens, and whether it lies beyond what was measured.
+
+    Raises
+    ------
+    ValueError
+        For a yield that is neither.
+
+    Notes
+    -----
+    The growth of distinct pairs with text is measured, not assumed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import radio_utils as ru
+    >>> wm = ru.GreenList(key="alice", vocab_size=1000, window=1)
+    >>> plan = ru.planning.pairs_needed(wm, effect=0.01)
+    >>> ru.planning.tokens_needed(plan, 0.5).tokens == 2 * plan.scored
+    True
     """
     if isinstance(yield_, PairYield):
         return yield_.tokens_for(plan.scored)

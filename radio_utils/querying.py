@@ -91,10 +91,57 @@ def query_closed_model(
     times. ``prompts_marked=False`` says that the prompts were written without the key; prompts whose own log10 p is below
     −3 are refused then, and the verdict shows it as ``text_log10_p``.
 
-    Raises ``ValueError``, before anything is asked, for no prompts, a budget below 1, ids outside the vocabulary, a
-    wrong ``keep`` or ``dedup``, and with a reference for plain prompts that carry the mark;
-    ``TypeError`` for a reference that is no model; :class:`QueryError`, which holds the answers, for answers that cannot be
-    scored.
+    Parameters
+    ----------
+    suspect : Suspect or transformers model
+        Answers prompts.
+    prompts : sequence of array_like of int [length]
+        What is asked, as token ids.
+    wm : Watermark
+        The watermark whose key is asked about.
+    reference : transformers model or sequence of them, optional
+        Models that never met the key, such as the one that B was made from.
+    prompts_marked : bool
+        Whether the prompts may have been written under the key.
+    drawn : sequence of array_like of int, optional
+        The whole contexts in which the prompts were written, as ids.
+    keep : array_like of int [m, k], optional
+        The filter φ: the only windows that are scored. It must be chosen without the key.
+    budget : int, optional
+        The most prompts to send.
+    dedup : {'window+token', 'window', None}
+        What counts once: a pair, a window, or nothing, and then p is no p-value.
+    sampling : Sampling, optional
+        How B draws its tokens, if that is known.
+    batch_size : int
+        Sequences a forward pass.
+    top : int
+        How many of the likeliest tokens are kept at each place.
+    progress : str, optional
+        Title of a progress bar; none without it.
+
+    Returns
+    -------
+    Detection or ContrastiveReading
+        The verdict; with ``reference`` that of counted answers.
+
+    Raises
+    ------
+    ValueError
+        Before anything is asked, for no prompts, a budget below 1, ids outside the vocabulary, a wrong ``keep`` or
+        ``dedup``, and with a reference for plain prompts that carry the mark.
+    TypeError
+        For a reference that is no model.
+    QueryError
+        Which holds the answers, for answers that cannot be scored.
+
+    Notes
+    -----
+    T. Sander et al., *Watermarking Makes Language Models Radioactive*, NeurIPS 2024: the closed model.
+
+    Examples
+    --------
+    >>> ru.query_closed_model(bob, prompts, wm, budget=500).log10_p  # doctest: +SKIP
     """
     asked, client = _checked_prompts(prompts, wm, budget), as_suspect(suspect)
     _check_options(wm, keep, dedup)
@@ -162,8 +209,49 @@ def count_answers(
     ``tau`` is how much models differ anyway (:func:`radio_utils.counts.weights`), to be chosen before the answers are
     seen. Of each place the ``top`` likeliest tokens and the one that was said are kept.
 
-    Raises ``ValueError`` for unequal numbers of prompts and answers, ids outside the vocabulary, answers that are all too
-    short, a reference with too few logits, NaN or infinity among them, or a negative ``tau``.
+    Parameters
+    ----------
+    prompts : sequence of array_like of int [length]
+        What was asked, as token ids.
+    answers : sequence of int arrays [length]
+        What B said to each.
+    reference : transformers model
+        A model that never met the key.
+    window : int
+        k, the number of tokens before the scored one.
+    vocab_size : int
+        V, the number of token ids.
+    keep : array_like of int [m, k], optional
+        The filter φ: the only windows that are scored. It must be chosen without the key.
+    prompts_marked : bool
+        Whether the prompts may have been written under the key.
+    drawn : sequence of array_like of int, optional
+        The whole contexts in which the prompts were written, as ids.
+    sampling : Sampling, optional
+        How B draws its tokens, if that is known.
+    tau : float
+        How much models differ anyway.
+    batch_size : int
+        Sequences a forward pass.
+    top : int
+        How many of the likeliest tokens are kept at each place.
+    progress : str, optional
+        Title of a progress bar; none without it.
+
+    Returns
+    -------
+    Contrast
+        Weighted pairs, which depend on no key.
+
+    Raises
+    ------
+    ValueError
+        For unequal numbers of prompts and answers, ids outside the vocabulary, answers that are all too short, a
+        reference with too few logits, NaN or infinity among them, or a negative ``tau``.
+
+    Notes
+    -----
+    See :func:`radio_utils.contrast.judge_contrast`.
     """
     if not (np.isfinite(tau) and tau >= 0):
         raise ValueError(f"tau must be finite and not negative, got {tau}")
@@ -205,7 +293,35 @@ def score_answers(
     keep: ArrayLike | None = None,
     dedup: ev.Dedup = "window+token",
 ) -> detection.Detection:
-    """The verdict on answers that were already gathered."""
+    """The verdict on answers that were already gathered.
+
+    Parameters
+    ----------
+    prompts : sequence of array_like of int [length]
+        What was asked, as token ids.
+    answers : sequence of int arrays [length]
+        What B said to each.
+    wm : Watermark
+        The watermark whose key is asked about.
+    keep : array_like of int [m, k], optional
+        The filter φ: the only windows that are scored. It must be chosen without the key.
+    dedup : {'window+token', 'window', None}
+        What counts once: a pair, a window, or nothing, and then p is no p-value.
+
+    Returns
+    -------
+    Detection
+        The verdict.
+
+    Raises
+    ------
+    ValueError
+        For answers that are all too short for a window and a token, or ids outside the vocabulary.
+
+    Notes
+    -----
+    See :func:`query_closed_model`.
+    """
     usable = _usable(prompts, answers, wm.window, wm.vocab_size)
     if not usable:
         raise ValueError(f"no answer is longer than the watermark's window={wm.window}; let the suspect write more")
@@ -270,8 +386,46 @@ def query_until(
 
     The false-alarm rate is at most α however often one looks (:mod:`radio_utils.eprocess`). A pair is scored the first
     time it is met, with ``dedup="window"`` a window; lists with a fixed number of greens (those of
-    :mod:`radio_utils.compat`) need the latter. Raises ``ValueError`` as :func:`query_closed_model` does, and for α outside
-    (0, 1) or a scheme that cannot be watched; a :class:`QueryError` holds the answers of all batches.
+    :mod:`radio_utils.compat`) need the latter.
+
+    Parameters
+    ----------
+    suspect : Suspect or transformers model
+        Answers prompts.
+    prompts : sequence of array_like of int [length]
+        What is asked, as token ids.
+    wm : Watermark
+        The watermark whose key is asked about.
+    alpha : float in (0, 1)
+        The level; false alarms are no more frequent, however often one looks.
+    keep : array_like of int [m, k], optional
+        The filter φ: the only windows that are scored. It must be chosen without the key.
+    budget : int, optional
+        The most prompts to send.
+    batch : int
+        Prompts between two looks.
+    dedup : {'window+token', 'window', None}
+        What counts once: a pair, a window, or nothing, and then p is no p-value.
+
+    Returns
+    -------
+    SequentialVerdict
+        Whether it convicts, and after how many prompts.
+
+    Raises
+    ------
+    ValueError
+        As :func:`query_closed_model` does, and for α outside (0, 1) or a scheme that cannot be watched.
+    QueryError
+        Holds the answers of all batches.
+
+    Notes
+    -----
+    J. Ville, *Étude critique de la notion de collectif*, 1939.
+
+    Examples
+    --------
+    >>> ru.query_until(bob, prompts, wm, alpha=1e-3).convicted  # doctest: +SKIP
     """
     if not 0.0 < alpha < 1.0:
         raise ValueError(f"alpha must lie strictly between 0 and 1, got {alpha}")

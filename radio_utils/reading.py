@@ -66,9 +66,58 @@ def read_open_model(
     refused, so one in a thousand innocent texts is too; the verdict shows that p as ``text_log10_p``. So is a twin that
     carries the mark (:func:`radio_utils.contrast.judge_contrast`).
 
-    Raises ``ValueError`` for ids outside the vocabulary, too short texts, unequal numbers of prompts and sequences, a
-    model with fewer logits than the watermark has tokens, NaN or infinity among its logits, or, with a reference, text or a
-    twin that carries the watermark; ``TypeError`` for a reference that is no model.
+    Parameters
+    ----------
+    model : transformers model
+        The suspect B, a causal language model.
+    sequences : sequence of array_like of int [length]
+        Token ids that B reads, one row a text.
+    wm : Watermark
+        The watermark whose key is asked about.
+    reference : transformers model or sequence of them, optional
+        Models that never met the key, such as the one that B was made from.
+    prompts : iterable of array_like of int [length], optional
+        The prompt of each text, as token ids. Windows that occur in it are not scored.
+    keep : array_like of int [m, k], optional
+        The filter φ: the only windows that are scored. It must be chosen without the key.
+    dedup : {'window+token', 'window', None}
+        What counts once: a pair, a window, or nothing, and then p is no p-value.
+    skip_seen : bool
+        Whether predictions after windows that the prompt holds are left out.
+    full_context : bool
+        Whether the prompts hold all that stood before the texts.
+    respelt : float in [0, 1)
+        Share of the tokens that may not be the ones drawn.
+    feeding : Feeding or sequence of them, optional
+        How B, or each of the models, is fed; the tokens as they are without it.
+    batch_size : int
+        Sequences a forward pass.
+    top : int
+        How many of the likeliest tokens are kept at each place.
+    progress : str, optional
+        Title of a progress bar; none without it.
+
+    Returns
+    -------
+    Detection or ContrastiveReading
+        The verdict; with ``reference`` that of contrastive reading.
+
+    Raises
+    ------
+    ValueError
+        For ids outside the vocabulary, too short texts, unequal numbers of prompts and sequences, a model with fewer
+        logits than the watermark has tokens, NaN or infinity among its logits, or, with a reference, text or a twin
+        that carries the watermark.
+    TypeError
+        For a reference that is no model.
+
+    Notes
+    -----
+    T. Sander et al., *Watermarking Makes Language Models Radioactive*, NeurIPS 2024: reading mode.
+
+    Examples
+    --------
+    >>> ru.read_open_model(bob, texts, wm).log10_p  # doctest: +SKIP
     """
     if reference is None:
         found = read_evidence(
@@ -132,7 +181,46 @@ def read_evidence(
     batch_size: int = 64,
     progress: str | None = None,
 ) -> ev.Evidence:
-    """The (window, B's prediction) pairs of reading mode: :func:`read_predictions`, and of them what may be scored."""
+    """The (window, B's prediction) pairs of reading mode: :func:`read_predictions`, and of them what may be scored.
+
+    Parameters
+    ----------
+    model : transformers model
+        The suspect B, a causal language model.
+    sequences : sequence of array_like of int [length]
+        Token ids that B reads, one row a text.
+    window : int
+        k, the number of tokens before the scored one.
+    vocab_size : int
+        V, the number of token ids.
+    prompts : iterable of array_like of int [length], optional
+        The prompt of each text, as token ids. Windows that occur in it are not scored.
+    keep : array_like of int [m, k], optional
+        The filter φ: the only windows that are scored. It must be chosen without the key.
+    dedup : {'window+token', 'window', None}
+        What counts once: a pair, a window, or nothing, and then p is no p-value.
+    skip_seen : bool
+        Whether predictions after windows that the prompt holds are left out.
+    full_context : bool
+        Whether the prompts hold all that stood before the texts.
+    shared : SharesColours, optional
+        The watermark, where windows share lists.
+    feeding : Feeding or sequence of them, optional
+        How B, or each of the models, is fed; the tokens as they are without it.
+    batch_size : int
+        Sequences a forward pass.
+    progress : str, optional
+        Title of a progress bar; none without it.
+
+    Returns
+    -------
+    Evidence
+        The distinct pairs of window and predicted token.
+
+    Notes
+    -----
+    It depends on no key.
+    """
     ev.check_dedup(dedup)
     _Contexts.of(sequences, prompts, window, vocab_size)  # too short a text is refused before any model runs
     if keep is not None:

@@ -132,7 +132,33 @@ class RemarkControl:
 
 
 def worlds_needed(alpha: float) -> int:
-    """How many worlds the rank needs to be able to reject at level α: the least m with 1/(m + 1) ≤ α, that is 1/α − 1."""
+    """How many worlds the rank needs to be able to reject at level α: the least m with 1/(m + 1) ≤ α, that is 1/α − 1.
+
+    Parameters
+    ----------
+    alpha : float in (0, 1)
+        The level of the control.
+
+    Returns
+    -------
+    int
+        The least number of other worlds.
+
+    Raises
+    ------
+    ValueError
+        For a level outside (0, 1).
+
+    Notes
+    -----
+    The rank of one among m + 1 exchangeable worlds.
+
+    Examples
+    --------
+    >>> from radio_utils import remarking
+    >>> remarking.worlds_needed(0.01)
+    99
+    """
     if not 0.0 < alpha < 1.0:
         raise ValueError(f"alpha must lie strictly between 0 and 1, got {alpha}")
     return max(1, math.ceil((1.0 - 1e-12) / alpha - 1.0))
@@ -172,9 +198,47 @@ def remark_control(
     as ``seed``; give it back to repeat a control, never to choose one. To reject at level α, ``worlds`` must be at least
     ``worlds_needed(α)``.
 
-    Raises ``ValueError`` for fewer than one world, a pipeline that returns nothing or another number of texts, a test that
-    returns no log10 p or judges under another key than the one it is given; ``TypeError`` for what is no function or no
-    watermark.
+    Parameters
+    ----------
+    write : callable
+        Writes the texts under a watermark, or under each of a list.
+    test : callable
+        Gives a verdict, or log10 p, of texts under a watermark.
+    wm : Watermark
+        The watermark whose key is asked about.
+    texts : optional
+        The real texts.
+    worlds : int
+        How many other keys.
+    batched : bool
+        Whether ``write`` takes all watermarks at once.
+    strength : callable, optional
+        How strongly texts are marked.
+    seed : int, optional
+        Repeats a control.
+    progress : str, optional
+        Title of a progress bar; none without it.
+
+    Returns
+    -------
+    RemarkControl
+        The rank of the real world's log10 p among all.
+
+    Raises
+    ------
+    ValueError
+        For fewer than one world, a pipeline that returns nothing or another number of texts, a test that returns no
+        log10 p or judges under another key than the one it is given.
+    TypeError
+        For what is no function or no watermark.
+
+    Notes
+    -----
+    A Monte Carlo test: M. Dwass, *Modified randomization tests for nonparametric hypotheses*, 1957.
+
+    Examples
+    --------
+    >>> control = ru.remark_control(write, test, wm, texts=texts, worlds=99)  # doctest: +SKIP
     """
     for name, function in (("write", write), ("test", test)):
         if not callable(function):

@@ -144,6 +144,39 @@ def detect_shards(
     verdict's ``evidence``, reads no text again. Workers are given the window and the vocabulary's size, never the key.
     ``how`` are the options of :func:`map_shards`, which says what is raised; a damaged row is a :class:`ShardError`, and so
     are prompts where windows of the scheme share draws.
+
+    Parameters
+    ----------
+    files : sequence of str or Path
+        JSONL or Parquet files, each a shard.
+    wm : Watermark
+        The watermark whose key is asked about.
+    folder : str or Path
+        Where the shards' results are kept, to go on after a stop.
+    tokenizer : transformers tokenizer, optional
+        For files that hold strings.
+    keep : array_like of int [m, k], optional
+        The filter φ: the only windows that are scored. It must be chosen without the key.
+    dedup : {'window+token', 'window', None}
+        What counts once: a pair, a window, or nothing, and then p is no p-value.
+    sample : float in (0, 1]
+        Share of the windows that is scored, chosen by a public hash.
+    **how
+        Options of :func:`map_shards`: workers, backend, attempts.
+
+    Returns
+    -------
+    Detection
+        The verdict of all files together.
+
+    Raises
+    ------
+    ShardError
+        For a shard that fails, with its name.
+
+    Notes
+    -----
+    Evidence merges like a set, whatever the sharding.
     """
     wanted = None if keep is None else ev.checked_filter(keep, wm.window, wm.vocab_size)
     options = {"keep": wanted, "dedup": dedup, "sample": sample}
@@ -185,6 +218,49 @@ def read_shards(
 
     What B expects depends on no key, and workers are given none. On a CUDA ``device`` Ray sets one GPU aside for each
     worker. ``how`` are the options of :func:`map_shards`, which says what is raised.
+
+    Parameters
+    ----------
+    model : str or Path
+        Folder or hub name of B.
+    files : sequence of str or Path
+        JSONL or Parquet files, each a shard.
+    wm : Watermark
+        The watermark whose key is asked about.
+    folder : str or Path
+        Where the shards' results are kept, to go on after a stop.
+    tokenizer : transformers tokenizer, optional
+        For files that hold strings.
+    keep : array_like of int [m, k], optional
+        The filter φ: the only windows that are scored. It must be chosen without the key.
+    dedup : {'window+token', 'window', None}
+        What counts once: a pair, a window, or nothing, and then p is no p-value.
+    skip_seen : bool
+        Whether predictions after windows that the prompt holds are left out.
+    full_context : bool
+        Whether the prompts hold all that stood before the texts.
+    batch_size : int
+        Sequences a forward pass.
+    device : str
+        Where the model runs, as torch names it.
+    dtype : torch.dtype, optional
+        Precision of the weights; the stored one without it.
+    **how
+        Options of :func:`map_shards`: workers, backend, attempts.
+
+    Returns
+    -------
+    Detection
+        The verdict of all files together.
+
+    Raises
+    ------
+    ShardError
+        For a shard that fails, with its name.
+
+    Notes
+    -----
+    See :func:`radio_utils.read_open_model`.
     """
     wanted = None if keep is None else ev.checked_filter(keep, wm.window, wm.vocab_size)
     ev.check_dedup(dedup)
@@ -227,7 +303,50 @@ def answer_shards(
     two shards may have the same name.
 
     B answers without any key. B is loaded and known as in :func:`read_shards`; ``how`` are the options of
-    :func:`map_shards`, which says what is raised. Raises ``ValueError``, besides, for shards of one name.
+    :func:`map_shards`, which says what is raised.
+
+    Parameters
+    ----------
+    model : str or Path
+        Folder or hub name of B.
+    files : sequence of str or Path
+        JSONL or Parquet files, each a shard.
+    folder : str or Path
+        Where the shards' results are kept, to go on after a stop.
+    tokenizer : transformers tokenizer, optional
+        For files that hold strings.
+    max_new_tokens : int
+        The most tokens of an answer.
+    sampling : Sampling, optional
+        How B draws its tokens, if that is known.
+    stop_tokens : sequence of int
+        Token ids that end an answer.
+    shortest : int
+        Fewest tokens of an answer that is kept.
+    seed : int
+        Which draws.
+    batch_size : int
+        Sequences a forward pass.
+    device : str
+        Where the model runs, as torch names it.
+    dtype : torch.dtype, optional
+        Precision of the weights; the stored one without it.
+    **how
+        Options of :func:`map_shards`: workers, backend, attempts.
+
+    Returns
+    -------
+    list of Path
+        A JSONL file for each shard.
+
+    Raises
+    ------
+    ValueError
+        Besides, for shards of one name.
+
+    Notes
+    -----
+    Draws follow from ``seed`` and the shard's name alone.
     """
     names = Counter(Path(file).name for file in _checked_shards(files))
     if twice := next((name for name, count in names.items() if count > 1), None):

@@ -334,7 +334,47 @@ def collect(
     hash knows nothing of the key, so p is as valid as without it, and the evidence is that of a sixteenth of the windows.
     A corpus can also be collected in shards (:meth:`Evidence.save`) whose windows are told apart by ``keep``.
 
-    Raises ``ValueError`` for an empty or too short text, ids outside the vocabulary, or unequal numbers of prompts.
+    Parameters
+    ----------
+    texts : iterable of array_like of int [length]
+        Token ids, one row a text; read once.
+    window : int
+        k, the number of tokens before the scored one.
+    vocab_size : int
+        V, the number of token ids.
+    prompts : iterable of array_like of int [length], optional
+        The prompt of each text, as token ids. Windows that occur in it are not scored.
+    keep : array_like of int [m, k], optional
+        The filter φ: the only windows that are scored. It must be chosen without the key.
+    dedup : {'window+token', 'window', None}
+        What counts once: a pair, a window, or nothing, and then p is no p-value.
+    sample : float in (0, 1]
+        Share of the windows that is scored, chosen by a public hash.
+    shared : SharesColours, optional
+        The watermark, where windows share lists.
+    hidden : bool
+        Whether something may have stood before the prompts.
+
+    Returns
+    -------
+    Evidence
+        The distinct pairs and how many positions were seen.
+
+    Raises
+    ------
+    ValueError
+        For an empty or too short text, ids outside the vocabulary, or unequal numbers of prompts.
+
+    Notes
+    -----
+    P. Fernandez et al., *Three Bricks to Consolidate Watermarks for Large Language Models*, 2023.
+
+    Examples
+    --------
+    >>> from radio_utils import evidence
+    >>> found = evidence.collect([[1, 2, 1, 2, 3]], window=1, vocab_size=10)
+    >>> len(found), found.seen
+    (3, 4)
     """
     collector = Collector(Packing(window, vocab_size), keep=keep, dedup=dedup, sample=sample, shared=shared, hidden=hidden)
     if isinstance(texts, np.ndarray) and texts.ndim == 2 and texts.shape[0] and prompts is None:
@@ -394,7 +434,43 @@ def from_pairs(
     keep: ArrayLike | None = None,
     dedup: Dedup = "window+token",
 ) -> Evidence:
-    """Evidence from pairs that something else picked out: reading mode scores B's predictions, not a text's tokens."""
+    """Evidence from pairs that something else picked out: reading mode scores B's predictions, not a text's tokens.
+
+    Parameters
+    ----------
+    windows : array_like of int [n, k]
+        The windows, oldest token first.
+    tokens : array_like of int [n]
+        The token after each.
+    vocab_size : int
+        V, the number of token ids.
+    seen : int, optional
+        Positions that were looked at; n without it.
+    keep : array_like of int [m, k], optional
+        The filter φ: the only windows that are scored. It must be chosen without the key.
+    dedup : {'window+token', 'window', None}
+        What counts once: a pair, a window, or nothing, and then p is no p-value.
+
+    Returns
+    -------
+    Evidence
+        The distinct pairs.
+
+    Raises
+    ------
+    ValueError
+        For shapes that do not fit, or ids outside the vocabulary.
+
+    Notes
+    -----
+    What picks the pairs must not know the key.
+
+    Examples
+    --------
+    >>> from radio_utils import evidence
+    >>> len(evidence.from_pairs([[1], [1], [2]], [5, 5, 6], vocab_size=10))
+    2
+    """
     rows, ids = as_ids("windows", windows, vocab_size), as_ids("tokens", tokens, vocab_size)
     if rows.ndim != 2 or ids.shape != rows.shape[:1]:
         raise ValueError(f"windows must have shape [n, k] and tokens [n], got {list(rows.shape)} and {list(ids.shape)}")

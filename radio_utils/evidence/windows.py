@@ -58,6 +58,38 @@ def frequent_windows(texts: Iterable[ArrayLike], window: int, vocab_size: int, *
     for "likely seen in training". It is *texts* that are counted. Where they are marked, how often a window comes again
     within one depends on its own list, which may lead back to it; whether a text comes to it at all does not, for until
     then its list had no say. Where they are plain, nothing depends on a list.
+
+    Parameters
+    ----------
+    texts : iterable of array_like of int [length]
+        Token ids, one row a text.
+    window : int
+        k, the number of tokens before the scored one.
+    vocab_size : int
+        V, the number of token ids.
+    at_least : int
+        In how many texts a window must occur.
+
+    Returns
+    -------
+    int64 array [m, k]
+        The windows, sorted.
+
+    Raises
+    ------
+    ValueError
+        For ids outside the vocabulary or ``at_least`` below 1.
+
+    Notes
+    -----
+    T. Sander et al., *Watermarking Makes Language Models Radioactive*, NeurIPS 2024, section on the filter φ.
+
+    Examples
+    --------
+    >>> from radio_utils import evidence
+    >>> evidence.frequent_windows([[1, 2, 3], [2, 3, 4]], window=1, vocab_size=10, at_least=2)
+    array([[2],
+           [3]])
     """
     if at_least < 1:
         raise ValueError(f"at_least must be 1 or more, got {at_least}")

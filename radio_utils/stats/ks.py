@@ -25,22 +25,6 @@ class KSResult:
         return float(10.0**self.log10_p)
 
 
-def ks_two_sample(first: ArrayLike, second: ArrayLike) -> KSResult:
-    """Two-sample, two-sided Kolmogorov–Smirnov test, finite in log10 even where scipy's p underflows."""
-    x, y = _two_samples(first, second)
-    from scipy import stats  # takes half a second to import, and most verdicts do without
-
-    result = stats.ks_2samp(x, y, method="auto")
-    statistic, p = float(result.statistic), float(result.pvalue)
-    if p > SMALLEST:
-        return KSResult(statistic, float(np.log10(p)))
-    if x.size == y.size:
-        return KSResult(statistic, _log10_ks_equal(x.size, round(statistic * x.size)))
-    effective = x.size * y.size / (x.size + y.size)  # Smirnov's limit, one term suffices this far out
-    limit = (np.log(2.0) - 2.0 * effective * statistic**2) / LN10
-    return KSResult(statistic, float(min(limit, np.log10(SMALLEST))))  # the limit may lie above what is known to hold
-
-
 def ks_lower(first: ArrayLike, second: ArrayLike) -> KSResult:
     """One-sided two-sample Kolmogorov–Smirnov test of H₀ "the first sample's values are no lower than the second's".
 
@@ -108,23 +92,6 @@ def _log_paths_ahead(n: int, m: int, lead: int) -> float:
     return float(later[0])
 
 
-def _log10_ks_equal(n: int, steps: int) -> float:
-    """log10 P(n·D ≥ steps) for two samples of n, far in the tail: 2 Σⱼ (−1)ʲ⁺¹ C(2n, n − j·steps) / C(2n, n), exact."""
-    j = np.arange(1, n // steps + 1)
-    terms = 2 * special.gammaln(n + 1.0) - special.gammaln(n - j * steps + 1.0) - special.gammaln(n + j * steps + 1.0)
-    series = np.sum(np.where(j % 2, 1.0, -1.0) * np.exp(terms - terms[0]))
-    return float((np.log(2.0) + terms[0] + np.log(series)) / LN10)
-
-
-def ks_uniform(p_values: ArrayLike) -> KSResult:
-    """One-sample, two-sided Kolmogorov–Smirnov test that p-values are uniform on [0, 1]."""
-    p = _checked_p_values(p_values)
-    from scipy import stats
-
-    result = stats.kstest(p, "uniform")
-    return KSResult(float(result.statistic), float(np.log10(max(result.pvalue, SMALLEST))))
-
-
 def ks_small(p_values: ArrayLike) -> KSResult:
     """One-sided Kolmogorov–Smirnov test of H₀ "small p-values are no more frequent than under the uniform distribution".
 
@@ -163,6 +130,31 @@ def family_wise(log10_p: ArrayLike) -> Floats:
 
     Rejecting where the adjusted p is at most α makes one or more false rejections with probability at most α, however the
     tests depend on each other (S. Holm, *A simple sequentially rejective multiple test procedure*, 1979).
+
+    Parameters
+    ----------
+    log10_p : array_like of float [n]
+        log10 p-values, at most 0.
+
+    Returns
+    -------
+    float array [n]
+        Adjusted log10 p-values.
+
+    Raises
+    ------
+    ValueError
+        For no values, NaN, or a positive one.
+
+    Notes
+    -----
+    S. Holm, *A simple sequentially rejective multiple test procedure*, 1979.
+
+    Examples
+    --------
+    >>> from radio_utils.stats import ks
+    >>> ks.family_wise([-4.0, -1.0]).round(3)
+    array([-3.699, -1.   ])
     """
     values = np.atleast_1d(np.asarray(log10_p, np.float64))
     if values.ndim != 1 or values.size == 0 or np.any(np.isnan(values)) or np.any(values > 0):

@@ -196,6 +196,34 @@ class ReleasedGreenList(PermutationList):
     therefore offsets into one family of lists. The window (a, b) under key 1 has the list that (a + 35317, b) has
     under key 0, so for V > 35317 two keys share lists; and for V > 35317 and k ≥ 2 windows collide under one key:
     (a, b) and (a + 1, b − 35317). The fingerprint is a hash of the key: a key as small as the default is found by trying.
+
+    Parameters
+    ----------
+    seed : int
+        The release's key.
+    vocab_size : int
+        V, the number of token ids.
+    window : int
+        k, the release's ``ngram``.
+    gamma : float in (0, 1)
+        Share of green tokens, rounded to a whole list.
+    delta : float
+        Bias on the logits of green tokens, in nats.
+
+    Raises
+    ------
+    ValueError
+        For parameters out of range, named with their value.
+
+    Notes
+    -----
+    T. Sander et al., *Watermarking Makes Language Models Radioactive*, NeurIPS 2024, its public code.
+
+    Examples
+    --------
+    >>> import radio_utils as ru
+    >>> ru.compat.ReleasedGreenList(seed=3, vocab_size=1000, window=1).gamma
+    0.25
     """
 
     scheme = "released green list"
@@ -232,6 +260,30 @@ class ReleasedGumbelMax(Watermark):
     number rounded down, so scores are at most unit exponentials and the Gamma tail is on the cautious side. The release
     computes the logarithm in float32; here it is taken in float64 from the same r. The weaknesses of
     :class:`ReleasedGreenList`'s seeding are this scheme's too.
+
+    Parameters
+    ----------
+    seed : int
+        The release's key.
+    vocab_size : int
+        V, the number of token ids.
+    window : int
+        k, the release's ``ngram``.
+
+    Raises
+    ------
+    ValueError
+        For parameters out of range, named with their value.
+
+    Notes
+    -----
+    T. Sander et al., *Watermarking Makes Language Models Radioactive*, NeurIPS 2024, its public code.
+
+    Examples
+    --------
+    >>> import radio_utils as ru
+    >>> ru.compat.ReleasedGumbelMax(seed=3, vocab_size=1000).window
+    2
     """
 
     scheme = "released gumbel max"
@@ -314,6 +366,29 @@ class TransformersGreenList(PermutationList):
     2³² one, the same for every window. With selfhash they are those of the least of some products of ``hashing_key`` and
     two entries of a table, which the key's low 32 bits shuffle; the least is often the same for different windows. Tests
     count pairs that share list and token once, so that p stays honest and ``scored`` tells how little is left.
+
+    Parameters
+    ----------
+    config : WatermarkingConfig or dict
+        The configuration that the text was generated with.
+    vocab_size : int
+        V of the model, padding included.
+
+    Raises
+    ------
+    ValueError
+        For a configuration that no repetition-aware test can use.
+
+    Notes
+    -----
+    J. Kirchenbauer et al., *A Watermark for Large Language Models*, ICML 2023; the code is transformers' own.
+
+    Examples
+    --------
+    >>> import radio_utils as ru
+    >>> config = {"seeding_scheme": "lefthash", "hashing_key": 15485863, "greenlist_ratio": 0.25}
+    >>> ru.compat.TransformersGreenList(config, vocab_size=1000).window
+    1
     """
 
     scheme = "transformers green list"

@@ -30,6 +30,38 @@ class GreenList(Keyed):
     n distinct pairs is Binomial(n, γ) under the null. A token's colour is a lane of b bits of a pseudo-random word: b is
     the smallest of 8, 16, 32 for which γ·2ᵇ is whole (γ = 1/4: eight tokens a word); any other γ is rounded to a
     multiple of 2⁻³², and :attr:`gamma` is the rounded value.
+
+    Parameters
+    ----------
+    key : str, bytes or int
+        The secret: at least 16 random bytes. Keys of different types are different keys.
+    vocab_size : int
+        V, the number of token ids.
+    window : int
+        k, the number of preceding tokens that choose the green list.
+    gamma : float in (0, 1)
+        Share of green tokens.
+    delta : float
+        Bias on the logits of green tokens, in nats.
+
+    Raises
+    ------
+    ValueError
+        For parameters out of range, named with their value.
+
+    Notes
+    -----
+    J. Kirchenbauer et al., *A Watermark for Large Language Models*, ICML 2023.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import radio_utils as ru
+    >>> wm = ru.GreenList(key="alice", vocab_size=1000, window=1)
+    >>> wm.scores([[5], [5], [7]], [1, 2, 3])
+    array([0., 0., 0.])
+    >>> float(wm.log10_p(400, 1000)) < -20
+    True
     """
 
     scheme = "green list"
@@ -143,6 +175,32 @@ class GumbelMax(Keyed):
     The first 8 of the 52 bits of r are a lane of a word that eight neighbouring tokens share, the rest a word of the
     token's own. The lanes of a whole row cost V/8 words and already rule out almost every token of the draw: only the
     others need their own word (:class:`radio_utils.decoding.GumbelMaxProcessor`).
+
+    Parameters
+    ----------
+    key : str, bytes or int
+        The secret: at least 16 random bytes. Keys of different types are different keys.
+    vocab_size : int
+        V, the number of token ids.
+    window : int
+        k, the number of preceding tokens that seed the draw.
+
+    Raises
+    ------
+    ValueError
+        For parameters out of range, named with their value.
+
+    Notes
+    -----
+    S. Aaronson and H. Kirchner, *Watermarking GPT outputs*, 2022.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import radio_utils as ru
+    >>> wm = ru.GumbelMax(key="alice", vocab_size=1000, window=1)
+    >>> wm.scores([[5], [7]], [1, 3]).shape
+    (2,)
     """
 
     scheme = "gumbel max"

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from radio_utils import GumbelMax
 from radio_utils.stats import ks, tails, weighted
@@ -76,7 +77,7 @@ def test_simulated_sums_have_uniform_p_values() -> None:
     null = WeightedSum.of(weights, *COIN)
     totals = (rng.random((4000, 400)) < 0.25) @ weights
     p = ks.randomised(null.log10_many(totals), null.log10_many(totals + 1), rng)
-    assert ks.ks_uniform(p).p_value > 1e-3
+    assert stats.kstest(p, "uniform").pvalue > 1e-3
 
 
 def test_marks_of_gumbel_max_have_the_distribution_they_say() -> None:
