@@ -15,8 +15,8 @@ from types import ModuleType
 _PACKAGE = "radio_utils"
 # by the name that is imported; an extra that holds another is named by the smaller one
 EXTRAS = {
-    "accelerate": "models", "peft": "models", "safetensors": "models", "tokenizers": "models", "torch": "models",
-    "transformers": "models", "filelock": "models",
+    "accelerate": "models", "huggingface_hub": "models", "peft": "models", "safetensors": "models",
+    "tokenizers": "models", "torch": "models", "transformers": "models", "filelock": "models",
     "jinja2": "audit", "matplotlib": "audit", "pandas": "audit", "pydantic": "audit", "seaborn": "audit", "yaml": "audit",
     "IPython": "chapters",
     "jupyter_book": "book", "jupyter_client": "book", "jupyter_server_mathjax": "book", "nbclient": "book",
