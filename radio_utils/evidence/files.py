@@ -277,8 +277,9 @@ class CorpusFile:
                     row = {}
                     for name, values in arrays.items():
                         one = values[i]
-                        # lists of numbers: ids, which need no Python objects
-                        flat = one.is_valid and hasattr(one, "values") and _numbers(one.values.type)
+                        # lists of numbers: ids, which need no Python objects; a struct's values are a method
+                        inner = getattr(getattr(one, "values", None), "type", None)
+                        flat = one.is_valid and inner is not None and _numbers(inner)
                         try:
                             row[name] = one.values.to_numpy(zero_copy_only=False) if flat else one.as_py()
                         except ValueError as error:
