@@ -17,11 +17,12 @@ import torch
 from transformers import BloomConfig, BloomForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM
 from worlds import small
 
-from radio_utils import distributed, experiments, training
+from radio_utils import distributed, experiments
 from radio_utils.artifacts import Store
 from radio_utils.detection import judge
 from radio_utils.distributed import SharedSteps
 from radio_utils.suspects import load_model
+from radio_utils.world import training
 from radio_utils.world.training import Example, Recipe, Steps
 from radio_utils.world.world import World
 
