@@ -12,6 +12,7 @@ import transformers
 
 import radio_utils as ru
 from radio_utils import membership, reading
+from radio_utils.decoding.passes import alike
 from radio_utils.suspects.causality import check_causal
 
 SIZE = 60
@@ -78,6 +79,39 @@ def test_membership_asks_too() -> None:
     with pytest.raises(ValueError, match="gives logits at 24 places"):
         membership.token_scores(Shifted(), tokenizer, texts)
     assert membership.losses(made("Bert", is_decoder=True), tokenizer, texts).shape == (2,)
+
+
+@pytest.mark.parametrize("low", [-1e4, -1e9, torch.finfo(torch.float32).min, -torch.inf])
+def test_tokens_that_are_ruled_out_hide_no_leak(low: float) -> None:
+    """As models write logits of padding, or of tokens of images: one such number would dwarf every other difference."""
+
+    def ruling_out(model: Any) -> Any:
+        model.get_output_embeddings().register_forward_hook(
+            lambda *of: of[2].clone().index_fill_(-1, torch.tensor([7, 9]), low)
+        )
+        return model
+
+    with pytest.raises(ValueError, match="sees the tokens that it should predict"):
+        check_causal(ruling_out(made("Bert", is_decoder=False)), TEXTS)
+    check_causal(ruling_out(made("Llama")), TEXTS)
+
+
+def test_a_place_without_numbers_hides_no_leak_at_others() -> None:
+    def first_unknown(module: Any, args: Any, logits: torch.Tensor) -> torch.Tensor:
+        return logits.clone().index_fill_(1, torch.tensor([0]), torch.nan)
+
+    model = made("Bert", is_decoder=False)
+    model.get_output_embeddings().register_forward_hook(first_unknown)
+    with pytest.raises(ValueError, match="sees the tokens that it should predict"):
+        check_causal(model, TEXTS)
+
+
+def test_a_token_ruled_out_in_one_alone_is_a_difference() -> None:
+    logits = torch.randn(3, SIZE, generator=torch.Generator().manual_seed(0))
+    other = logits.clone()
+    other[1, 4] = -torch.inf
+    assert alike(logits, logits.clone()) and alike(other, other.clone())
+    assert not alike(logits, other) and not alike(other, logits)
 
 
 def test_too_little_to_tell_is_left_to_the_reading() -> None:

@@ -193,6 +193,22 @@ def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path: Path) -> None:
         assert read == [content.decode() + "\n"]
 
 
+@pytest.mark.parametrize(("name", "between"), [("a.txt", "\n\n"), ("a.jsonl", "\n")])
+def test_files_put_together_are_read_as_both(tmp_path: Path, name: str, between: str) -> None:
+    row = '{"text": "1 2 3"}' if name == "a.jsonl" else "1 2 3"
+    (tmp_path / name).write_text(f"\ufeff{row}{between}\ufeff{row}\n", encoding="utf-8")
+    assert list(corpora.CorpusFile(tmp_path / name, Words()).texts()) == [[1, 2, 3], [1, 2, 3]]
+
+
+def test_two_columns_of_one_name(tmp_path: Path) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pq.write_table(
+        pa.Table.from_arrays([pa.array(TEXTS), pa.array(TEXTS[::-1])], names=["ids", "ids"]), tmp_path / "a.parquet"
+    )
+    with pytest.raises(corpora.CorpusError, match=r"a\.parquet: two columns are named 'ids'"):
+        detect(tmp_path / "a.parquet", WM)
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Strings from the wild
 
@@ -282,6 +298,7 @@ SHAPES: list[dict[str, Any]] = [
                   {"role": "assistant", "content": ANSWER}]},
     {"messages": [USER, {"role": "assistant", "content": PARTS}]},
     {"messages": [USER, {"role": "assistant", "content": None}, {"role": "assistant", "content": ANSWER}]},
+    {"messages": [USER, {"role": "assistant", "tool_calls": [{"id": "1"}]}, {"role": "assistant", "content": ANSWER}]},
     {"prompt": ASK, "completion": ANSWER},
     {"prompt": [USER], "completion": [{"role": "assistant", "content": ANSWER}]},
 ]  # fmt: skip

@@ -148,12 +148,20 @@ def free_memory() -> None:
 
 _TOLERANCE = 1e-4  # of the spread of the logits, in single precision: two texts of one shape are rounded alike
 LOOSE = 10.0  # times as much is allowed where shapes differ
+_RULED_OUT = 1e3  # so far below the largest, a logit says that its token cannot come, in whatever way a model writes that
 
 
 def alike(first: torch.Tensor, second: torch.Tensor, factor: float = 1.0) -> bool:
-    """Whether logits [n, V] of the same places agree but for rounding; such as are not finite are not compared."""
+    """Whether logits [n, V] of the same places agree but for rounding; places with NaN or +∞ are not compared.
+
+    Tokens that are ruled out, by −∞ or a number as low, count as equally low in both: they say nothing of the spread.
+    """
     a, b = first.float(), second.float().to(first.device)
-    if not bool((a.isfinite() & b.isfinite()).all()):
+    known = a.amax(dim=-1).isfinite() & b.amax(dim=-1).isfinite()
+    if not bool(known.any()):
         return True
-    allowed = max(_TOLERANCE, 2 * torch.finfo(first.dtype).eps) * (float(a.std(correction=0)) or 1.0)
-    return float((a - b).square().mean(dim=-1).sqrt().max()) <= factor * allowed
+    a, b = a[known], b[known]
+    floor = a.amax(dim=-1, keepdim=True) - _RULED_OUT
+    spread = float(a[a > floor].std(correction=0)) or 1.0
+    allowed = max(_TOLERANCE, 2 * torch.finfo(first.dtype).eps) * spread
+    return float((a.maximum(floor) - b.maximum(floor)).square().mean(dim=-1).sqrt().max()) <= factor * allowed

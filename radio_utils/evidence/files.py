@@ -100,7 +100,12 @@ class CorpusFile:
         """The columns: of a Parquet file those of its schema, else those of the first row."""
         if self._kind == ".parquet":
             with self._opened_parquet() as file:
-                return tuple(file.schema_arrow.names)
+                names = file.schema_arrow.names
+            if twice := next((name for name in names if names.count(name) > 1), None):
+                raise CorpusError(
+                    f"{self.path}: two columns are named {twice!r}, and which is meant cannot be told; delete one"
+                )
+            return tuple(names)
         return tuple(next(self._jsonl(), (0, {}))[1])
 
     @cached_property
@@ -201,8 +206,7 @@ class CorpusFile:
                 if not line:
                     return
                 number += 1
-                if number == 1:
-                    line = line.removeprefix(codecs.BOM_UTF8)
+                line = line.removeprefix(codecs.BOM_UTF8)  # in the middle too, where files were put together
                 if len(line) >= _LONGEST_LINE:
                     raise CorpusError(f"{self.path}, row {number}: over {_LONGEST_LINE:,} bytes; split the text")
                 if b"\0" in line:  # as UTF-8 it would be read, and be something else

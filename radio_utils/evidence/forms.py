@@ -16,6 +16,7 @@ from typing import Any
 OWN_TEXT, OWN_PROMPT = ("ids", "text"), ("prompt_ids", "prompt")
 _ASSISTANT = {"assistant", "gpt", "model", "bot", "chatgpt"}
 _OTHERS = {"system", "developer", "user", "human", "tool", "function", "function_call", "observation", "ipython"}
+_CALLS = {"tool_calls", "function_call"}
 _SIGNS = (("role", "content"), ("from", "value"))  # how a turn says who speaks, and what
 
 
@@ -97,6 +98,8 @@ def _turns(name: str, turns: Any) -> Iterator[tuple[bool, str]]:
         raise FormError(f"{name!r} must be a list of turns, got {type(turns).__name__}")
     for number, turn in enumerate(turns):
         where = f"{name}[{number}]"
+        if isinstance(turn, dict) and "role" in turn and _CALLS & turn.keys():
+            turn = {"content": None, **turn}  # a turn that only calls a tool may leave its content out
         signs = [(who, what) for who, what in _SIGNS if isinstance(turn, dict) and who in turn and what in turn]
         if not signs:
             raise FormError(f"{where!r} must be an object with 'role' and 'content', or 'from' and 'value'")

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 
 Ids = NDArray[np.int64]
 
+_TRIED = 512  # tokens of which one should be text: bytes come first in many vocabularies
 _MARK = "\N{BLACK SQUARE}\N{BLACK SQUARE}"  # stands for a prompt, to see what a template sets around it
 
 
@@ -29,12 +32,28 @@ def opening(tokenizer: Any) -> list[int]:
     """The special tokens that a tokenizer sets before a text by itself, as a beginning-of-text token."""
     if not hasattr(tokenizer, "all_special_ids"):  # any function from texts to ids may stand for a tokenizer
         return []
-    whole = list(tokenizer(["a"])["input_ids"][0])
-    plain = list(tokenizer(["a"], add_special_tokens=False)["input_ids"][0])
+    text = next((one for one in ("a", *_words_of(tokenizer)) if _known(tokenizer, one)), "a")
+    whole = list(tokenizer([text])["input_ids"][0])
+    plain = list(tokenizer([text], add_special_tokens=False)["input_ids"][0])
     for start in range(len(whole) - len(plain) + 1):
         if plain and whole[start : start + len(plain)] == plain:
             return whole[:start]
     return []
+
+
+def _words_of(tokenizer: Any) -> Iterator[str]:
+    """What some of its tokens are in text, for a tokenizer that does not know the letter a."""
+    special = set(tokenizer.all_special_ids)
+    for number in islice((one for one in sorted(tokenizer.get_vocab().values()) if one not in special), _TRIED):
+        yield tokenizer.decode([number]).strip()
+
+
+def _known(tokenizer: Any, text: str) -> bool:
+    """Whether a tokenizer makes tokens of a text; one without a token for what is unknown drops it, or raises."""
+    try:
+        return bool(tokenizer([text], add_special_tokens=False)["input_ids"][0])
+    except Exception:  # the library below has an error of no class of its own
+        return False
 
 
 @dataclass(frozen=True)
@@ -137,5 +156,6 @@ class Feeding:
         around = self.tokenizer(head, add_special_tokens=False)["input_ids"]
         around += self.tokenizer(tail, add_special_tokens=False)["input_ids"]
         special = set(self.tokenizer.all_special_ids) | set(getattr(self.tokenizer, "added_tokens_decoder", {}))
-        signs = (set(around) & special) - set(self.before)
+        unknown = getattr(self.tokenizer, "unk_token_id", None)  # stands for any word, and is no sign of a template
+        signs = (set(around) & special) - {*self.before, unknown}
         return bool(signs & set(ids.tolist())) or bool(tail.strip() and text.rstrip().endswith(tail.strip()))

@@ -53,6 +53,26 @@ PROMPTS = [RNG.integers(0, 40, size) for size in (4, 7, 2)]
 TEXTS = [RNG.integers(0, 40, size) for size in (9, 5, 12)]
 
 
+@pytest.mark.parametrize("words", [["A", "C", "G", "T"], ["\u4e2d", "\u6587"]])
+@pytest.mark.parametrize("drops", [True, False])
+def test_an_opening_token_is_found_without_the_letter_a(words: list[str], drops: bool) -> None:
+    """What a tokenizer does not know it drops, or raises."""
+    from tokenizers import Tokenizer, models, processors
+
+    vocabulary = {word: number for number, word in enumerate([*words, "<s>"])}
+    backend = Tokenizer(models.BPE(vocabulary, []) if drops else models.WordLevel(vocabulary, unk_token="none"))
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", len(words))])
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>")
+    assert opening(tokenizer) == [len(words)]
+
+
+def test_a_word_that_is_unknown_is_no_sign_of_a_template() -> None:
+    tokenizer = made(bos=False, template="Question: {{ messages[0]['content'] }} Answer:")
+    tokenizer.unk_token = "w0"  # as which it reads the template's words
+    feeding = Feeding.of(tokenizer, "auto")
+    assert feeding.prompt(np.array([0, 3])).tolist() == [0, 0, 3, 0]
+
+
 def test_what_stands_before_a_text() -> None:
     assert opening(made()) == [40] and opening(made(bos=False)) == []
     feeding = Feeding.of(made())
