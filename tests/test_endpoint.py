@@ -810,6 +810,8 @@ def test_the_check_reports_what_is_offered(bench: Bench) -> None:
             ({"data": [{"id": "a"}, {"id": "toy"}]}, ("a", "toy")),
             ([{"id": "toy"}], ("toy",)),
             ({"data": [{"id": "toy:latest"}]}, ("toy:latest",)),
+            ({"data": [{"id": "models/toy"}]}, ("models/toy",)),
+            ({"data": [{"id": "a"}, {"id": "t*"}]}, ("a", "t*")),
             ({"data": []}, ()),
             ({"data": None}, ()),
             ({"data": [{"id": "a"}], "has_more": True}, ("a",)),

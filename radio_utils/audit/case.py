@@ -300,7 +300,10 @@ def open_model(audit: Case) -> OpenModel:
         suspect = _opened("suspect", request, its_tokenizer)
         logits = rows_of(suspect.model)
         vocabulary = preflight.compare_vocabularies(audit.tokenizer, its_tokenizer, logits)
-        _check_length(audit, suspect)
+        try:
+            _check_length(audit, suspect)
+        except TemplateError as error:  # some templates raise at some prompts only
+            raise AuditError(f"suspect: {error}") from error
         opened = OpenModel(suspect, its_tokenizer, vocabulary)
         if request.reference:
             opened.reference = _opened("reference", request, _tokenizer("reference", request.reference))

@@ -84,7 +84,7 @@ def load_model(name: str | Path, *, device: str | torch.device = "cpu", dtype: t
 
 
 def _left_out(unused: Sequence[str], used: Iterable[str]) -> list[str]:
-    """Weights of a numbered layer where the model has layers of that name with smaller numbers only."""
+    """Weights of a numbered layer where the model has layers of that name with smaller numbers only, or none at all."""
     lists: dict[str, int] = {}
     for name in used:
         for found in _NUMBERED.finditer(name):
@@ -93,7 +93,7 @@ def _left_out(unused: Sequence[str], used: Iterable[str]) -> list[str]:
     result = []
     for name in unused:
         for found in _NUMBERED.finditer(name):
-            if int(found[1]) > lists.get(name[: found.start()], int(found[1])):
+            if int(found[1]) > lists.get(name[: found.start()], int(found[1]) if lists else -1):
                 result.append(name)
                 break
     return result

@@ -123,6 +123,20 @@ def test_a_chat_model_is_fed_in_its_template(world: World, chat: tuple[str, str]
         audited(world, tmp_path / "broken", suspect, watermarked_texts=texts, chat_template=str(file))
 
 
+@pytest.mark.parametrize("access", ["", "closed"])
+def test_a_template_that_raises_at_one_prompt_is_a_sentence(world: World, tmp_path: Path, access: str) -> None:
+    suspect = tmp_path / "suspect"
+    shutil.copytree(world.innocent, suspect)
+    rows = write_ids(60, ru.GreenList(KEY, WORDS, 1, GAMMA, DELTA), seed=1)
+    last = f"w{rows[-1][7]}"
+    raising = "{% if messages[0]['content'].endswith(' LAST') %}{{ raise_exception('not so') }}{% endif %}"
+    template = raising.replace("LAST", last) + "{{ messages[0]['content'] }}"
+    (suspect / "chat_template.jinja").write_text(template)
+    texts = write_file(tmp_path / "used.jsonl", rows, prompt=8)
+    with pytest.raises(AuditError, match=r"suspect: the chat template cannot be filled in \(not so\)"):
+        audited(world, tmp_path / "out", str(suspect), watermarked_texts=texts, access=access)
+
+
 def test_a_suspect_is_read_behind_its_opening_token(world: World, tmp_path: Path) -> None:
     wm = ru.GreenList(KEY, WORDS + 3, 1, GAMMA, DELTA)
     used = write_ids(200, _Narrowed(wm, WORDS + 3), seed=1)

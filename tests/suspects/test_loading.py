@@ -68,6 +68,12 @@ def test_weights_without_a_place_are_named(tmp_path: Path, caplog: pytest.LogCap
     assert model.unused_weights == ("score.weight",) and "1 weights were not used: score.weight" in caplog.text
 
 
+def test_a_configuration_without_layers_is_another_model(tmp_path: Path) -> None:
+    configured(saved(tmp_path), num_hidden_layers=0)
+    with pytest.raises(ModelFolderError, match=r"of layers that its config\.json leaves out"):
+        suspects.load_model(tmp_path)
+
+
 def adapter(folder: Path, base: Path) -> Path:
     peft = pytest.importorskip("peft")
     with warnings.catch_warnings():

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 from radio_utils.suspects.endpoint.errors import EndpointError
@@ -138,6 +139,13 @@ def models_in(said: Any) -> tuple[tuple[str, ...], bool]:
     if not isinstance(listed, list) or not all(isinstance(one, dict) and isinstance(one.get("id"), str) for one in listed):
         raise garbage("JSON that is no list of models")
     return tuple(one["id"] for one in listed), not (isinstance(said, dict) and said.get("has_more"))
+
+
+def is_listed(model: str, offered: Iterable[str]) -> bool:
+    """Whether a list names a model: as it is, as Ollama and Gemini's servers list it, or by a proxy's wildcard."""
+    names = {name.removeprefix("models/") for name in offered}
+    asked = model.removeprefix("models/")
+    return not {asked, f"{asked}:latest"}.isdisjoint(names) or any("*" in one and fnmatchcase(asked, one) for one in names)
 
 
 def is_path(model: str) -> bool:

@@ -35,6 +35,7 @@ from radio_utils.suspects.endpoint.protocol import (
     answer_in,
     garbage,
     hidden,
+    is_listed,
     is_path,
     models_in,
     refused_setting,
@@ -167,8 +168,7 @@ class EndpointSuspect:
 
             try:
                 offered, whole = models_in(self._persistently(listed, Pace(self.clock), threading.Event()))
-                named = not {self.model, f"{self.model}:latest"}.isdisjoint(offered)
-                if offered and whole and not named and not is_path(self.model):
+                if offered and whole and not is_path(self.model) and not is_listed(self.model, offered):
                     some = ", ".join(map(repr, offered[:5])) + (", …" if len(offered) > 5 else "")
                     raise Failure(f"offers no model {self.model!r}, but {some}", "name one of those")
             except Failure as failure:
