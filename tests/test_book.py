@@ -57,7 +57,8 @@ class TestParameters:
     @pytest.mark.parametrize(
         ("text", "value"),
         [("0.2", 0.2), ("1e-3", 1e-3), ("3", 3), ("-1", -1), ("true", True), ("False", False), ("none", None), ("x", "x"),
-         ('"3"', "3"), ("[1, 2]", [1, 2]), ("laptop", "laptop"), ("a b", "a b"), ("", ""), ("05", "05"), ("{[1]}", "{[1]}")],
+         ('"3"', "3"), ("[1, 2]", [1, 2]), ("laptop", "laptop"), ("a b", "a b"), ("", ""), ("05", "05"),
+          ("{[1]}", "{[1]}")],
     )  # fmt: skip
     def test_are_read_as_literals(self, text: str, value: Any) -> None:
         assert literal(text) == value
