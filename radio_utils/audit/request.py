@@ -354,9 +354,15 @@ def _flag(name: str, value: Any) -> bool:
     return found
 
 
+# more than these fill a machine's memory, or its time, before anything is found wrong
+_MOST = {"window": 1_000, "decoys": 1_000_000, "max_queries": 1_000_000, "vocab_size": 2**31 - 1, "seed": 2**63 - 1}
+
+
 def _whole(name: str, value: Any, *, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise AuditError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    if value > (most := _MOST.get(name, 1_000_000_000)):
+        raise AuditError(f"{name} must be at most {most:,}, got {value:,}")
 
 
 def _between(name: str, value: Any, low: float, high: float) -> None:
