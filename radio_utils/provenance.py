@@ -54,8 +54,8 @@ def code_version(*makers: str) -> str:
     while waiting:
         if (name := waiting.pop()) not in seen:
             seen.add(name)
-            waiting += _imports(name)
-    statements = sorted({statement for name in seen for statement in _statements(name)})
+            waiting += _read(name)[0]
+    statements = sorted({statement for name in seen for statement in _read(name)[1]})
     return hashlib.sha256("\n".join(statements).encode()).hexdigest()[:16]
 
 
@@ -69,22 +69,22 @@ def _file(module: str) -> Any:
     return None
 
 
-def _tree(module: str) -> ast.Module:
-    source: str = _file(module).read_text(encoding="utf-8")
-    return ast.parse(source)
-
-
 @functools.cache
-def _imports(module: str) -> list[str]:
-    """The package's modules that this one imports, at its top or inside a function, but for annotations only."""
+def _read(module: str) -> tuple[list[str], list[str]]:
+    """What a module imports from the package, at its top or inside a function, and not for annotations only; statements.
+
+    The statements are those at the top level that do something, each as its syntax tree without docstrings.
+    """
+    tree = ast.parse(_file(module).read_text(encoding="utf-8"))
     found = []
-    for node in _without_annotations(_tree(module)):
+    for node in _without_annotations(tree):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    parents = [name.rpartition(".")[0] for name in found]
-    return [name for name in [*found, *parents] if name.startswith(_PACKAGE + ".") and _file(name) is not None]
+    named = {*found, *(name.rpartition(".")[0] for name in found)}
+    imports = [name for name in named if name.startswith(_PACKAGE + ".") and _file(name) is not None]
+    return imports, [ast.dump(node) for node in _Plain().visit(tree).body if not _is_import(node)]
 
 
 def _without_annotations(node: ast.AST) -> Iterator[ast.AST]:
@@ -93,12 +93,6 @@ def _without_annotations(node: ast.AST) -> Iterator[ast.AST]:
         if not (isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING"):
             yield child
             yield from _without_annotations(child)
-
-
-@functools.cache
-def _statements(module: str) -> list[str]:
-    """The top-level statements that do something, each as its syntax tree without docstrings."""
-    return [ast.dump(node) for node in _Plain().visit(_tree(module)).body if not _is_import(node)]
 
 
 def _is_import(node: ast.stmt) -> bool:

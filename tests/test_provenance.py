@@ -21,14 +21,14 @@ def test_an_unknown_maker_is_refused() -> None:
 
 
 def test_closure_reaches_what_is_imported_indirectly_and_not_what_only_types_need() -> None:
-    from radio_utils.provenance import _imports
+    from radio_utils.provenance import _read
 
     seen: set[str] = set()
     waiting = ["radio_utils.world.instructions"]
     while waiting:
         if (name := waiting.pop()) not in seen:
             seen.add(name)
-            waiting += _imports(name)
+            waiting += _read(name)[0]
     assert {"radio_utils.decoding.generation", "radio_utils.watermarks.prf"} <= seen
     assert not {"radio_utils.figures", "radio_utils.chapter", "radio_utils.audit"} & seen
 

@@ -100,7 +100,7 @@ def _neighbours(wm: Watermark, request: Request) -> Iterator[tuple[str, dict[str
     for size in sorted(_padded_sizes(wm.vocab_size, request)):
         yield f"vocab_size={size}, rows of the model and not tokens alone,", {"vocab_size": size}
     family = "released " if request.scheme.startswith("released") else ""
-    if not request.engine_config and request.mark is None and not request.scheme.startswith("transformers"):
+    if not request.scheme.startswith("transformers"):
         other = family + ("green list" if request.scheme.endswith("gumbel max") else "gumbel max")
         yield f"scheme={other!r}", {"scheme": other}
 
@@ -127,7 +127,7 @@ def _likelier_gamma(found: detection.Detection, request: Request, wm: Watermark)
     with γ has two densities of tokens, one inside that list and one outside, and the likelihood is greatest where the line
     between them is drawn right.
     """
-    if not isinstance(wm.law, Bernoulli) or request.engine_config or request.mark is not None:
+    if not isinstance(wm.law, Bernoulli):
         return None
     windows, tokens = found.evidence.windows[:_ENOUGH], found.evidence.tokens[:_ENOUGH]
 

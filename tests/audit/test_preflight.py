@@ -79,9 +79,7 @@ def test_the_right_gamma_is_never_refused() -> None:
         wm = GreenList(f"key {number}", WORDS, 1, float(gamma), (1.0, 2.0, 5.0)[number % 3])
         texts = texts_of(write_ids((20, 100)[number % 2], wm, seed=number, length=40))
         found = preflight.detected(texts.name, texts, wm)
-        request: Any = SimpleNamespace(
-            gamma=float(gamma), scheme="green list", window=1, secret=lambda n=number: f"key {n}"
-        )
+        request = Request("bob", "marked.jsonl", key=f"key {number}", window=1, gamma=float(gamma))
         assert preflight._likelier_gamma(found, request, wm) is None
 
 
