@@ -69,8 +69,7 @@ class Parameters:
         if scheme == "transformers green list":
             scheme = f"transformers {wm.seeding_scheme}"  # type: ignore[attr-defined]
         # ⌊γV⌋ need not survive γ → ⌊γV⌋ / V, so of other people's lists the γ that was asked for is kept
-        gamma = getattr(wm, "_asked_gamma", getattr(wm, "gamma", None))
-        return cls(scheme, int(wm.window), None if gamma is None else float(gamma), int(wm.vocab_size))
+        return cls(scheme, int(wm.window), wm.asked_gamma, int(wm.vocab_size))
 
     def watermark(self, key: Key) -> Watermark:
         """The watermark under a key. Raises ``ValueError`` for parameters that are impossible together."""

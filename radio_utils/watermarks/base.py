@@ -25,6 +25,7 @@ class Watermark(abc.ABC):
     scheme: str
     vocab_size: int
     window: int
+    asked_gamma: float | None = None  # γ as its maker asked for it, of schemes with green lists
     law_of_key: bool = False  # whether the law differs from key to key
 
     @property

@@ -165,7 +165,7 @@ class KirchenbauerGreenList(PermutationList):
     def with_key(self, key: int) -> Self:
         """The same scheme and parameters under another key."""
         return type(self)(
-            self.vocab_size, self.seeding_scheme, self._asked_gamma, self.delta, hash_key=key,
+            self.vocab_size, self.seeding_scheme, self.asked_gamma, self.delta, hash_key=key,
             select_green_tokens=self.select_green_tokens,
         )  # fmt: skip
 

@@ -75,6 +75,7 @@ class PermutationList(Watermark):
     """What green lists that are the beginning of ``torch.randperm(V)`` share."""
 
     gamma: float
+    asked_gamma: float
     delta: float
     one_list_a_window = True
 
@@ -90,7 +91,7 @@ class PermutationList(Watermark):
         if not (np.isfinite(delta) and delta >= 0):
             raise ValueError(f"{delta_name} must be finite and not negative (the bias on green logits), got {delta}")
         self.gamma, self.delta = self.greens / self.vocab_size, float(delta)
-        self._asked_gamma = float(gamma)  # ⌊γV⌋ need not survive γ → ⌊γV⌋ / V → γ V in floating point
+        self.asked_gamma = float(gamma)  # ⌊γV⌋ need not survive γ → ⌊γV⌋ / V → γ V in floating point
 
     def _window_seeds(self, windows: Ints) -> UInt32s:
         """The generator seed of each window."""
@@ -243,7 +244,7 @@ class ReleasedGreenList(PermutationList):
 
     def with_key(self, key: int) -> ReleasedGreenList:
         """The same scheme under another seed."""
-        return ReleasedGreenList(key, self.vocab_size, self.window, self._asked_gamma, self.delta)
+        return ReleasedGreenList(key, self.vocab_size, self.window, self.asked_gamma, self.delta)
 
     def with_decoy(self, seed: int, index: int) -> ReleasedGreenList:
         """The same scheme under decoy seed number ``index``."""

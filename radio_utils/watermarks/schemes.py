@@ -80,7 +80,7 @@ class GreenList(Keyed):
             raise ValueError(f"gamma={gamma} rounds to 0 or 1 at a resolution of 2**-32; choose one farther from them")
         self.lane_bits = next(b for b in (8, 16, 32) if finest % 2 ** (32 - b) == 0)
         self._threshold = finest >> (32 - self.lane_bits)
-        self.gamma = self._threshold / 2**self.lane_bits
+        self.gamma = self.asked_gamma = self._threshold / 2**self.lane_bits
         self._prf = PRF(key, domain=self.scheme)
 
     @property
