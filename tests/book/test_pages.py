@@ -182,7 +182,7 @@ def test_progress_bars_and_warnings_do_not_litter_the_page(visits: dict[str, Vis
 def test_search_finds_a_word(chromium: Any, address: str) -> None:
     visit = Visit(chromium, address, "search")
     visit.page.goto(f"{address}/search.html?q=watermark", wait_until="load")
-    visit.page.wait_for_selector("#search-results ul.search li a[href*='/notebooks/']", timeout=300_000)
+    visit.page.wait_for_selector("#search-results ul.search li a[href*='notebooks/']", timeout=300_000)
     script = "() => [...document.querySelectorAll('#search-results ul.search li a')].map(link => link.href)"
     found = visit.page.evaluate(script)
     assert any("/notebooks/" in link for link in found)
