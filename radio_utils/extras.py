@@ -21,8 +21,8 @@ EXTRAS = {
     "IPython": "chapters",
     "jupyter_book": "book", "jupyter_client": "book", "jupyter_server_mathjax": "book", "nbclient": "book",
     "nbformat": "book", "papermill": "book", "docutils": "book", "sphinx": "book",
-    "bitsandbytes": "quantised", "datasets": "wikipedia", "lm_eval": "quality", "openai": "api", "playwright": "test",
-    "pyarrow": "parquet", "ray": "ray",
+    "bitsandbytes": "quantised", "datasets": "wikipedia", "gguf": "gguf", "lm_eval": "quality", "openai": "api",
+    "playwright": "test", "pyarrow": "parquet", "ray": "ray",
 }  # fmt: skip
 
 

@@ -59,6 +59,25 @@ def trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.fixture(scope="session")
+def toy_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GGUF file of a chat model with random weights."""
+    pytest.importorskip("gguf")
+    from toys import write_gguf
+
+    return write_gguf(tmp_path_factory.mktemp("toy") / "toy.Q4_1.gguf")
+
+
+@pytest.fixture(scope="session")
+def toy_chat(toy_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model in the standard format."""
+    from radio_utils.world import pretrained
+
+    folder = tmp_path_factory.mktemp("toy chat")
+    pretrained.unpack(pretrained.facts_of(toy_gguf), toy_gguf, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def written_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The root of a store with the small world's two models and all of Alice's pairs: copy it, and add nothing to it."""
     from worlds import small
