@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from radio_utils import evidence as ev
+from radio_utils.evidence.windows import lexicographic
 
 BIG = 2**40
 Pair = tuple[tuple[int, ...], int]
@@ -141,6 +142,25 @@ def test_packing_is_one_to_one_and_keeps_order(data: st.DataObject, k: int, voca
 def test_a_pair_takes_eight_bytes_where_it_fits() -> None:
     assert [ev.Packing(k, 32_000).words for k in (1, 2, 3, 4, 7)] == [1, 1, 1, 2, 2]
     assert [ev.Packing(k, 128_256).words for k in (1, 2, 4)] == [1, 1, 2]
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.data(), st.integers(1, 4), st.integers(0, 3000), st.sampled_from([1, 5, 20, 44, 63, 64]))
+def test_rows_are_ordered_as_by_lexsort(data: st.DataObject, columns: int, count: int, bits: int) -> None:
+    """Equal rows, rows that agree in their first columns only, and sorted sets that follow one another."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 1 << 32)))
+    rows = rng.integers(0, (1 << bits) - 1, (count, columns), np.uint64, endpoint=True)
+    share = data.draw(st.sampled_from([0.0, 0.5, 1.0]))
+    rows = np.where(rng.random((count, 1)) < share, rows[rng.integers(0, max(count, 1), count)] if count else rows, rows)
+    rows[:, : columns // 2] >>= np.uint64(bits - 1)
+    assert np.array_equal(lexicographic(rows), np.lexsort(rows.T[::-1]))
+    first = {}
+    for place, value in enumerate(rows[:, 0].tolist()):
+        first.setdefault(value, place)
+    assert np.array_equal(np.flatnonzero(ev.first_appearances(rows[:, 0])), sorted(first.values()))
+    halves = [half[np.lexsort(half.T[::-1])] for half in np.array_split(rows, 2)]
+    runs = np.concatenate(halves)
+    assert np.array_equal(lexicographic(runs, runs=True), np.lexsort(runs.T[::-1]))
 
 
 def test_first_rows_of_the_largest_ids() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from radio_utils.evidence.checks import Ids
-from radio_utils.evidence.windows import grouped
+from radio_utils.evidence.windows import grouped, lexicographic
 from radio_utils.parallel import side_by_side
 
 Words = NDArray[np.uint64]  # [n, words of a pair]
@@ -105,26 +105,25 @@ def joined(parts: Sequence[Words], packing: Packing) -> Words:
 
 def unique_words(words: Words) -> Words:
     """Sorted and each once."""
-    if words.shape[1] == 1:
-        if words.shape[0] < _SORTED_AT_ONCE:
-            return distinct_words(np.sort(words[:, 0])[:, None])
-        halves = np.array_split(words[:, 0], 2)  # two cores sort a half each; merging sorted halves is quick
-        return merged([half[:, None] for half in side_by_side(np.sort, halves)])
-    return distinct_words(words[np.lexsort(words.T[::-1])])
+    if words.shape[0] < _SORTED_AT_ONCE:
+        return distinct_words(_in_order(words))
+    # two cores sort a half each; merging sorted halves is quick
+    return merged(list(side_by_side(lambda half: distinct_words(_in_order(half)), np.array_split(words, 2))))
 
 
 def merged(pieces: Sequence[Words]) -> Words:
-    """The union of sorted sets. A stable sort of sorted runs merges them in linear time."""
+    """The union of sorted sets."""
     pieces = [piece for piece in pieces if piece.shape[0]]
     if len(pieces) == 1:
         return pieces[0].copy()  # a view would keep the whole run alive
-    if not pieces:
-        return NOTHING
-    words = np.concatenate(pieces)
-    if words.shape[1] > 1:
-        return unique_words(words)
-    words[:, 0].sort(kind="stable")
-    return distinct_words(words)
+    return distinct_words(_in_order(np.concatenate(pieces), runs=True)) if pieces else NOTHING
+
+
+def _in_order(words: Words, *, runs: bool = False) -> Words:
+    """The rows in order. ``runs``: sorted sets follow one another, which a stable sort merges in linear time."""
+    if words.shape[1] == 1:
+        return np.sort(words[:, 0], kind="stable" if runs else None)[:, None]
+    return np.take(words, lexicographic(words, runs=runs), axis=0)  # six times as quick as words[order]
 
 
 def distinct_words(ordered: Words) -> Words:

@@ -46,8 +46,11 @@ def first_rows(rows: Ids) -> NDArray[np.intp]:
 
 def first_appearances(values: NDArray[np.uint64]) -> NDArray[np.bool_]:
     """Which of the values [n] were not met earlier in the row: bool [n]."""
+    order = lexicographic(values[:, None])
+    ordered, new = values[order], np.ones(values.size, bool)
+    np.not_equal(ordered[1:], ordered[:-1], out=new[1:])
     found = np.zeros(values.size, bool)
-    found[np.unique(values, return_index=True)[1]] = True
+    found[order[new]] = True
     return found
 
 
@@ -103,10 +106,42 @@ def frequent_windows(texts: Iterable[ArrayLike], window: int, vocab_size: int, *
     return windows[order[starts[counts >= at_least]]]
 
 
+def lexicographic(words: NDArray[np.uint64], *, runs: bool = False) -> NDArray[np.intp]:
+    """The order that ``np.lexsort(words.T[::-1])`` gives rows [n, c]: equal rows stay as they were.
+
+    What is sorted are single words, a row's first bits with its number below them, without an indirection. Rows that agree
+    in these bits are sorted again by their next ones, with the number of their group above them.
+    """
+    order = np.arange(words.shape[0])
+    widths = [int(column.max(initial=0)).bit_length() for column in words.T]
+    # places in the order whose rows agree with others in their first ``done`` bits, and the number of each one's group
+    tied, group, done = order.copy(), np.zeros(order.size, np.uint64), 0
+    while tied.size and done < sum(widths):
+        rows, place = order[tied], int(tied.size - 1).bit_length()
+        room = min(64 - place - int(group[-1]).bit_length(), sum(widths) - done)
+        keys, begin, end = group, 0, done + room
+        for column, width in zip(words.T, widths, strict=True):
+            first, last = max(done, begin), min(end, begin + width)  # bits of the row, of which this column gives
+            begin += width
+            if first < last:
+                bits = column[rows] >> np.uint64(begin - last)
+                bits &= np.uint64((1 << (last - first)) - 1)
+                keys = keys << np.uint64(last - first) | bits
+        keys = keys << np.uint64(place) | np.arange(tied.size, dtype=np.uint64)
+        keys.sort(kind="stable" if runs and not done else None)
+        order[tied] = rows[(keys & np.uint64((1 << place) - 1)).view(np.int64)]
+        keys >>= np.uint64(place)
+        new = np.ones(tied.size + 1, bool)  # whether a group begins here
+        np.not_equal(keys[1:], keys[:-1], out=new[1:-1])
+        several = ~(new[1:] & new[:-1])
+        tied, group, done = tied[several], np.cumsum(new[:-1][several], dtype=np.uint64), end
+    return order
+
+
 def grouped(rows: Ids) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """A stable order that puts equal rows together, and where each group starts in it."""
-    order = np.lexsort(rows.T[::-1])
-    ordered = rows[order]
+    order = lexicographic(rows.astype(np.uint64))
+    ordered = np.take(rows, order, axis=0)
     new = np.ones(order.size, bool)
     new[1:] = np.any(ordered[1:] != ordered[:-1], axis=1)
     return order, np.flatnonzero(new)
