@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import mpmath  # type: ignore[import-untyped]
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -45,9 +46,42 @@ def test_two_exponentials_are_the_time_to_pass_all_phases(alpha: float, count: i
     assert 10 ** TwoExponentials(alpha).log10_tail(total, count) == pytest.approx(expected, rel=1e-6)
 
 
-def test_two_exponentials_far_out() -> None:
-    # by mpmath's quadrature of the convolution at 60 digits, in steps of 10
-    assert TwoExponentials(0.1).log10_tail(520.0, 200) == pytest.approx(-67.245998, abs=1e-5)
+def _two_erlangs(alpha: float, count: int, total: float) -> float:
+    """log10 P(S ≥ total) by partial fractions, whose terms of alternating sign cancel: many digits are needed."""
+    mpmath.mp.dps = 60 + 9 * count
+    small, large = mpmath.mpf(alpha), 1 - mpmath.mpf(alpha)
+    tail = mpmath.mpf(0)
+    for a, b in ((small, large), (large, small)):
+        x, between = mpmath.mpf(total) / a, (a - b) / a
+        erlang, term = mpmath.mpf(0), mpmath.exp(-x)
+        for j in range(1, count + 1):
+            erlang, term = erlang + term, term * x / j
+            weight = (-b / (a - b)) ** (count - j) * mpmath.binomial(2 * count - j - 1, count - j)
+            tail += weight * erlang / between**count
+    return float(mpmath.log10(tail))
+
+
+@pytest.mark.parametrize("alpha", [0.001, 0.1, 0.499, 0.8])
+@pytest.mark.parametrize("count", [1, 2, 7, 60])
+def test_two_exponentials_to_ten_digits(alpha: float, count: int) -> None:
+    """From p of nearly 1 to p far below 1e-300, all totals in one call, scalars as arrays."""
+    totals = count * np.array([0.3, 0.95, 1.0, 1.05, 1.5, 6.0, 17.0, 900.0 / count])
+    found = TwoExponentials(alpha).log10_tail(totals, count)
+    for total, one in zip(totals.tolist(), found.tolist(), strict=True):
+        expected = _two_erlangs(alpha, count, total)
+        assert one == pytest.approx(expected, rel=1e-10, abs=1e-13)
+        assert TwoExponentials(alpha).log10_tail(total, count) == pytest.approx(one, rel=1e-12, abs=1e-14)
+
+
+def test_two_exponentials_of_extreme_totals() -> None:
+    law = TwoExponentials(0.1)
+    assert np.allclose(law.log10_tail([0.0, 0.0, 1e-300], [4, 0, 1]), 0.0, rtol=0.0, atol=1e-100)
+    assert law.log10_tail(1e20, 2) == pytest.approx(-1e20 / 0.9 / math.log(10))
+    count = 10**9  # where both tails are normal but for a skewness of 6e-5
+    z = np.array([-3.0, 0.0, 3.0])
+    found = 10 ** law.log10_tail(count + z * math.sqrt(law.variance * count), count)
+    assert found == pytest.approx(stats.norm.sf(z), rel=4e-4)
+    assert law.log10_tail(np.zeros((2, 0)), 5).shape == (2, 0)
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: type(law).__name__)
