@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from radio_utils.querying import SequentialVerdict, query_closed_model, query_until
     from radio_utils.reading import read_open_model
     from radio_utils.remarking import RemarkControl, remark_control
+    from radio_utils.soft import SoftReading
 
 extras.install()  # what is imported from here on names the extra that it lacks
 
@@ -40,6 +41,7 @@ __all__ = [
     "NullAudit",
     "RemarkControl",
     "SequentialVerdict",
+    "SoftReading",
     "SynthID",
     "Watermark",
     "audit_suspect",
@@ -61,6 +63,7 @@ _LAZY = {
     "ContrastiveReading": "contrast",
     "RemarkControl": "remarking",
     "SequentialVerdict": "querying",
+    "SoftReading": "soft",
     "MembershipTest": "membership",
     "membership_test": "membership",
     "query_closed_model": "querying",

@@ -59,7 +59,7 @@ MARKED = detection.MARKED
 
 @dataclass(frozen=True)
 class Contrast:
-    """The weighted pairs of contrastive reading; they depend on no key, so audits score them again.
+    """The weighted pairs of contrastive or soft reading; they depend on no key, so audits score them again.
 
     ``pairs`` are the (window, token) pairs with a weight other than 0 and ``weights`` [n] their whole-number weights, in
     the order of the pairs. ``explained`` are the coefficients β of the references after the first, all in [0, 1], and
@@ -321,25 +321,32 @@ def judge_contrast(found: Contrast, wm: Watermark, *, text_log10_p: float | None
                 f"reference[{i + 1}] carries the mark (two-sided log10 p = {own:.1f}, read against reference[0] on the "
                 "same places), so it is no innocent twin; leave it out, or train it on text written without the key"
             )
-    null, raw = _null(found, wm)
+    null, raw = null_of(found, wm)
+    return ContrastiveReading(
+        **verdict_on(found, wm, null, raw),
+        log10_chernoff=null.log10_chernoff(raw),
+        log10_saddlepoint=null.log10_saddlepoint(raw),
+        text_log10_p=text_log10_p,
+    )
+
+
+def verdict_on(found: Contrast, wm: Watermark, null: NullSum, raw: int) -> dict[str, Any]:
+    """What every verdict on weighted pairs holds, from the law of their sum under H₀ and the sum."""
     values, chances = wm.law.mark_distribution
     size = float(np.abs(found.weights).sum())
     total = raw - null.mean
-    return ContrastiveReading(
-        seen=found.pairs.seen,
-        scored=len(found.pairs) if size else 0,
-        total=total,
-        score=float(values @ chances) + total / size if size else math.nan,
-        z=total / math.sqrt(null.variance) if size else 0.0,
-        log10_p=null.log10_exact(raw),
-        log10_chernoff=null.log10_chernoff(raw),
-        log10_saddlepoint=null.log10_saddlepoint(raw),
-        scheme=wm.scheme,
-        window=wm.window,
-        fingerprint=wm.fingerprint,
-        contrast=found,
-        text_log10_p=text_log10_p,
-    )
+    return {
+        "seen": found.pairs.seen,
+        "scored": len(found.pairs) if size else 0,
+        "total": total,
+        "score": float(values @ chances) + total / size if size else math.nan,
+        "z": total / math.sqrt(null.variance) if size else 0.0,
+        "log10_p": null.log10_exact(raw),
+        "scheme": wm.scheme,
+        "window": wm.window,
+        "fingerprint": wm.fingerprint,
+        "contrast": found,
+    }
 
 
 def audit_contrast(found: Contrast, wm: Watermark, *, keys: int = 1000, seed: int = 0) -> detection.NullAudit:
@@ -379,11 +386,11 @@ def audit_contrast(found: Contrast, wm: Watermark, *, keys: int = 1000, seed: in
     detection.check_evidence(found.pairs, wm)
     decoys = [wm.with_decoy(seed, index) for index in range(keys)]
     if _merges(wm):  # which pairs are one draw depends on the key, and so does the law
-        each = [_null(found, decoy) for decoy in decoys]
+        each = [null_of(found, decoy) for decoy in decoys]
         log10_p = np.array([null.log10_saddlepoint(raw) for null, raw in each])
         return detection.audit_of(log10_p, np.array([null.log10_saddlepoint(raw + 1) for null, raw in each]), seed=seed)
     totals = np.rint(_totals(found, wm, decoys)).astype(np.int64)
-    null, _ = _null(found, wm)
+    null, _ = null_of(found, wm)
     return detection.audit_of(null.log10_many(totals), null.log10_many(totals + 1), seed=seed)
 
 
@@ -392,7 +399,7 @@ def _merges(wm: Watermark) -> bool:
     return isinstance(wm, ev.SharesColours) and not wm.one_list_a_window
 
 
-def _null(found: Contrast, wm: Watermark) -> tuple[NullSum, int]:
+def null_of(found: Contrast, wm: Watermark) -> tuple[NullSum, int]:
     """The law of S under H₀, and S: 0 where nothing has a weight, of which every p is 1.
 
     Pairs that are one draw under this key have one mark, and their weights add up.
@@ -411,7 +418,7 @@ def _null(found: Contrast, wm: Watermark) -> tuple[NullSum, int]:
 
 def _log10_p_two_sided(found: Contrast, wm: Watermark) -> float:
     """log10 of twice the smaller tail of S, at most 0."""
-    null, raw = _null(found, wm)
+    null, raw = null_of(found, wm)
     tail = null.log10_exact(raw) if raw >= null.mean else null.mirrored().log10_exact(-raw)
     return min(0.0, tail + math.log10(2.0))
 

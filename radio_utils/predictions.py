@@ -125,13 +125,13 @@ class Predictions:
         """
         packing = ev.Packing(window, vocab_size)
         collector = ev.Collector(packing, keep=keep, dedup=dedup)
-        places = _Places.of(self, window, full_context)
-        leader = places if places_of is None else _Places.of(places_of, window, full_context)
+        places = Places.of(self, window, full_context)
+        leader = places if places_of is None else Places.of(places_of, window, full_context)
         if not (np.array_equal(leader.ids, places.ids) and np.array_equal(leader.asked, places.asked)):
             raise ValueError("places_of must be predictions of the same texts; let both models read the same ones")
         chosen = places.known & (places.predicted >= 0)
         if skip_seen:
-            chosen &= _sealed(leader, shared)
+            chosen &= leader.sealed(shared)
             chosen[chosen] = ~places.explained(chosen, any_window=shared is not None)
         windows, tokens = places.windows(chosen), places.predicted[chosen]
         collector.add_words(packing.pack([*windows.T, tokens]), int(np.count_nonzero(places.asked)))
@@ -143,7 +143,7 @@ def _flat(arrays: Sequence[Ids]) -> Ids:
 
 
 @dataclass(frozen=True, eq=False)
-class _Places:
+class Places:
     """All places of all contexts, one after the other: place t of context i is at ``begins[i] + t``."""
 
     ids: Ids  # the contexts, each followed by −1, so that a place's window ends just before it
@@ -157,7 +157,8 @@ class _Places:
     hidden: list[tuple[int, Ids, int]]  # drawn after unknown windows: the text, how such a window ends, the token
 
     @classmethod
-    def of(cls, found: Predictions, window: int, full_context: bool) -> _Places:
+    def of(cls, found: Predictions, window: int, full_context: bool) -> Places:
+        """The places of predictions; ``full_context`` is that of :meth:`Predictions.evidence`."""
         sizes = np.array([tokens.size for tokens in found.tokens], np.int64)
         begins = np.cumsum(sizes) - sizes
         ids = _flat([np.append(context, -1) for context in found.contexts])
@@ -178,10 +179,26 @@ class _Places:
                     hidden.append((i, context[begin:t], int(context[t])))
         return cls(ids, window, begins, sizes, predicted, asked, asked & whole, whole & (at < size - 1), hidden)
 
+    @classmethod
+    def of_texts(cls, contexts: Sequence[Ids], starts: Ids, window: int, full_context: bool) -> Places:
+        """Where it is not asked what B predicts: each text counts as a prediction of its own."""
+        tokens = tuple(np.full(context.size + 1, number, np.int64) for number, context in enumerate(contexts))
+        return cls.of(Predictions(tuple(contexts), starts, tokens), window, full_context)
+
     def windows(self, chosen: NDArray[np.bool_]) -> Ids:
         """The windows [m, k] of chosen places, which must have whole ones."""
-        ends = np.flatnonzero(chosen)
-        found: Ids = self.ids[ends[:, None] + np.arange(-self.window, 0)]
+        return self.windows_at(np.flatnonzero(chosen))
+
+    def windows_at(self, places: Ids) -> Ids:
+        """The windows [m, k] of places [m], which must have whole ones."""
+        found: Ids = self.ids[places[:, None] + np.arange(-self.window, 0)]
+        return found
+
+    def hidden_of_texts(self) -> dict[int, list[tuple[Ids, int]]]:
+        """The hidden draws of each text: how the window ends, and the token."""
+        found: dict[int, list[tuple[Ids, int]]] = {}
+        for i, ending, token in self.hidden:
+            found.setdefault(i, []).append((ending, token))
         return found
 
     def explained(self, chosen: NDArray[np.bool_], *, any_window: bool) -> NDArray[np.bool_]:
@@ -189,20 +206,19 @@ class _Places:
         owner = np.repeat(np.arange(self.sizes.size), self.sizes)[chosen]
         return ev.after_hidden(self.windows(chosen), self.predicted[chosen], owner, self.hidden, any_window=any_window)
 
-
-def _sealed(places: _Places, shared: ev.SharesColours | None) -> NDArray[np.bool_]:
-    """Which places stand before a list that is sealed when they are reached: bool [places]."""
-    if shared is not None and not shared.one_list_a_window:
-        return _fresh_colours(places, shared)
-    whole = places.known | places.drawn
-    lists = np.full(places.ids.size, -1, np.int64)
-    windows = places.windows(whole)
-    if shared is not None:
-        names = shared.colour_ids(windows, np.zeros(len(windows), np.int64))
-        lists[whole] = np.unique(names, return_inverse=True)[1]
-    elif len(windows):
-        lists[whole] = np.unique(windows, axis=0, return_inverse=True)[1].ravel()
-    return _opened_in_turn(lists, np.where(places.known, places.predicted, -1), places.begins, places.sizes)
+    def sealed(self, shared: ev.SharesColours | None) -> NDArray[np.bool_]:
+        """Which places stand before a list that is sealed when they are reached: bool [places]."""
+        if shared is not None and not shared.one_list_a_window:
+            return _fresh_colours(self, shared)
+        whole = self.known | self.drawn
+        lists = np.full(self.ids.size, -1, np.int64)
+        windows = self.windows(whole)
+        if shared is not None:
+            names = shared.colour_ids(windows, np.zeros(len(windows), np.int64))
+            lists[whole] = np.unique(names, return_inverse=True)[1]
+        elif len(windows):
+            lists[whole] = np.unique(windows, axis=0, return_inverse=True)[1].ravel()
+        return _opened_in_turn(lists, np.where(self.known, self.predicted, -1), self.begins, self.sizes)
 
 
 def _opened_in_turn(lists: Ids, predicted: Ids, begins: Ids, sizes: Ids) -> NDArray[np.bool_]:
@@ -240,7 +256,7 @@ def _opened_in_turn(lists: Ids, predicted: Ids, begins: Ids, sizes: Ids) -> NDAr
         opened[name] = True
 
 
-def _fresh_colours(places: _Places, wm: ev.SharesColours) -> NDArray[np.bool_]:
+def _fresh_colours(places: Places, wm: ev.SharesColours) -> NDArray[np.bool_]:
     """For schemes whose list depends on the candidate token: no earlier draw of the context looked at this colour."""
     fresh = np.zeros(places.ids.size, bool)
     chosen, drawn = places.known, places.drawn
@@ -248,15 +264,18 @@ def _fresh_colours(places: _Places, wm: ev.SharesColours) -> NDArray[np.bool_]:
         here = slice(begin, begin + size)
         at = begin + np.flatnonzero(chosen[here] & (places.predicted[here] >= 0))
         before = begin + np.flatnonzero(drawn[here])
-        for part in np.array_split(at, max(1, -(-at.size * before.size // _AT_ONCE))):
-            fresh[part] = ~_looked_at(places, wm, part, before)
+        fresh[at] = ~looked_at(places, wm, at, places.predicted[at], before)
     return fresh
 
 
-def _looked_at(places: _Places, wm: ev.SharesColours, at: Ids, before: Ids) -> NDArray[np.bool_]:
-    """Which predictions have a colour that a draw at one of the places ``before`` looked at, earlier in the context."""
+def looked_at(places: Places, wm: ev.SharesColours, at: Ids, tokens: Ids, before: Ids) -> NDArray[np.bool_]:
+    """Which ``tokens`` [n] after places ``at`` [n] have a colour that an earlier draw, at a place ``before``, looked at."""
+    parts = np.array_split(np.arange(at.size), max(1, -(-at.size * before.size // _AT_ONCE)))
+    return np.concatenate([_looked_at(places, wm, at[part], tokens[part], before) for part in parts])
+
+
+def _looked_at(places: Places, wm: ev.SharesColours, at: Ids, tokens: Ids, before: Ids) -> NDArray[np.bool_]:
     reach = np.arange(-places.window, 0)
-    tokens = places.predicted[at]
     own = wm.colour_ids(places.ids[at[:, None] + reach], tokens)
     rows, columns = np.nonzero(before[None, :] < at[:, None])
     others = wm.colour_ids(places.ids[before[columns][:, None] + reach], tokens[rows])

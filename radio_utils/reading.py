@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 from radio_utils import contrast, detection
 from radio_utils import evidence as ev
-from radio_utils.predictions import Predictions
+from radio_utils.predictions import Places, Predictions, looked_at
+from radio_utils.soft import FEW, SoftReading, judge_soft, weights_of
 from radio_utils.suspects.feeding import Feeding
 from radio_utils.suspects.forward import chosen, read
 from radio_utils.watermarks import Watermark
@@ -31,6 +33,7 @@ def read_open_model(
     wm: Watermark,
     *,
     reference: Any = None,
+    soft: bool = False,
     prompts: Sequence[ArrayLike] | None = None,
     keep: ArrayLike | None = None,
     dedup: ev.Dedup = "window+token",
@@ -41,7 +44,7 @@ def read_open_model(
     batch_size: int = 64,
     top: int = 128,
     progress: str | None = None,
-) -> detection.Detection | contrast.ContrastiveReading:
+) -> detection.Detection | contrast.ContrastiveReading | SoftReading:
     """Test H₀ "B never learned from text watermarked with this key" on B's predictions along the sequences.
 
     ``sequences`` is an int array [n, length] or a list of token-id sequences: the tokens *as Alice's model drew them*.
@@ -66,6 +69,11 @@ def read_open_model(
     refused, so one in a thousand innocent texts is too; the verdict shows that p as ``text_log10_p``. So is a twin that
     carries the mark (:func:`radio_utils.contrast.judge_contrast`).
 
+    With ``soft`` and no reference the ``top`` likeliest tokens of each place count, weighted by their probabilities
+    (:mod:`radio_utils.soft`): at equal text it convicts more clearly than the likeliest token alone. It reads marked text
+    by the rules above; ``skip_seen=False`` then scores every place and is for plain text, so that text whose own log10 p is
+    below −3 is refused.
+
     Parameters
     ----------
     model : transformers model
@@ -76,6 +84,8 @@ def read_open_model(
         The watermark whose key is asked about.
     reference : transformers model or sequence of them, optional
         Models that never met the key, such as the one that B was made from.
+    soft : bool
+        Whether B's probabilities are scored instead of his likeliest tokens; for readings without a reference.
     prompts : iterable of array_like of int [length], optional
         The prompt of each text, as token ids. Windows that occur in it are not scored.
     keep : array_like of int [m, k], optional
@@ -99,15 +109,15 @@ def read_open_model(
 
     Returns
     -------
-    Detection or ContrastiveReading
-        The verdict; with ``reference`` that of contrastive reading.
+    Detection, ContrastiveReading or SoftReading
+        The verdict; with ``reference`` that of contrastive reading, with ``soft`` that of soft reading.
 
     Raises
     ------
     ValueError
         For ids outside the vocabulary, too short texts, unequal numbers of prompts and sequences, a model with fewer
         logits than the watermark has tokens, NaN or infinity among its logits, or, with a reference, text or a twin
-        that carries the watermark.
+        that carries the watermark. For ``soft`` with a reference, with a share ``respelt``, or with another ``dedup``.
     TypeError
         For a reference that is no model.
 
@@ -119,6 +129,15 @@ def read_open_model(
     --------
     >>> ru.read_open_model(bob, texts, wm).log10_p  # doctest: +SKIP
     """
+    if soft:
+        _check_soft(reference, dedup, respelt)
+        text_log10_p = None if skip_seen else _log10_p_of_plain(sequences, prompts, wm, "every place can be scored only in")
+        weighted = read_soft(
+            model, sequences, wm.window, wm.vocab_size, prompts=prompts, keep=keep, skip_seen=skip_seen,
+            full_context=full_context, shared=ev.shared_by(wm), feeding=feeding, batch_size=batch_size, top=top,
+            progress=progress,
+        )  # fmt: skip
+        return judge_soft(weighted, wm, text_log10_p=text_log10_p)
     if reference is None:
         found = read_evidence(
             model, sequences, wm.window, wm.vocab_size, prompts=prompts, keep=keep, dedup=dedup, skip_seen=skip_seen,
@@ -128,21 +147,35 @@ def read_open_model(
     # what can be refused is refused before any model runs
     ev.check_dedup(dedup)
     _models(model, reference)
-    fed = _Contexts.of(sequences, prompts, wm.window, wm.vocab_size).ids
-    of_text = detection.detect(fed, wm)
-    if of_text.log10_p < MARKED:
-        raise ValueError(
-            f"sequences or prompts carry the watermark (log10 p = {of_text.log10_p:.1f}), so B could copy it from what it "
-            "reads; contrastive reading needs text that was written without the key"
-        )
+    text_log10_p = _log10_p_of_plain(sequences, prompts, wm, "contrastive reading needs")
     weighted = read_contrast(
         model, reference, sequences, wm.window, wm.vocab_size, prompts=prompts, keep=keep, skip_seen=skip_seen,
         feeding=feeding, batch_size=batch_size, top=top, progress=progress,
     )  # fmt: skip
-    return contrast.judge_contrast(weighted, wm, text_log10_p=of_text.log10_p)
+    return contrast.judge_contrast(weighted, wm, text_log10_p=text_log10_p)
 
 
 MARKED = detection.MARKED
+
+
+def _log10_p_of_plain(sequences: Any, prompts: Any, wm: Watermark, wanted: str) -> float:
+    """log10 p of what B is fed, or an error if it carries the mark."""
+    found = detection.detect(_Contexts.of(sequences, prompts, wm.window, wm.vocab_size).ids, wm)
+    if found.log10_p < MARKED:
+        raise ValueError(
+            f"sequences or prompts carry the watermark (log10 p = {found.log10_p:.1f}), so B could copy it from what it "
+            f"reads; {wanted} text that was written without the key"
+        )
+    return found.log10_p
+
+
+def _check_soft(reference: Any, dedup: ev.Dedup, respelt: float) -> None:
+    if reference is not None:
+        raise ValueError("soft=True reads without a reference; leave one of both out: contrastive reading is soft already")
+    if dedup != "window+token":
+        raise ValueError(f"soft=True scores each pair once, so dedup must be 'window+token', got {dedup!r}")
+    if respelt:
+        raise ValueError(f"soft=True needs the tokens as they were drawn, got respelt={respelt}; keep ids, or read hard")
 
 
 def _models(model: Any, reference: Any) -> list[Any]:
@@ -305,6 +338,106 @@ def read_contrast(
             here = [chosen(logits, row_of[part], ends[part]).float() for logits in all_logits]
             collector.add(windows[part], [one.softmax(dim=-1).to(here[0].device) for one in here])
     return collector.contrast()
+
+
+def read_soft(
+    model: Any,
+    sequences: Sequence[ArrayLike] | NDArray[Any],
+    window: int,
+    vocab_size: int,
+    *,
+    prompts: Sequence[ArrayLike] | None = None,
+    keep: ArrayLike | None = None,
+    skip_seen: bool = True,
+    full_context: bool = False,
+    shared: ev.SharesColours | None = None,
+    feeding: Feeding | Sequence[Feeding] | None = None,
+    batch_size: int = 64,
+    top: int = 128,
+    progress: str | None = None,
+) -> contrast.Contrast:
+    """The weighted pairs of soft reading (:mod:`radio_utils.soft`), for :func:`radio_utils.soft.judge_soft`.
+
+    Which places are scored is settled by the texts before B reads them. What hidden draws of a text said is no evidence
+    there, as in hard reading.
+
+    Parameters
+    ----------
+    model : transformers model
+        The suspect B, a causal language model.
+    sequences : sequence of array_like of int [length]
+        Token ids that B reads, one row a text.
+    window : int
+        k, the number of tokens before the scored one.
+    vocab_size : int
+        V, the number of token ids.
+    prompts : iterable of array_like of int [length], optional
+        The prompt of each text, as token ids.
+    keep : array_like of int [m, k], optional
+        The filter φ: the only windows that are scored. It must be chosen without the key.
+    skip_seen : bool
+        Whether lists are sealed, as marked text needs; without it every place is scored, as plain text allows.
+    full_context : bool
+        Whether the prompts hold all that stood before the texts.
+    shared : SharesColours, optional
+        The watermark, where windows share draws.
+    feeding : Feeding or sequence of them, optional
+        How B is fed; the tokens as they are without it.
+    batch_size : int
+        Sequences a forward pass.
+    top : int
+        How many of the likeliest tokens are kept at each place.
+    progress : str, optional
+        Title of a progress bar; none without it.
+
+    Returns
+    -------
+    Contrast
+        The distinct pairs and their weights. They depend on no key, so audits score them again.
+
+    Raises
+    ------
+    ValueError
+        As :func:`read_open_model` does.
+
+    Notes
+    -----
+    Where the list depends on the token too, each token's draw is looked for in what was drawn earlier in the context.
+    """
+    contexts = _Contexts.of(sequences, prompts, window, vocab_size)
+    places = Places.of_texts(contexts.ids, np.array(contexts.prompt_sizes, np.int64), window, full_context)
+    by_token = skip_seen and shared is not None and not shared.one_list_a_window
+    chosen_places = places.known.copy()
+    if skip_seen and not by_token:
+        chosen_places &= places.sealed(shared)
+    if keep is not None:
+        allowed = ev.checked_filter(keep, window, vocab_size)
+        chosen_places[chosen_places] = ev.rows_among(places.windows(chosen_places), allowed)
+    collector = contrast.ContrastCollector(window, vocab_size, 1, top=min(top, FEW) if by_token else top)
+    collector.skip(int(np.count_nonzero(places.asked & ~chosen_places)))
+    hidden = places.hidden_of_texts() if skip_seen else {}
+    for rows, (logits,) in read(
+        [model], contexts.ids, vocab_size, fed=contexts.fed(feeding, 1), batch_size=batch_size, progress=progress
+    ):
+        for i, of_text in zip(rows, logits, strict=True):
+            begin, end = int(places.begins[i]), int(places.begins[i] + places.sizes[i])
+            at = begin + np.flatnonzero(chosen_places[begin:end])
+            if at.size == 0:
+                continue
+            windows, expected = places.windows_at(at), of_text[torch.from_numpy(at - begin - 1)].float().softmax(dim=-1)
+            for ending, token in hidden.get(i, ()):  # any window may have the hidden one's list where windows share lists
+                told = np.all(windows[:, window - ending.size :] == ending, axis=1) | (shared is not None)
+                expected[torch.from_numpy(told).to(expected.device), token] = 0.0
+            if by_token and shared is not None:
+                tokens = expected.topk(collector.top, dim=-1).indices
+                before = begin + np.flatnonzero(places.drawn[begin:end])
+                each = np.repeat(at, collector.top), tokens.cpu().numpy().ravel()
+                told = looked_at(places, shared, *each, before)
+                kept = torch.from_numpy(~told).reshape(tokens.shape).to(expected.device)
+                expected = torch.zeros_like(expected).scatter(1, tokens, expected.gather(1, tokens) * kept)
+            collector.add(windows, [expected])
+    words, sums, counts = collector.sums()
+    return weights_of(collector.packing, words, sums[:, 0] / np.maximum(counts, 1.0), collector.seen)
 
 
 _LARGEST = 1 << 25  # probabilities of one model that are held at once

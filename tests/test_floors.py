@@ -16,6 +16,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("compat", "engines", "decoding", "evidence", "planning"),
     ("detection", "eprocess", "keys", "predictions", "presets", "shown", "suspects"),
     ("contrast", "costs", "membership", "remarking", "commit", "figures"),
+    ("soft",),
     ("reading",),
     ("counts", "informed", "retokenising", "sharding"),
     ("querying",),

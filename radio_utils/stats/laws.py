@@ -42,6 +42,9 @@ class NullSum(Protocol):
     def variance(self) -> float:
         """Variance of the sum, or more."""
 
+    def log_mgf(self, theta: float) -> float:
+        """Log E exp(θS), or an upper bound on it; θ ≥ 0."""
+
     def log10_exact(self, total: int) -> float:
         """log10 P(S ≥ total), or an upper bound on it."""
 
@@ -368,7 +371,8 @@ class ListSum:
         # that of a sample of γV without return: γ(1 − γ)·V/(V − 1)·(Σq² − (Σq)²/V)
         return float(rate * (1 - rate) * v / (v - 1) * (squares - sums * sums / v).sum())
 
-    def _cumulants(self, theta: float) -> float:
+    def log_mgf(self, theta: float) -> float:
+        """The bound on log E exp(θS)."""
         q = self.weights.astype(np.float64)
         with np.errstate(over="ignore"):
             each = np.add.reduceat(np.expm1(theta * q), self.starts)
@@ -382,7 +386,7 @@ class ListSum:
             return -math.inf
         unit = 1.0 / max(1.0, float(np.abs(self.weights).max()))
         found = optimize.minimize_scalar(
-            lambda t: self._cumulants(t * unit) - t * unit * total,
+            lambda t: self.log_mgf(t * unit) - t * unit * total,
             bounds=(0.0, 60.0),
             method="bounded",
             options={"xatol": 1e-6},

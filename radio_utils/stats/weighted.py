@@ -117,6 +117,10 @@ class WeightedSum:
         q = self.weights.astype(np.float64)
         return float(self.counts @ log_mass), float(self.counts @ (q * first)), float(self.counts @ (q**2 * second))
 
+    def log_mgf(self, theta: float) -> float:
+        """K(θ) = log E exp(θS)."""
+        return self.cumulants(theta)[0]
+
     def saddlepoint(self, total: int) -> float:
         """θ with K′(θ) = total, for a total strictly inside what S can take."""
         low, high = -1.0, 1.0
