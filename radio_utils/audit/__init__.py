@@ -4,9 +4,9 @@
 >>> print(verdict.outcome, verdict.log10_p, verdict.report)
 
 :class:`Request` holds and checks the parameters, ``case`` reads and opens what they name, ``preflight`` looks for what is
-wrong with it before anything costs, ``plan`` settles the tests, ``testing`` carries them out, ``report`` writes the verdict
-for people, and ``auditing`` is the whole way. Chapter "The audit" goes it in a notebook, ``python -m radio_utils.audit`` in
-a shell.
+wrong with it before anything costs, ``tests`` are a class each, ``plan`` settles which of them are run, ``report``
+writes the verdict for people, and ``auditing`` is the whole way. Chapter "The audit" goes it in a notebook, ``python -m
+radio_utils.audit`` in a shell.
 """
 
 from __future__ import annotations

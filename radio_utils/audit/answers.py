@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ import numpy as np
 from radio_utils import decoding
 from radio_utils import evidence as ev
 from radio_utils.audit import preflight
-from radio_utils.audit.case import Case, Ids, OpenModel, Weights, prompts_are_chats, readable
+from radio_utils.audit.case import Case, Ids, Weights, asked
 from radio_utils.audit.errors import AuditError
-from radio_utils.audit.parts import PART, store
-from radio_utils.audit.texts import digest_of, tokenizer_digest
+from radio_utils.audit.parts import PART
+from radio_utils.audit.texts import digest_of, rows_of
 from radio_utils.audit.verdict import TestResult
 from radio_utils.files import atomic_write
 from radio_utils.provenance import code_version
@@ -31,61 +31,59 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Heard:
-    """What came back: ``answers`` in number, those that are ``empty`` and those ``refused`` among them, and what to say."""
+    """What came back to ``prompts``, how many prompts were ``refused``, and what to say of it.
 
-    answers: int
-    empty: int
+    ``enough`` says why no other test needs these answers; empty where one does.
+    """
+
+    prompts: Sequence[Ids]
+    answers: Sequence[Ids]
     refused: int = 0
     note: str = ""
+    enough: str = ""
 
     def added_to(self, result: TestResult) -> TestResult:
-        """The result with these numbers."""
-        return replace(result, answers=self.answers, empty=self.empty, refused=self.refused)
+        """The result with the answers in number, and those that are empty or refused among them."""
+        empty = sum(answer.size == 0 for answer in self.answers) - self.refused
+        return replace(result, answers=len(self.answers), empty=empty, refused=self.refused)
 
 
-def heard(
-    audit: Case, answers: Sequence[Ids], refusals: Mapping[str, int] | None = None, left_out: Sequence[str] = ()
-) -> Heard:
-    """Count the answers, and say what a reader must know of them."""
-    refused = sum((refusals or {}).values())
-    empty = sum(answer.size == 0 for answer in answers) - refused
-    notes = []
+def heard(case: Case, prompts: Sequence[Ids], answers: Sequence[Ids]) -> Heard:
+    """The answers, and what a reader must know of them. Raises :class:`AuditError` where there is nothing to score."""
+    empty, notes = sum(answer.size == 0 for answer in answers), []
+    if not any(answer.size > case.wm.window for answer in answers):
+        raise AuditError(
+            f"none of the {len(answers)} answers is longer than window={case.wm.window} tokens, and {empty} are empty; "
+            f"raise max_tokens, or use prompts that the suspect answers ({_is_chat(case)})"
+        )
+    refusals: dict[str, int] = getattr(case.server, "refusals", {})
+    refused = sum(refusals.values())
+    empty -= refused
     if empty:
-        notes.append(f"{empty:,} of {len(answers):,} answers are empty: {_is_chat(audit)}.")
+        notes.append(f"{empty:,} of {len(answers):,} answers are empty: {_is_chat(case)}.")
     if refusals:
         reasons = "; ".join(f"{count:,} times it {why}" for why, count in refusals.items())
         notes.append(f"{refused:,} prompts have no answer, as the server has none for them ({reasons}).")
-    for name in left_out:
+    for name in getattr(case.server, "left_out", ()):
         instead = ", and max_completion_tokens given in its place" if name == "max_tokens" else ""
         notes.append(f"The server refuses the setting {name}, so it was left out{instead}.")
     for note in notes:
         logger.info(note)
-    return Heard(len(answers), empty, refused, " ".join(notes))
+    return Heard(prompts, answers, refused, " ".join(notes))
 
 
-def _is_chat(audit: Case) -> str:
+def _is_chat(case: Case) -> str:
     """What to look at where a suspect does not answer."""
-    if audit.request.kind == "endpoint" and audit.request.api == "completions":
+    if case.request.kind == "endpoint" and case.request.api == "completions":
         return "is this a chat model? try --api chat"
-    if audit.request.kind == "model":
+    if case.request.kind == "model":
         return "is this a chat model, and the prompts lack its template?"
     return "is max_tokens too small for a model that thinks before it answers?"
 
 
-def check_answered(audit: Case, answers: Sequence[Ids]) -> None:
-    """Raise :class:`AuditError` where there is nothing to score."""
-    if any(answer.size > audit.wm.window for answer in answers):
-        return
-    empty = sum(answer.size == 0 for answer in answers)
-    raise AuditError(
-        f"none of the {len(answers)} answers is longer than window={audit.wm.window} tokens, and {empty} are empty; raise "
-        f"max_tokens, or use prompts that the suspect answers ({_is_chat(audit)})"
-    )
-
-
-def look_ahead(audit: Case, prompts: Sequence[Ids], answers: Sequence[Ids], keep: Ids, level: float) -> None:
+def look_ahead(case: Case, prompts: Sequence[Ids], answers: Sequence[Ids], level: float) -> None:
     """Say what all answers will show, by the length of the first and by what φ leaves of their pairs."""
-    wm, first = audit.wm, list(zip(prompts, answers, strict=False))
+    wm, first = case.wm, list(zip(prompts, answers, strict=False))
     half = first[: len(first) // 2]
 
     def pairs(of: Sequence[tuple[Ids, Ids]], kept: Ids | None) -> int:
@@ -96,13 +94,13 @@ def look_ahead(audit: Case, prompts: Sequence[Ids], answers: Sequence[Ids], keep
         options: dict[str, Any] = {"shared": ev.shared_by(wm), "hidden": True}
         return len(ev.collect(said, wm.window, wm.vocab_size, prompts=asked, keep=kept, **options))
 
-    with audit.timed("statistics"):
-        some, all_of_them, fewer = pairs(first, keep), pairs(first, None), pairs(half, keep)
+    with case.timed("statistics"):
+        some, all_of_them, fewer = pairs(first, case.windows), pairs(first, None), pairs(half, case.windows)
     growth = min(1.0, math.log(some / fewer) / math.log(len(first) / len(half))) if fewer else 1.0
     expected = round(some * (len(prompts) / len(first)) ** growth)
-    need = preflight.power(wm, expected, audit.of_texts, level)
+    need = preflight.power(wm, expected, case.of_texts, level)
     mean = sum(answer.size for answer in answers) / len(answers)
-    audit.first_answers = {
+    case.first_answers = {
         "first_answers": len(answers),
         "tokens_of_a_first_answer": round(mean, 1),
         "share_that_the_filter_leaves": round(some / all_of_them, 4) if all_of_them else 0.0,
@@ -118,55 +116,48 @@ def look_ahead(audit: Case, prompts: Sequence[Ids], answers: Sequence[Ids], keep
     )  # fmt: skip
 
 
-def answers_of(audit: Case, opened: OpenModel, of: Weights, prompts: Sequence[Ids], progress: bool) -> list[Ids]:
+def answers_of(case: Case, of: Weights, prompts: Sequence[Ids]) -> list[Ids]:
     """The answers of a model at hand, kept part by part, and all together in a file that may be given as a suspect."""
-    request, found = audit.request, list[Ids]()
-    same, size = opened.vocabulary.same, max(1, PART // request.max_tokens)
+    request, found = case.request, list[Ids]()
+    size = max(1, PART // request.max_tokens)
     for start in range(0, len(prompts), size):
         some = prompts[start : start + size]
 
         def build(folder: Path, some: Sequence[Ids] = some, start: int = start) -> None:
-            given = _local(audit, opened, of, progress, request.seed + start).answer(some)
-            atomic_write(folder / "answers.jsonl", _rows(some, given))
+            given = _local(case, of, request.seed + start).answer(some)
+            atomic_write(folder / "answers.jsonl", rows_of(some, given))
 
         config: dict[str, Any] = {
-            "prompts": digest_of(some, None), "model": of.digest, "dtype": request.dtype, "fed": _feeding(audit, of).digest,
+            "prompts": digest_of(some, None), "model": of.digest, "dtype": request.dtype, "fed": _feeding(case, of).digest,
             "temperature": request.temperature, "max_tokens": request.max_tokens, "seed": request.seed + start,
-            "tokenizers": None if same else list(map(tokenizer_digest, (audit.tokenizer, opened.tokenizer))),
+            "tokenizers": case.models.tokenizers(case),
         }  # fmt: skip
-        version = code_version("querying", "retokenising", "suspects")
-        with audit.timed("model"), readable(of.name):
-            made = store(audit).get("answers", config, build, version=version)
+        made = case.kept("answers", config, build, of.name, code_version("querying", "retokenising", "suspects"))
         lines = (made / "answers.jsonl").read_text("utf-8").splitlines()
         found += [np.array(json.loads(line)["ids"], np.int64) for line in lines]
-    name = "answers" if of is opened.suspect else "answers_of_the_reference"
-    path = audit.kept_answers[name] = request.folder / f"{name}_at_hand.jsonl"
-    atomic_write(path, _rows(prompts, found))
+    name = "answers" if of is case.models.suspect else "answers_of_the_reference"
+    path = case.kept_answers[name] = request.folder / f"{name}_at_hand.jsonl"
+    atomic_write(path, rows_of(prompts, found))
     return found
 
 
-def _rows(prompts: Sequence[Ids], answers: Sequence[Ids]) -> str:
-    rows = ({"prompt_ids": prompt.tolist(), "ids": ids.tolist()} for prompt, ids in zip(prompts, answers, strict=True))
-    return "".join(json.dumps(row) + "\n" for row in rows)
-
-
-def _feeding(audit: Case, of: Weights) -> Feeding:
+def _feeding(case: Case, of: Weights) -> Feeding:
     """How prompts are fed: with the model's template where they are a user's words."""
-    return of.feeding if prompts_are_chats(audit) else of.feeding.without_template()
+    return of.feeding if asked(case).chats else of.feeding.without_template()
 
 
-def _local(audit: Case, opened: OpenModel, of: Weights, progress: bool, seed: int) -> Suspect:
+def _local(case: Case, of: Weights, seed: int) -> Suspect:
     """A model at hand, behind a closed door."""
-    request = audit.request
+    request, models = case.request, case.models
     options: dict[str, Any] = {
         "stop_tokens": of.stop_tokens,
         "sampling": decoding.Sampling(temperature=request.temperature),
         "max_new_tokens": request.max_tokens,
         "batch_size": 4 * request.batch_size,
         "seed": seed,
-        "progress": "answers" if progress else None,
-        "feeding": _feeding(audit, of),
+        "progress": case.bar("answers"),
+        "feeding": _feeding(case, of),
     }
-    if opened.vocabulary.same:
+    if models.vocabulary.same:
         return LocalSuspect(of.model, **options)
-    return Retokenised(of.model, its_tokenizer=opened.tokenizer, tokenizer=audit.tokenizer, **options)
+    return Retokenised(of.model, its_tokenizer=models.tokenizer, tokenizer=case.tokenizer, **options)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from radio_utils import detection, keys, querying, reading, suspects
+from radio_utils import decoding, detection, keys, querying, reading, suspects
+from radio_utils import evidence as ev
+from radio_utils.artifacts import Artifact, Store
 from radio_utils.audit import preflight
-from radio_utils.audit.errors import AuditError
+from radio_utils.audit.errors import AuditError, blamed
 from radio_utils.audit.request import Request
-from radio_utils.audit.texts import Texts, read_texts
+from radio_utils.audit.texts import Texts, read_texts, tokenizer_digest
 from radio_utils.commit import Commitment
 from radio_utils.decoding.passes import is_out_of_memory, positions_of, rows_of
 from radio_utils.files import read_json, sha256_of
@@ -30,6 +33,7 @@ from radio_utils.suspects.vocabulary import size_of
 from radio_utils.watermarks import Watermark
 
 if TYPE_CHECKING:
+    from radio_utils.audit.answers import Heard
     from radio_utils.audit.spelling import Spelling
 
 Ids = NDArray[np.int64]
@@ -38,11 +42,12 @@ OPENING = 16  # tokens of a text that serve as its prompt where it has none
 
 @dataclass
 class Case:
-    """What one audit knows before its tests: parameters, watermark, texts, and how the mark shows in them.
+    """What an audit knows before its tests: parameters, watermark, texts, how the mark shows in them, and the suspect.
 
-    ``commitment`` says what opened with the key: file, its hash and its date; None where the key was not committed to.
-    ``first_answers`` is what the first answers promise of all, ``kept_answers`` are the files of those of models at hand.
-    ``clock`` adds up the seconds that models and statistics take.
+    The suspect is ``opened`` if its weights are at hand, a ``server``, or ``answers``. ``commitment`` says what opened with
+    the key: file, its hash and its date; None where the key was not committed to. ``heard`` is what a test was answered and
+    hands on to the next, ``first_answers`` what the first answers promise of all, ``kept_answers`` the files of those of
+    models at hand. ``clock`` adds up the seconds that models and statistics take.
     """
 
     request: Request
@@ -56,6 +61,10 @@ class Case:
     plain: Texts | None = None  # without the mark, prompts and all
     spelling: Spelling | None = None
     commitment: dict[str, str] | None = None
+    opened: OpenModel | None = None
+    server: Any = None
+    progress: bool = False
+    heard: Heard | None = None
     first_answers: dict[str, Any] = field(default_factory=dict)
     kept_answers: dict[str, Path] = field(default_factory=dict)
     clock: dict[str, float] = field(default_factory=lambda: {"model": 0.0, "statistics": 0.0})
@@ -70,9 +79,29 @@ class Case:
             self.clock[what] += time.perf_counter() - started
 
     @property
-    def fresh_marked(self) -> bool:
-        """Whether the fresh texts carry the watermark."""
-        return self.of_fresh is not None and self.of_fresh.log10_p < detection.MARKED
+    def models(self) -> OpenModel:
+        """The models at hand, of a suspect whose weights are."""
+        assert self.opened is not None
+        return self.opened
+
+    def bar(self, words: str) -> str | None:
+        """The name of a bar of progress; None where none is shown."""
+        return words if self.progress else None
+
+    @property
+    def store(self) -> Store:
+        """Where evidence is kept, so that an audit that was cut goes on there."""
+        return Store(self.request.folder / "evidence")
+
+    def kept(self, kind: str, config: dict[str, Any], build: Callable[[Path], None], of: str, version: str) -> Artifact:
+        """Evidence that a model makes, now or before. ``of`` names the parameters to blame for what cannot be read."""
+        with self.timed("model"), readable(of):
+            return self.store.get(kind, config, build, version=version)
+
+    @cached_property
+    def windows(self) -> Ids:
+        """The filter φ of answers: the windows of the texts that the suspect may have used."""
+        return ev.frequent_windows(self.texts.ids, self.wm.window, self.wm.vocab_size)
 
     def allowance(self, texts: Texts) -> float:
         """The share of these texts' tokens for which a p-value of reading must allow, as they may not be those drawn."""
@@ -99,6 +128,14 @@ class Weights:
         assert isinstance(found, suspects.LocalSuspect)
         return found.stop_tokens
 
+    def written(self, case: Case, fed: Sequence[Ids], length: int, bar: str) -> list[Ids]:
+        """What it goes on with after each of these, up to so many tokens."""
+        return decoding.generate(
+            self.model, fed, max_new_tokens=length, sampling=decoding.Sampling(temperature=case.request.alice_temperature),
+            generator=torch.Generator(self.model.device).manual_seed(case.request.seed), stop_tokens=self.stop_tokens,
+            batch_size=4 * case.request.batch_size, progress=case.bar(bar),
+        )  # fmt: skip
+
 
 @dataclass
 class OpenModel:
@@ -111,17 +148,25 @@ class OpenModel:
     alice: Weights | None = None
     mapping: TokenMap | None = field(default=None, repr=False)  # made when it is needed
 
-    def read(self, of: Weights, audit: Case, texts: Any, prompts: Any, progress: str | None = None) -> Predictions:
+    def read(self, of: Weights, case: Case, texts: Any, prompts: Any) -> Predictions:
         """What the suspect, or its reference, expects along texts in Alice's tokens."""
-        options: dict[str, Any] = {"prompts": prompts, "batch_size": audit.request.batch_size, "progress": progress}
-        options["feeding"] = of.feeding
+        options: dict[str, Any] = {"prompts": prompts, "batch_size": case.request.batch_size, "feeding": of.feeding}
         if self.vocabulary.same:
-            return reading.read_predictions(of.model, texts, audit.wm.vocab_size, **options)
-        return read_across(of.model, self.tokenizer, audit.tokenizer, texts, mapping=self._mapping(audit), **options)
+            return reading.read_predictions(of.model, texts, case.wm.vocab_size, **options)
+        return read_across(of.model, self.tokenizer, case.tokenizer, texts, mapping=self._mapping(case), **options)
 
-    def _mapping(self, audit: Case) -> TokenMap:
+    @property
+    def all(self) -> list[Weights]:
+        """The models that were given."""
+        return [one for one in (self.suspect, self.reference, self.alice) if one is not None]
+
+    def tokenizers(self, case: Case) -> list[str] | None:
+        """The hashes of Alice's tokenizer and the suspect's where they differ: part of what names kept evidence."""
+        return None if self.vocabulary.same else [tokenizer_digest(case.tokenizer), tokenizer_digest(self.tokenizer)]
+
+    def _mapping(self, case: Case) -> TokenMap:
         if self.mapping is None:
-            self.mapping = TokenMap.of(self.tokenizer, audit.tokenizer)
+            self.mapping = TokenMap.of(self.tokenizer, case.tokenizer)
         return self.mapping
 
 
@@ -170,11 +215,11 @@ def _prepared(request: Request) -> Case:
             if given is not None:
                 _check_not_alices(answers, given)
     _check_folder(request, wm)
-    of_texts = preflight.detected("watermarked_texts", texts, wm)
+    of_texts = preflight.detected(texts, wm)
     preflight.check_marked(texts, of_texts, wm, request)
     if request.full_context and texts.prompts is None:
         raise AuditError("full_context is said of prompts, and watermarked_texts has none; give them, or leave it out")
-    of_fresh = None if fresh is None else preflight.detected("fresh_texts", fresh, wm)
+    of_fresh = None if fresh is None else preflight.detected(fresh, wm)
     return Case(request, tokenizer, wm, texts, fresh, answers, of_texts, of_fresh, plain, commitment=commitment)
 
 
@@ -191,10 +236,8 @@ def _opened_commitment(request: Request, wm: Watermark) -> dict[str, str] | None
     """What the commitment says beside the key, or None without one. Raises :class:`AuditError` where it does not open."""
     if not request.commitment:
         return None
-    try:
+    with blamed("commitment", ValueError):
         found = Commitment.read(request.commitment)
-    except ValueError as error:
-        raise AuditError(f"commitment: {error}") from error
     if other := found.mismatch(request.secret(), wm):
         raise AuditError(
             f"commitment={request.commitment!r} is to {other}; give the commitment to this very watermark, or none"
@@ -270,10 +313,8 @@ _HOW = {
 
 
 def _tokenizer(name: str, folder: str) -> Any:
-    try:
+    with blamed(name, suspects.ModelFolderError):
         return suspects.load_tokenizer(folder)
-    except suspects.ModelFolderError as error:
-        raise AuditError(f"{name}: {error}") from error
 
 
 def _load(name: str, folder: str, request: Request) -> Any:
@@ -282,31 +323,26 @@ def _load(name: str, folder: str, request: Request) -> Any:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # the latter: a torch without this device
         raise AuditError(f"device={device!r} cannot be used here ({error}); leave it empty, or give 'cpu'") from error
-    try:
+    with blamed(name, suspects.ModelFolderError):
         return suspects.load_model(folder, device=device, dtype=getattr(torch, request.dtype))
-    except suspects.ModelFolderError as error:
-        raise AuditError(f"{name}: {error}") from error
 
 
 def _weights(digest: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in digest.items() if name.endswith(".safetensors")}
 
 
-def open_model(audit: Case) -> OpenModel:
+def open_model(case: Case) -> OpenModel:
     """Load the suspect and its reference. Raises :class:`AuditError` for folders that cannot be used, or not together."""
-    request = audit.request
-    its_tokenizer = _tokenizer("suspect", request.suspect)
-    with audit.timed("model"):
-        suspect = _opened("suspect", request, its_tokenizer)
-        logits = rows_of(suspect.model)
-        vocabulary = preflight.compare_vocabularies(audit.tokenizer, its_tokenizer, logits)
-        try:
-            _check_length(audit, suspect)
-        except TemplateError as error:  # some templates raise at some prompts only
-            raise AuditError(f"suspect: {error}") from error
+    request = case.request
+    with case.timed("model"):
+        suspect = _opened("suspect", request)
+        its_tokenizer = suspect.feeding.tokenizer
+        vocabulary = preflight.compare_vocabularies(case.tokenizer, its_tokenizer, rows_of(suspect.model))
+        with blamed("suspect", TemplateError):  # some templates raise at some prompts only
+            _check_length(case, suspect)
         opened = OpenModel(suspect, its_tokenizer, vocabulary)
         if request.reference:
-            opened.reference = _opened("reference", request, _tokenizer("reference", request.reference))
+            opened.reference = _opened("reference", request)
             its_weights = _weights(suspect.digest)
             if request.reference == request.suspect or (its_weights and its_weights == _weights(opened.reference.digest)):
                 raise AuditError(
@@ -317,21 +353,20 @@ def open_model(audit: Case) -> OpenModel:
                     "reference has another tokenizer than suspect; give the model that the suspect was made from"
                 )
         if request.alice:
-            opened.alice = _opened("alice", request, _tokenizer("alice", request.alice))
-            if opened.alice.feeding.tokenizer.get_vocab() != audit.tokenizer.get_vocab():
+            opened.alice = _opened("alice", request)
+            if opened.alice.feeding.tokenizer.get_vocab() != case.tokenizer.get_vocab():
                 raise AuditError("alice has another tokenizer than the texts; give Alice's own unmarked model, or none")
     return opened
 
 
-def _opened(name: str, request: Request, tokenizer: Any) -> Weights:
+def _opened(name: str, request: Request) -> Weights:
     folder = getattr(request, name)
+    tokenizer = _tokenizer(name, folder)
     digest, model = identity(folder), _load(name, folder, request)
     if digest.get("hub commit") == "unknown":  # it was not on this machine before
         digest = identity(folder)
-    try:
+    with blamed(name, TemplateError):
         feeding = Feeding.of(tokenizer, request.chat_template)
-    except TemplateError as error:
-        raise AuditError(f"{name}: {error}") from error
     return Weights(name, model, digest, feeding, getattr(model, "unused_weights", ()))
 
 
@@ -344,15 +379,15 @@ def room(writer: Weights, prompts: Sequence[Ids], wanted: int) -> int:
     return int(min(wanted, most - longest))
 
 
-def _check_length(audit: Case, suspect: Weights) -> None:
+def _check_length(case: Case, suspect: Weights) -> None:
     """Raise :class:`AuditError` for texts longer than the model's positions, where a model fails or talks nonsense."""
-    request, longest, fed = audit.request, {"max_tokens": 0}, suspect.feeding.prompt
-    for texts in (audit.texts, audit.fresh, audit.plain):
+    request, longest, fed = case.request, {"max_tokens": 0}, suspect.feeding.prompt
+    for texts in (case.texts, case.fresh, case.plain):
         if texts is not None and "open" in request.modes:
             prompts = texts.prompts or [text[:0] for text in texts.ids]
             longest[texts.name] = max(fed(a).size + b.size for a, b in zip(prompts, texts.ids, strict=True))
     if "closed" in request.modes:
-        longest["max_tokens"] = max(fed(prompt).size for prompt in prompts_for(audit)) + request.max_tokens
+        longest["max_tokens"] = max(fed(prompt).size for prompt in asked(case).prompts) + request.max_tokens
     most = positions_of(suspect.model) or max(longest.values())
     for name, size in longest.items():
         if size > most:
@@ -362,16 +397,16 @@ def _check_length(audit: Case, suspect: Weights) -> None:
             )
 
 
-def open_endpoint(audit: Case, progress: bool) -> Any:
+def open_endpoint(case: Case) -> Any:
     """The suspect behind a server; nothing is asked yet."""
     from radio_utils.suspects.endpoint import EndpointSuspect
 
-    request = audit.request
+    request = case.request
     with readable("suspect"):
         return EndpointSuspect(
             url=request.suspect,
             model=request.suspect_model,
-            tokenizer=audit.tokenizer,
+            tokenizer=case.tokenizer,
             log=request.folder / "answers.jsonl",
             api_key_env=request.api_key_env,
             kind=request.api,
@@ -380,49 +415,38 @@ def open_endpoint(audit: Case, progress: bool) -> Any:
             seed=request.seed,
             concurrency=request.concurrency,
             budget=request.max_requests or 4 * request.max_queries,
-            progress="asking" if progress else None,
+            progress=case.bar("asking"),
         )
 
 
-def prompts_for(audit: Case) -> list[Ids]:
-    """What a closed suspect is asked, ``max_queries`` in number: each prompt once, then each again.
+@dataclass(frozen=True)
+class Asked:
+    """What a closed suspect is asked, ``source`` in words; ``chats`` are prompts, and not the first tokens of texts."""
 
-    At temperature 0 it would answer as before, so there each is asked once.
-    """
-    source = audit.texts.prompts
-    if source is None and audit.fresh is not None:
-        source = audit.fresh.prompts
-    if source is None:
-        source = [text[:OPENING] for text in audit.texts.ids]
-    distinct = list({prompt.tobytes(): prompt for prompt in source if prompt.size}.values())
-    if audit.request.temperature == 0:
-        return distinct[: audit.request.max_queries]
-    return [distinct[i % len(distinct)] for i in range(audit.request.max_queries)]
+    prompts: list[Ids]
+    source: str
+    chats: bool = True
 
 
-def prompts_are_chats(audit: Case) -> bool:
-    """Whether the prompts of a closed suspect are prompts, and not the first tokens of texts."""
-    return audit.texts.prompts is not None or (audit.fresh is not None and audit.fresh.prompts is not None)
-
-
-def prompt_source(audit: Case) -> str:
-    """What the prompts of a closed suspect are, in words."""
-    if audit.texts.prompts is not None:
-        return "the prompts of the watermarked texts"
-    if audit.fresh is not None and audit.fresh.prompts is not None:
-        return "the prompts of the fresh texts"
-    return f"the first {OPENING} tokens of the watermarked texts"
+def asked(case: Case) -> Asked:
+    """``max_queries`` prompts, each once, then each again; at temperature 0, where it would answer as before, only once."""
+    found = Asked(
+        [text[:OPENING] for text in case.texts.ids], f"the first {OPENING} tokens of the watermarked texts", chats=False
+    )
+    for texts, name in ((case.fresh, "fresh"), (case.texts, "watermarked")):
+        if texts is not None and texts.prompts is not None:
+            found = Asked(texts.prompts, f"the prompts of the {name} texts")
+    distinct = list({prompt.tobytes(): prompt for prompt in found.prompts if prompt.size}.values())
+    number = case.request.max_queries if case.request.temperature else min(len(distinct), case.request.max_queries)
+    return replace(found, prompts=[distinct[i % len(distinct)] for i in range(number)])
 
 
 @contextmanager
 def readable(name: str) -> Iterator[None]:
     """What a model cannot read, as an :class:`AuditError` that names the parameter."""
     try:
-        yield
-    except AuditError:
-        raise
-    except (ValueError, IndexError, ImportError, DeviceMemoryError) as error:
-        raise AuditError(f"{name} cannot be read or asked: {error}") from error
+        with blamed(f"{name} cannot be read or asked", ValueError, IndexError, ImportError, DeviceMemoryError):
+            yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

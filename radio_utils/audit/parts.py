@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from radio_utils.artifacts import Artifact, Store
-from radio_utils.audit.case import Case, Ids, OpenModel, Weights
-from radio_utils.audit.texts import Texts, digest_of, tokenizer_digest
+import numpy as np
+from tqdm import tqdm
+
+from radio_utils.audit.case import Case, Weights
+from radio_utils.audit.texts import Texts
 from radio_utils.predictions import Predictions
 from radio_utils.provenance import code_version
 
@@ -18,69 +20,52 @@ PART = 1 << 14  # tokens that are read or written between two savings
 
 @dataclass(frozen=True)
 class Part:
-    """Some of the texts, ``tokens`` with their prompts, whose predictions are one piece of kept evidence."""
+    """Some of the texts, whose predictions are one piece of kept evidence; ``tokens`` with their prompts."""
 
-    audit: Case
-    opened: OpenModel
+    case: Case
     of: Weights
-    texts: list[Ids]
-    prompts: list[Ids] | None
+    texts: Texts
     tokens: int
 
     @property
-    def _of(self) -> tuple[str, dict[str, Any]]:
-        hers, his = self.audit.tokenizer, self.opened.tokenizer
+    def _recipe(self) -> dict[str, Any]:
         config = {
-            "texts": digest_of(self.texts, self.prompts),
-            "vocab_size": self.audit.wm.vocab_size,
-            "model": self.of.digest,
-            "dtype": self.audit.request.dtype,
-            "fed": self.of.feeding.digest,
-            "tokenizers": None if self.opened.vocabulary.same else list(map(tokenizer_digest, (hers, his))),
-        }
-        return "predictions", config
+            "texts": self.texts.digest, "vocab_size": self.case.wm.vocab_size, "model": self.of.digest,
+            "dtype": self.case.request.dtype, "fed": self.of.feeding.digest,
+            "tokenizers": self.case.models.tokenizers(self.case),
+        }  # fmt: skip
+        return {"kind": "predictions", "config": config, "version": code_version("reading", "retokenising")}
 
     @property
     def kept(self) -> bool:
         """Whether it was read before."""
-        return store(self.audit).has(*self._of, version=_version())
+        return self.case.store.has(**self._recipe)
 
     def read(self) -> Predictions:
         """What the model expects along these texts, read now or before."""
 
         def build(folder: Path) -> None:
-            self.opened.read(self.of, self.audit, self.texts, self.prompts).save(folder / "predictions.npz")
+            found = self.case.models.read(self.of, self.case, self.texts.ids, self.texts.prompts)
+            found.save(folder / "predictions.npz")
 
-        made: Artifact = store(self.audit).get(*self._of, build, version=_version())
-        return Predictions.load(made / "predictions.npz")
+        return Predictions.load(self.case.kept(of=self.of.name, build=build, **self._recipe) / "predictions.npz")
 
 
-def parts_of(audit: Case, opened: OpenModel, of: Weights, texts: Texts) -> Iterator[Part]:
+def parts_of(case: Case, of: Weights, texts: Texts) -> Iterator[Part]:
     """All texts, in parts of about so many tokens that a loss of one is no loss."""
-
-    def part(last: int) -> Part:
-        chosen = slice(first, last)
-        prompts = None if texts.prompts is None else texts.prompts[chosen]
-        return Part(audit, opened, of, texts.ids[chosen], prompts, tokens)
-
-    first = tokens = 0
-    for last, context in enumerate(texts.contexts):
-        if tokens and tokens + context.size > PART:
-            yield part(last)
-            first, tokens = last, 0
-        tokens += context.size
-    yield part(len(texts.ids))
+    sizes = np.array([context.size for context in texts.contexts])
+    places = np.cumsum(sizes) // PART
+    for place in np.unique(places):
+        chosen = np.flatnonzero(places == place)
+        yield Part(case, of, texts.some(chosen.tolist()), int(sizes[chosen].sum()))
 
 
-def store(audit: Case) -> Store:
-    """Where evidence is kept."""
-    return Store(audit.request.folder / "evidence")
-
-
-def _version() -> str:
-    return code_version("reading", "retokenising")
-
-
-def joined(parts: Sequence[Predictions]) -> Predictions:
-    """The predictions along all texts."""
-    return parts[0].merge(*parts[1:]) if len(parts) > 1 else parts[0]
+def predictions(case: Case, of: Weights, texts: Texts, bar: str) -> Predictions:
+    """What a model expects along the texts. It depends on no key."""
+    parts, read = list(parts_of(case, of, texts)), []
+    total = sum(part.tokens for part in parts)
+    with tqdm(total=total, desc=bar, disable=not case.progress, unit="token") as shown:
+        for part in parts:
+            read.append(part.read())
+            shown.update(part.tokens)
+    return read[0].merge(*read[1:])

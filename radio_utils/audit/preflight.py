@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from radio_utils import detection, planning
-from radio_utils.audit.errors import AuditError
+from radio_utils.audit.errors import AuditError, blamed
 from radio_utils.audit.request import Request
 from radio_utils.audit.texts import Texts
 from radio_utils.stats.laws import Bernoulli
@@ -29,30 +29,25 @@ _FAR_LIKELIER = 12.0  # nats by which another γ must explain the colours better
 _ENOUGH = 200_000  # pairs at which γ is looked at
 
 
-def detected(name: str, texts: Texts, wm: Watermark) -> detection.Detection:
+def detected(texts: Texts, wm: Watermark) -> detection.Detection:
     """The plain detector's verdict on texts, prompts excluded."""
-    try:
+    with blamed(texts.name, ValueError):
         return detection.detect(texts.ids, wm, prompts=texts.prompts)
-    except ValueError as error:
-        raise AuditError(f"{name}: {error}") from error
 
 
 def log10_p_of(texts: Texts, wm: Watermark) -> float:
     """The plain detector's log10 p of all that a model is fed, prompts too: a context that is marked could be copied."""
-    try:
+    with blamed(texts.name, ValueError):
         return detection.detect(texts.contexts, wm).log10_p
-    except ValueError as error:
-        raise AuditError(f"{texts.name}: {error}") from error
 
 
-def check_plain(texts: Texts, wm: Watermark) -> float:
-    """log10 p of texts that were written without the key. Raises :class:`AuditError` for such as carry its mark."""
+def check_plain(texts: Texts, wm: Watermark) -> None:
+    """Raise :class:`AuditError` for texts that should be without the key's mark and carry it."""
     if (log10_p := log10_p_of(texts, wm)) < detection.MARKED:
         raise AuditError(
             f"{texts.name} carry the watermark, or their prompts do (log10 p = {log10_p:.1f}), so a suspect could copy it "
             "from what it reads; give texts that were written without the key"
         )
-    return log10_p
 
 
 def check_marked(texts: Texts, found: detection.Detection, wm: Watermark, request: Request) -> None:
@@ -71,21 +66,16 @@ def check_marked(texts: Texts, found: detection.Detection, wm: Watermark, reques
 
 
 def _hint(texts: Texts, wm: Watermark, request: Request) -> str:
-    """Which other setting would have found a mark, if one does."""
-    best, log10_best = "", -8.0
+    """Which other setting finds the mark, if one does; allowed is for all that are tried."""
+    found = []
     for words, settings in _neighbours(wm, request):
         other = _made(wm, request, **settings)
-        if other is None:
-            continue
-        usable = [i for i, text in enumerate(texts.ids) if text.size > other.window]
-        if not usable:
-            continue
-        prompts = None if texts.prompts is None else [texts.prompts[i] for i in usable]
-        log10_p = detection.detect([texts.ids[i] for i in usable], other, prompts=prompts).log10_p
-        if log10_p < log10_best:
-            best, log10_best = words, log10_p
-    if best:
-        return f"with {best} they do (log10 p = {log10_best:.1f}): correct that parameter"
+        some = [] if other is None else [i for i, text in enumerate(texts.ids) if text.size > other.window]
+        if other is not None and some:
+            found.append((detected(texts.some(some), other).log10_p, words))
+    log10_p, words = min(found, default=(0.0, ""))
+    if log10_p + math.log10(len(found) or 1) < detection.MARKED:
+        return f"with {words} they do (log10 p = {log10_p:.1f}): correct that parameter"
     return "check the key, the scheme, the tokenizer, and that these are the texts that were marked"
 
 

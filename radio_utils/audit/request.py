@@ -202,9 +202,8 @@ class Request:
             )
         if self.mark is not None and (self.engine_config or self.commitment or self.vocab_size):
             raise AuditError("mark is a whole watermark; leave out engine_config, commitment and vocab_size")
-        if self.key_env and self.key_file:
-            raise AuditError("give either key_env, the environment variable that holds the key, or key_file, its file")
-        if self.mark is None and not self.engine_config and self.key is None and not (self.key_env or self.key_file):
+        keyless = self.mark is None and not self.engine_config and self.key is None
+        if (self.key_env and self.key_file) or (keyless and not (self.key_env or self.key_file)):
             raise AuditError("give either key_env, the environment variable that holds the key, or key_file, its file")
         if self.key is not None and (self.key_env or self.key_file):
             raise AuditError("key is given twice; leave out key_env and key_file")
@@ -284,13 +283,8 @@ class Request:
         try:
             if self.engine_config:
                 return engines.from_config(self.engine_config, key=key, **changes)
-            given: dict[str, Any] = {
-                "scheme": self.scheme,
-                "window": self.window,
-                "gamma": self.gamma,
-                "delta": self.delta or None,
-            }
-            return make_watermark(key=key, **(given | changes))
+            given: dict[str, Any] = {"scheme": self.scheme, "window": self.window, "gamma": self.gamma}
+            return make_watermark(key=key, **(given | {"delta": self.delta or None} | changes))
         except (ValueError, TypeError) as error:
             raise AuditError(f"engine_config: {error}" if self.engine_config else str(error)) from None
 

@@ -15,12 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from scipy import stats
 
-from radio_utils import decoding
-from radio_utils.artifacts import Store
-from radio_utils.audit.case import OPENING, Case, Ids, OpenModel, readable, room
+from radio_utils.audit.case import OPENING, Case, Ids, room
 from radio_utils.audit.texts import Texts
 from radio_utils.files import read_json, write_json
 from radio_utils.provenance import code_version
@@ -57,35 +54,29 @@ class Spelling:
         )
 
 
-def measured(audit: Case, opened: OpenModel) -> Spelling | None:
+def measured(case: Case) -> Spelling | None:
     """The spelling of Alice's model, or of a suspect with her tokenizer; None where nothing can be spelt in two ways."""
-    request, tokenizer = audit.request, audit.tokenizer
-    if not (audit.texts.from_strings or (audit.fresh is not None and audit.fresh.from_strings)):
+    request, tokenizer, models = case.request, case.tokenizer, case.models
+    if not (case.texts.from_strings or (case.fresh is not None and case.fresh.from_strings)):
         return None
     if "open" not in request.modes or not respells(tokenizer):
         return None
-    writer = opened.alice or (opened.suspect if opened.vocabulary.same else None)
+    writer = models.alice or (models.suspect if models.vocabulary.same else None)
     if writer is None:
         return Spelling(0, 0, "nobody")
-    openings = _openings(audit.texts)
+    openings = _openings(case.texts)
     fed = [writer.feeding.text(one) for one in openings]
-    sampling = decoding.Sampling(temperature=request.alice_temperature)
 
     def build(folder: Path) -> None:
-        drawn = decoding.generate(
-            writer.model, fed, max_new_tokens=room(writer, openings, _TOKENS), sampling=sampling,
-            generator=torch.Generator(writer.model.device).manual_seed(request.seed), stop_tokens=writer.stop_tokens,
-        )  # fmt: skip
+        drawn = writer.written(case, fed, room(writer, openings, _TOKENS), "spelling")
         counts = {"changed": sum(changed(tokenizer, ids) for ids in drawn), "tokens": sum(ids.size for ids in drawn)}
         write_json(folder / "spelling.json", counts)
 
     config = {"openings": [ids.tolist() for ids in openings], "writer": writer.digest, "seed": request.seed}
     config |= {"temperature": request.alice_temperature, "dtype": request.dtype, "fed": writer.feeding.digest}
-    with audit.timed("model"), readable(writer.name):
-        version = code_version("audit.spelling")
-        made = Store(request.folder / "evidence").get("spelling", config, build, version=version)
+    made = case.kept("spelling", config, build, writer.name, code_version("audit.spelling"))
     found = read_json(made / "spelling.json")
-    return Spelling(found["changed"], found["tokens"], "Alice's model" if writer is opened.alice else "the suspect")
+    return Spelling(found["changed"], found["tokens"], "Alice's model" if writer is models.alice else "the suspect")
 
 
 def respells(tokenizer: Any) -> bool:

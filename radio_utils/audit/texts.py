@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from radio_utils import evidence as ev
-from radio_utils.audit.errors import AuditError
+from radio_utils.audit.errors import AuditError, blamed
 from radio_utils.evidence.files import CorpusError, CorpusFile
 from radio_utils.files import sha256_of
 
@@ -44,6 +44,11 @@ class Texts:
         if self.prompts is None:
             return self.ids
         return [np.concatenate(both) for both in zip(self.prompts, self.ids, strict=True)]
+
+    def some(self, chosen: Sequence[int]) -> Texts:
+        """These of the texts, by their number."""
+        prompts = None if self.prompts is None else [self.prompts[i] for i in chosen]
+        return replace(self, ids=[self.ids[i] for i in chosen], prompts=prompts)
 
     @property
     def digest(self) -> str:
@@ -79,6 +84,12 @@ def digest_of(texts: Sequence[Ids], prompts: Sequence[Ids] | None) -> str:
     return found.hexdigest()
 
 
+def rows_of(prompts: Sequence[Ids], texts: Sequence[Ids]) -> str:
+    """Texts and their prompts as the rows of a file that can be read as such."""
+    rows = ({"prompt_ids": prompt.tolist(), "ids": ids.tolist()} for prompt, ids in zip(prompts, texts, strict=True))
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
 def read_texts(name: str, path: str, tokenizer: Any, vocab_size: int, window: int) -> Texts:
     """Read a file of texts (:mod:`radio_utils.evidence.files`). ``name`` is the parameter's, for errors.
 
@@ -87,15 +98,13 @@ def read_texts(name: str, path: str, tokenizer: Any, vocab_size: int, window: in
     """
     cut = None if tokenizer is None else _Cutter(tokenizer)
     file = CorpusFile(_path(name, path), cut)
-    try:
+    with blamed(name, CorpusError):
         texts, prompts = list(file.texts()), file.prompts()
         asked = None if prompts is None else list(prompts)
         if not texts:
             raise AuditError(f"{name}: {path} holds no text; give a file with at least one")
         checked = _checked(file, texts, vocab_size)
         of = None if asked is None else _checked(file, asked, vocab_size)
-    except CorpusError as error:
-        raise AuditError(f"{name}: {error}") from error
     long = [i for i, text in enumerate(checked) if text.size > window]
     if not long:
         raise AuditError(f"{name}: no text of {path} is longer than window={window} tokens; give longer texts")

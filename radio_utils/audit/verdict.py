@@ -8,18 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from radio_utils import planning
-from radio_utils.contrast import ContrastiveReading
-from radio_utils.detection import Comparison, Detection, NullAudit
-from radio_utils.querying import SequentialVerdict
+from radio_utils.detection import Comparison, NullAudit
 from radio_utils.remarking import RemarkControl
 from radio_utils.watermarks import Watermark
 
 Outcome = Literal["convicted", "not convicted", "void"]
-Floats = NDArray[np.float64]
 
 UNSOUND = 1e-4  # p of the null audit below which a test is not believed
 
@@ -33,8 +27,9 @@ class TestResult:
     same places or prompts; the larger of the two p-values counts, as both must reject. ``log10_corrected`` is that one, and
     allows for all tests of the audit.
     ``ks_p`` compares the p-values of ``decoys`` keys that nobody used with a uniform distribution, ``lowest_decoy`` is the
-    smallest of their log10 p; a watched test has ``alarms``, the share of decoys that ever looked convincing at 5 %. A
-    test whose decoys misbehave, or in which the re-marking control finds a leak, is not ``sound`` and convicts nobody.
+    smallest of their log10 p; a test that looks again and again has ``alarms``, the share of decoys that ever looked
+    convincing at 5 %. One whose decoys misbehave, or in which the re-marking control finds a leak, is not ``sound`` and
+    convicts nobody.
     ``smallest_effect`` is what so many pairs would find nine times in ten, ``needed_pairs`` how many pairs the effect that
     was seen would need for that, None for a test of which it is not known. Of ``answers`` some were ``empty``, and some
     prompts ``refused``. Results are equal where they found the same in the same evidence, whichever decoys were
@@ -68,45 +63,19 @@ class TestResult:
     null: NullAudit | None = field(default=None, repr=False, compare=False)
 
     @classmethod
-    def of(
-        cls, name: str, found: Detection | ContrastiveReading, wm: Watermark, audit: NullAudit | None, note: str = ""
-    ) -> TestResult:
-        """A test of a fixed amount of evidence, and its null audit."""
-        return cls(
-            name=name,
-            applied=True,
-            seen=found.seen,
-            scored=found.scored,
-            score=found.score if math.isfinite(found.score) else None,
-            expected=wm.law.mean,
-            log10_p=found.log10_p,
-            decoys=None if audit is None else audit.keys,
-            ks_p=None if audit is None else audit.ks_p,
-            lowest_decoy=None if audit is None else audit.min_log10_p,
-            sound=audit is None or audit.ks_p >= UNSOUND,
-            note=note,
-            null=audit,
-        )
+    def of(cls, name: str, found: Any, wm: Watermark, audit: NullAudit | None, note: str = "") -> TestResult:
+        """A test of a fixed amount of evidence, and its null audit.
 
-    @classmethod
-    def of_watched(
-        cls, found: SequentialVerdict, wm: Watermark, highest: Floats, alarms: float, *, sound: bool
-    ) -> TestResult:
-        """A watched test; ``highest`` [decoys] is the greatest log10 wealth of each decoy."""
-        return cls(
-            name="answers, watched",
-            applied=True,
-            seen=found.seen,
-            scored=found.scored,
-            score=found.total / found.scored if found.scored else None,
-            expected=wm.law.mean,
-            log10_p=found.log10_p,
-            decoys=int(highest.size),
-            lowest_decoy=-float(highest.max()),
-            alarms=alarms,
-            sound=sound,
-            asked=found.asked,
-        )
+        ``found`` is any verdict with ``seen``, ``scored``, ``score`` and ``log10_p``, such as a Detection.
+        """
+        result = cls(
+            name, applied=True, seen=found.seen, scored=found.scored, expected=wm.law.mean, log10_p=found.log10_p,
+            score=found.score if math.isfinite(found.score) else None, note=note, null=audit,
+        )  # fmt: skip
+        if audit is None:
+            return result
+        sound = audit.ks_p >= UNSOUND
+        return replace(result, decoys=audit.keys, ks_p=audit.ks_p, lowest_decoy=audit.min_log10_p, sound=sound)
 
     def corrected(self, tests: int) -> TestResult:
         """With the p-value that allows for so many tests (Bonferroni)."""
@@ -115,7 +84,7 @@ class TestResult:
         return replace(self, log10_corrected=min(0.0, counts + math.log10(tests)))
 
     def planned(self, wm: Watermark, why: str, log10_level: float, smallest_effect: float | None) -> TestResult:
-        """With the reason why it applied, and what power planning says of it; weighted pairs are not planned."""
+        """With the reason why it applied, and what power planning says of it where its power is planned."""
         needed = None
         if smallest_effect is not None and self.effect is not None:
             try:
@@ -123,6 +92,11 @@ class TestResult:
             except ValueError:
                 needed = None  # no number of pairs shows an effect that is not there, or hardly
         return replace(self, why=why, smallest_effect=smallest_effect, needed_pairs=needed)
+
+    @property
+    def misbehaved(self) -> bool:
+        """Whether it is unsound because decoy keys do not behave as they must."""
+        return not self.sound and (self.alarms is not None or (self.ks_p is not None and self.ks_p < UNSOUND))
 
     @property
     def effect(self) -> float | None:

@@ -33,8 +33,9 @@ from trials import (
 )
 
 from radio_utils import decoding, detection, reading, suspects
-from radio_utils.audit import AuditError, Verdict, audit_suspect, auditing, plan, report, run, testing
+from radio_utils.audit import AuditError, Verdict, audit_suspect, auditing, plan, report, run
 from radio_utils.audit.auditing import outcome_of
+from radio_utils.audit.tests.reading import SupervisedReading
 from radio_utils.audit.verdict import TestResult
 from radio_utils.suspects import LocalSuspect
 
@@ -141,7 +142,7 @@ def test_of_200_innocents_no_more_are_convicted_than_alpha_allows(
 ) -> None:
     """Each has another key and other texts, and is read, asked or both; also a reference and unmarked texts are given."""
     monkeypatch.setattr(report, "_picture", lambda verdict: "")
-    monkeypatch.setattr(auditing, "open_endpoint", lambda audit, progress: Imagined(tmp_path / "out", audit.request.seed))
+    monkeypatch.setattr(auditing, "open_endpoint", lambda case: Imagined(tmp_path / "out", case.request.seed))
     for name in ("load_model", "load_tokenizer"):
         monkeypatch.setattr(suspects, name, functools.cache(getattr(suspects, name)))
     convicted, smallest = 0, []
@@ -323,7 +324,7 @@ def test_nothing_is_chosen_after_a_result(
         raise Stopped
 
     with monkeypatch.context() as patched:
-        patched.setattr(testing, "_read", stop)
+        patched.setattr(SupervisedReading, "run", stop)
         with pytest.raises(Stopped):
             audit(world.guilty, access="both", fresh_texts=world.fresh)
     out = tmp_path / "out"
@@ -352,7 +353,7 @@ def readings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return read(*args, **options)
 
     monkeypatch.setattr(reading, "read_predictions", counted)
-    monkeypatch.setattr(plan, "_seconds_per_token", lambda model, audit: 1e-6)
+    monkeypatch.setattr(plan, "_seconds_per_token", lambda model, case: 1e-6)
     return found
 
 

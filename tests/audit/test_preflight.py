@@ -22,7 +22,7 @@ def texts_of(ids: Any) -> Texts:
 def checked(texts: Texts, **changes: Any) -> None:
     request = Request(**({"suspect": "bob", "watermarked_texts": "marked.jsonl", "key": KEY, "window": 1} | changes))
     wm = request.watermark(WORDS)
-    preflight.check_marked(texts, preflight.detected(texts.name, texts, wm), wm, request)
+    preflight.check_marked(texts, preflight.detected(texts, wm), wm, request)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_the_right_gamma_is_never_refused() -> None:
     for number, gamma in enumerate(np.linspace(0.06, 0.8, 38)):
         wm = GreenList(f"key {number}", WORDS, 1, float(gamma), (1.0, 2.0, 5.0)[number % 3])
         texts = texts_of(write_ids((20, 100)[number % 2], wm, seed=number, length=40))
-        found = preflight.detected(texts.name, texts, wm)
+        found = preflight.detected(texts, wm)
         request = Request("bob", "marked.jsonl", key=f"key {number}", window=1, gamma=float(gamma))
         assert preflight._likelier_gamma(found, request, wm) is None
 
@@ -89,7 +89,7 @@ def test_small_vocabularies_break_no_hint(scheme: str) -> None:
     with pytest.raises(AuditError, match="do not carry this watermark"):
         request = Request("bob", "marked.jsonl", key=5, window=1, scheme=scheme, gamma=0.4)
         wm = request.watermark(5)
-        preflight.check_marked(texts, preflight.detected(texts.name, texts, wm), wm, request)
+        preflight.check_marked(texts, preflight.detected(texts, wm), wm, request)
 
 
 def test_vocabularies_are_compared_by_content() -> None:

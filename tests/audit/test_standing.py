@@ -14,9 +14,10 @@ from trials import GAMMA, KEY, WORDS, World, audited, request, watermark, write_
 
 from radio_utils import audit as audits
 from radio_utils import commit
-from radio_utils.audit import AuditError, Verdict, auditing, testing
+from radio_utils.audit import AuditError, Verdict, auditing
 from radio_utils.audit.__main__ import main
 from radio_utils.audit.earlier import earlier_audits
+from radio_utils.audit.tests import TESTS, SuspectTest
 
 ENTROPY = "0123456789abcdef" * 2
 
@@ -166,15 +167,15 @@ def test_decoys_are_drawn_when_all_evidence_is_fixed(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, access: str
 ) -> None:
     order: list[str] = []
-    for module, name in ((testing, "_read"), (testing, "_scored_answers"), (testing, "_judged")):
-        real = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *a, n=name, f=real, **o: (order.append(n), f(*a, **o))[1])
+    for of, name in [(SuspectTest, "judged"), *((type(test), "run") for test in TESTS)]:
+        real = getattr(of, name)
+        monkeypatch.setattr(of, name, lambda *a, n=name, f=real, **o: (order.append(n), f(*a, **o))[1])
     draw = auditing._entropy
     monkeypatch.setattr(auditing, "_entropy", lambda *a: (order.append("draw"), draw(*a))[1])
     audited(world, tmp_path / "out", world.guilty, access=access, reference=world.base)
     drawn = order.index("draw")
-    assert order.count("draw") == 1 and order.count("_judged") >= 1 and "_judged" not in order[:drawn]
-    assert not {"_read", "_scored_answers"} & set(order[drawn:])
+    assert order.count("draw") == 1 and order.count("judged") >= 1 and set(order[:drawn]) == {"run"}
+    assert "run" not in order[drawn:]
 
 
 class Spoiler:
