@@ -221,6 +221,19 @@ class ContrastCollector:
         """Count ``positions`` as seen that were looked at and may not be used."""
         self.seen += positions
 
+    def save(self, path: Path) -> None:
+        """Write all that was added to an ``.npz`` file, for :meth:`take`."""
+        (keys, sums), (windows, counts) = self._sums.total(), self._counts.total()
+        np.savez(path, keys=keys, sums=sums, windows=windows, counts=counts, seen=self.seen)
+
+    def take(self, path: Path) -> None:
+        """Add what another collector of the same window, vocabulary and models has saved."""
+        with np.load(path, allow_pickle=False) as arrays:
+            if arrays["keys"].size:
+                self._sums.add(arrays["keys"], arrays["sums"])
+                self._counts.add(arrays["windows"], arrays["counts"])
+            self.seen += int(arrays["seen"])
+
     def sums(self) -> tuple[ev.Words, Floats, Floats]:
         """All that was added: distinct pairs, sorted, [n, words]; the models' sums [n, models]; places of the window [n].
 

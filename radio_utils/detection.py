@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -134,7 +130,6 @@ def detect(
     dedup: ev.Dedup = "window+token",
     sample: float = 1.0,
     tokenizer: Any = None,
-    workers: int = 1,
 ) -> Detection:
     """Test H₀ "these texts were written, and chosen, without this key" on token-id sequences.
 
@@ -142,9 +137,10 @@ def detect(
     each text: windows that occur in the prompt are not scored. ``texts`` may be any iterable and is read once, so a
     corpus may be larger than memory; it may also be the path of a JSONL or Parquet file, or a list of paths, whose rows
     hold ``ids`` (or ``text`` and a ``tokenizer`` is given) and perhaps ``prompt_ids`` (or ``prompt``), or the columns of
-    one of the forms of :mod:`radio_utils.evidence.forms`. Paths are shared out among ``workers`` processes. Either every
-    row of a file has a prompt, be it empty, or none has. ``keep`` is the filter φ, an int array [m, k] of the only windows
-    to score. ``dedup`` is "window+token", "window", or None, with which p is *not* a p-value.
+    one of the forms of :mod:`radio_utils.evidence.forms`. Either every row of a file has a prompt, be it empty, or none
+    has. :func:`radio_utils.sharding.detect_shards` shares files out among processes or machines. ``keep`` is the filter φ,
+    an int array [m, k] of the only windows to score. ``dedup`` is "window+token", "window", or None, with which p is *not*
+    a p-value.
 
     Memory grows with the number of distinct pairs, 8 bytes each (16 where k + 1 ids need more than 64 bits) and about
     half more while they are merged: 100 million pairs take 1.3 GB. For more than that, ``sample`` scores a pseudo-random
@@ -166,8 +162,6 @@ def detect(
         Share of the windows that is scored, chosen by a public hash.
     tokenizer : transformers tokenizer, optional
         For files that hold strings.
-    workers : int
-        Processes that share out the files.
 
     Returns
     -------
@@ -198,12 +192,10 @@ def detect(
     True
     """
     options = {"keep": keep, "dedup": dedup, "sample": sample}
-    return judge(_collected(texts, wm, prompts, options, tokenizer, workers), wm)
+    return judge(_collected(texts, wm, prompts, options, tokenizer), wm)
 
 
-def _collected(
-    texts: Texts, wm: Watermark, prompts: Any, options: dict[str, Any], tokenizer: Any = None, workers: int = 1
-) -> ev.Evidence:
+def _collected(texts: Texts, wm: Watermark, prompts: Any, options: dict[str, Any], tokenizer: Any = None) -> ev.Evidence:
     """The evidence of texts or of files of them."""
     options = options | {"shared": ev.shared_by(wm)}
     listed: list[Any] = list(texts) if isinstance(texts, list | tuple) else [texts]
@@ -215,24 +207,16 @@ def _collected(
             f"{type(listed[other]).__name__}; give only paths, or only sequences of token ids"
         )
     if not files:
-        if tokenizer is not None or workers != 1:
-            raise ValueError("tokenizer and workers are for files; give token ids, or the paths of JSONL or Parquet files")
+        if tokenizer is not None:
+            raise ValueError("tokenizer is for files; give token ids, or the paths of JSONL or Parquet files")
         return ev.collect(texts, wm.window, wm.vocab_size, prompts=prompts, **options)  # type: ignore[arg-type]
     if prompts is not None:
         raise ValueError("prompts must stand in the files, as prompt_ids or prompt, when texts are files")
-    if workers < 1:
-        raise ValueError(f"workers must be at least 1 process, got {workers}")
-    one = partial(collect_file, window=wm.window, vocab_size=wm.vocab_size, tokenizer=tokenizer, options=options)
-    if workers == 1 or len(files) == 1:
-        found: list[ev.Evidence] = [one(file, None) for file in files]
-        return found[0].merge(*found[1:]) if len(found) > 1 else found[0]
-    with TemporaryDirectory() as folder, ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        shards = [Path(folder) / f"{i}.npz" for i in range(len(files))]
-        collector = ev.Collector(ev.Packing(wm.window, wm.vocab_size), dedup=options["dedup"])
-        for shard in pool.map(one, files, shards):
-            collector.take(ev.Evidence.load(shard))
-            shard.unlink()
-        return collector.evidence()
+    found: list[ev.Evidence] = [
+        collect_file(file, None, window=wm.window, vocab_size=wm.vocab_size, tokenizer=tokenizer, options=options)
+        for file in files
+    ]
+    return found[0].merge(*found[1:]) if len(found) > 1 else found[0]
 
 
 def collect_file(
@@ -536,11 +520,11 @@ def null_audit(
     >>> audit.keys, bool(audit.ks_p > 1e-3)
     (200, True)
     """
-    unknown = options.keys() - {"keep", "dedup", "sample", "tokenizer", "workers"}
+    unknown = options.keys() - {"keep", "dedup", "sample", "tokenizer"}
     if unknown:
         raise TypeError(f"null_audit got an unexpected keyword argument {sorted(unknown)[0]!r}; it takes those of detect")
-    special = {name: options.pop(name) for name in ("tokenizer", "workers") if name in options}
-    return audit_evidence(_collected(texts, wm, prompts, options, **special), wm, keys=keys, seed=seed)
+    tokenizer = options.pop("tokenizer", None)
+    return audit_evidence(_collected(texts, wm, prompts, options, tokenizer), wm, keys=keys, seed=seed)
 
 
 def audit_evidence(found: ev.Evidence, wm: Watermark, *, keys: int = 1000, seed: int = 0) -> NullAudit:

@@ -161,12 +161,17 @@ MARKED = detection.MARKED
 def _log10_p_of_plain(sequences: Any, prompts: Any, wm: Watermark, wanted: str) -> float:
     """log10 p of what B is fed, or an error if it carries the mark."""
     found = detection.detect(_Contexts.of(sequences, prompts, wm.window, wm.vocab_size).ids, wm)
-    if found.log10_p < MARKED:
+    check_plain(found.log10_p, wanted)
+    return found.log10_p
+
+
+def check_plain(log10_p: float, wanted: str = "contrastive reading needs") -> None:
+    """Raise ``ValueError`` where ``log10_p`` says that what B is fed carries the mark."""
+    if log10_p < MARKED:
         raise ValueError(
-            f"sequences or prompts carry the watermark (log10 p = {found.log10_p:.1f}), so B could copy it from what it "
+            f"sequences or prompts carry the watermark (log10 p = {log10_p:.1f}), so B could copy it from what it "
             f"reads; {wanted} text that was written without the key"
         )
-    return found.log10_p
 
 
 def _check_soft(reference: Any, dedup: ev.Dedup, respelt: float) -> None:
@@ -317,6 +322,28 @@ def read_contrast(
     The models are run side by side, one batch at a time; what is kept are sums for each distinct window and each of its
     likeliest tokens, never a matrix of vocabulary by vocabulary.
     """
+    return collect_contrast(
+        model, reference, sequences, window, vocab_size, prompts=prompts, keep=keep, skip_seen=skip_seen, feeding=feeding,
+        batch_size=batch_size, top=top, progress=progress,
+    ).contrast()  # fmt: skip
+
+
+def collect_contrast(
+    model: Any,
+    reference: Any,
+    sequences: Sequence[ArrayLike] | NDArray[Any],
+    window: int,
+    vocab_size: int,
+    *,
+    prompts: Sequence[ArrayLike] | None = None,
+    keep: ArrayLike | None = None,
+    skip_seen: bool = True,
+    feeding: Feeding | Sequence[Feeding] | None = None,
+    batch_size: int = 64,
+    top: int = 128,
+    progress: str | None = None,
+) -> contrast.ContrastCollector:
+    """What :func:`read_contrast` weighs, added up: the sums of several corpora can be added in turn."""
     models = _models(model, reference)
     contexts = _Contexts.of(sequences, prompts, window, vocab_size)
     allowed = None if keep is None else {tuple(w) for w in ev.checked_filter(keep, window, vocab_size).tolist()}
@@ -337,7 +364,7 @@ def read_contrast(
             part = slice(start, start + slice_size)
             here = [chosen(logits, row_of[part], ends[part]).float() for logits in all_logits]
             collector.add(windows[part], [one.softmax(dim=-1).to(here[0].device) for one in here])
-    return collector.contrast()
+    return collector
 
 
 def read_soft(

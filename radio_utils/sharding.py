@@ -1,4 +1,4 @@
-"""Corpora larger than a machine: each shard is worked on by itself, in this process, in several, or on Ray.
+"""Corpora larger than a machine: each shard is worked on by itself, in this process, in several, or on many machines.
 
 Evidence merges like a set, so the verdict on shards is that on the whole corpus. The result of a shard is a file; its name
 is a hash of the work, the shard's name and the shard's content, and it appears by a rename. So a run that was cut goes on
@@ -6,35 +6,33 @@ where it stopped, a worker that is killed loses only the shard it had in hand, a
 
 The key stays at home: workers find pairs, which depend on a watermark's window and vocabulary only, and write text of B.
 Scores and p-values are computed by the caller's process. With ``backend="processes"`` a script needs the usual
-``if __name__ == "__main__":``; on several machines Ray's workers must see the same files and have this package.
+``if __name__ == "__main__":``; on several machines the workers must see the same files and have this package. Any
+:class:`concurrent.futures.Executor` can be the backend, such as that of a Dask cluster (``client.get_executor()``).
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import logging
 import os
 import pickle
 import secrets
 import shutil
-import sys
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
-from multiprocessing import connection, get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike
 from tqdm import tqdm
 
-from radio_utils import detection
+from radio_utils import contrast, detection, executors
 from radio_utils import evidence as ev
 from radio_utils.evidence.files import CorpusFile
 from radio_utils.files import sha256_of
@@ -65,8 +63,8 @@ class ShardError(RuntimeError):
 class How(TypedDict, total=False):
     """The options of :func:`map_shards` that say who does the work; no result depends on them."""
 
-    workers: int
-    backend: Backend
+    workers: int | None
+    backend: Backend | Executor
     attempts: int
     address: str | None
     gpus: float
@@ -80,8 +78,8 @@ def map_shards(
     *,
     key: str,
     suffix: str = "",
-    workers: int = 1,
-    backend: Backend = "here",
+    workers: int | None = None,
+    backend: Backend | Executor = "here",
     attempts: int = 3,
     address: str | None = None,
     gpus: float = 0.0,
@@ -94,6 +92,7 @@ def map_shards(
     such as a :func:`functools.partial` of a module's function. "here" is this process, "processes" are ``workers``
     processes of this machine, "ray" as many tasks at once of the Ray that is running, of the cluster at ``address`` (or in
     ``RAY_ADDRESS``), or of a Ray that is started here and stopped at the end. ``gpus`` is what Ray sets aside for a task.
+    An executor that is handed in is left running; it is given ``workers`` shards at once, by default all.
 
     A worker that dies is replaced and its shard done again, until it was tried ``attempts`` times. Raises
     :class:`ShardError` where that does not help or ``work`` raises, once the shards under way are done; ``ValueError`` for
@@ -101,28 +100,28 @@ def map_shards(
     missing. Where the caller itself is killed, a folder ``.unfinished-…`` is left, which no later run reads.
     """
     paths = _checked_shards(shards)
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
-    if workers < 1 or attempts < 1:
-        raise ValueError(f"workers and attempts must be at least 1, got {workers} and {attempts}")
-    if backend == "here" and workers > 1:
-        raise ValueError(f"backend='here' is one process, got workers={workers}; choose backend='processes' or 'ray'")
+    if backend not in BACKENDS and not isinstance(backend, Executor):
+        raise ValueError(f"backend must be one of {BACKENDS} or a concurrent.futures.Executor, got {backend!r}")
+    most = workers if workers is not None else len(paths) if isinstance(backend, Executor) else 1
+    if most < 1 or attempts < 1:
+        raise ValueError(f"workers and attempts must be at least 1, got {most} and {attempts}")
+    if backend == "here" and most > 1:
+        raise ValueError(f"backend='here' is one process, got workers={most}; choose backend='processes' or 'ray'")
     if backend == "ray":
-        _ray()
+        executors.ray()
     results = Path(folder).expanduser().absolute()
     unfinished = results / f".unfinished-{secrets.token_hex(6)}"
     unfinished.mkdir(parents=True)
     task = _Task(work, results, unfinished, key, suffix)
-    hands: _Hands | None = None
+    executor: Executor | None = None
     try:
-        if backend == "ray":
-            hands = _Ray(task, workers, address, gpus)
-        else:
-            hands = _Here(task) if backend == "here" else _Processes(task, workers)
-        made = _made(list(dict.fromkeys(paths)), hands, workers, attempts, progress)
+        if backend in ("processes", "ray"):
+            pickle.dumps(task)  # work that cannot travel is refused before any worker starts
+        executor = _executor(backend, most, address, gpus)
+        made = _made(list(dict.fromkeys(paths)), task, executor, most, attempts, progress)
     finally:
-        if hands is not None:
-            hands.stop()
+        if executor is not None and executor is not backend:
+            executor.shutdown()
         shutil.rmtree(unfinished, ignore_errors=True)
     return [made[path] for path in paths]
 
@@ -198,16 +197,18 @@ def read_shards(
     wm: Watermark,
     folder: str | Path,
     *,
+    reference: str | Path | Sequence[str | Path] | None = None,
     tokenizer: Any = None,
     keep: ArrayLike | None = None,
     dedup: ev.Dedup = "window+token",
     skip_seen: bool = True,
     full_context: bool = False,
     batch_size: int = 64,
+    top: int = 128,
     device: str = "cpu",
     dtype: torch.dtype | None = None,
     **how: Unpack[How],
-) -> detection.Detection:
+) -> detection.Detection | contrast.ContrastiveReading:
     """:func:`radio_utils.read_open_model` on files of texts, each a shard, with B's ``model`` folder or hub name.
 
     Every process loads B once, with :func:`radio_utils.suspects.load_model`, and holds one shard's texts at a time. Texts
@@ -219,6 +220,10 @@ def read_shards(
     What B expects depends on no key, and workers are given none. On a CUDA ``device`` Ray sets one GPU aside for each
     worker. ``how`` are the options of :func:`map_shards`, which says what is raised.
 
+    With ``reference`` the reading is contrastive: every process loads B and the references. The texts are looked at first,
+    and none is read where they carry the mark. A shard's result is what the models expect after each of its windows,
+    summed; the sums of all shards are those of the whole up to the order in which they are added.
+
     Parameters
     ----------
     model : str or Path
@@ -229,6 +234,8 @@ def read_shards(
         The watermark whose key is asked about.
     folder : str or Path
         Where the shards' results are kept, to go on after a stop.
+    reference : str, Path or sequence of them, optional
+        Folders or hub names of models that never met the key, such as the one that B was made from.
     tokenizer : transformers tokenizer, optional
         For files that hold strings.
     keep : array_like of int [m, k], optional
@@ -241,6 +248,8 @@ def read_shards(
         Whether the prompts hold all that stood before the texts.
     batch_size : int
         Sequences a forward pass.
+    top : int
+        How many of the likeliest tokens are kept at each place of contrastive reading.
     device : str
         Where the model runs, as torch names it.
     dtype : torch.dtype, optional
@@ -250,13 +259,15 @@ def read_shards(
 
     Returns
     -------
-    Detection
-        The verdict of all files together.
+    Detection or ContrastiveReading
+        The verdict of all files together; with ``reference`` that of contrastive reading.
 
     Raises
     ------
     ShardError
         For a shard that fails, with its name.
+    ValueError
+        With a reference, for texts or a twin that carry the watermark.
 
     Notes
     -----
@@ -264,19 +275,40 @@ def read_shards(
     """
     wanted = None if keep is None else ev.checked_filter(keep, wm.window, wm.vocab_size)
     ev.check_dedup(dedup)
-    bob = _Bob.of(model, device, dtype)
-    work = partial(_read, bob=bob, vocab_size=wm.vocab_size, tokenizer=tokenizer, batch_size=batch_size)
-    key = _key(
-        "read", ("reading", "suspects", "evidence"),
-        vocab_size=wm.vocab_size, tokenizer=_tokenizer_id(tokenizer), bob=bob.key, batch_size=batch_size,
-    )  # fmt: skip
-    parts = [Predictions.load(part) for part in _with_bob(bob, work, files, folder, key, ".npz", how)]
-    found = parts[0].merge(*parts[1:])
-    pairs = found.evidence(
+    names = [reference] if isinstance(reference, str | Path) else list(reference or [])
+    if reference is not None and not names:
+        raise ValueError("reference is empty; give B's base model or Alice's own, or leave it out for plain reading")
+    models = tuple(_Model.of(name, device, dtype) for name in [model, *names])
+    settings = {"vocab_size": wm.vocab_size, "tokenizer": tokenizer, "batch_size": batch_size}
+    if names:
+        return _read_contrast(models, files, wm, folder, settings, how, keep=wanted, skip_seen=skip_seen, top=top)
+    parts = _with_models("read", _read, models, files, folder, ".npz", how, **settings)
+    predictions = [Predictions.load(part) for part in parts]
+    pairs = predictions[0].merge(*predictions[1:]).evidence(
         wm.window, wm.vocab_size, shared=ev.shared_by(wm), keep=wanted, dedup=dedup, skip_seen=skip_seen,
         full_context=full_context,
     )  # fmt: skip
     return detection.judge(pairs, wm)
+
+
+def _read_contrast(
+    models: tuple[_Model, ...], files: Sequence[str | Path], wm: Watermark, folder: str | Path, settings: dict[str, Any],
+    how: How, **options: Any,
+) -> contrast.ContrastiveReading:  # fmt: skip
+    from radio_utils.reading import check_plain
+
+    fed = {"window": wm.window, "vocab_size": wm.vocab_size, "tokenizer": settings["tokenizer"]}
+    key = _key("contexts", ("evidence",), **fed | {"tokenizer": _tokenizer_id(fed["tokenizer"])})
+    of_texts = _verdict(
+        map_shards(partial(_contexts, **fed), files, folder, key=key, suffix=".npz", **how), wm, "window+token"
+    )
+    check_plain(of_texts.log10_p)
+    collector = contrast.ContrastCollector(wm.window, wm.vocab_size, len(models), top=options["top"])
+    for part in _with_models(
+        "contrast", _contrast, models, files, folder, ".npz", how, window=wm.window, **settings, **options
+    ):
+        collector.take(part)
+    return contrast.judge_contrast(collector.contrast(), wm, text_log10_p=of_texts.log10_p)
 
 
 def answer_shards(
@@ -351,19 +383,16 @@ def answer_shards(
     names = Counter(Path(file).name for file in _checked_shards(files))
     if twice := next((name for name, count in names.items() if count > 1), None):
         raise ValueError(f"files holds {names[twice]} files called {twice}, which would share their draws; rename them")
-    bob = _Bob.of(model, device, dtype)
     options = {
         "max_new_tokens": max_new_tokens,
         "sampling": sampling,
         "stop_tokens": [int(token) for token in stop_tokens],
         "batch_size": batch_size,
     }
-    work = partial(_answer, bob=bob, tokenizer=tokenizer, shortest=shortest, seed=seed, options=options)
-    key = _key(
-        "answer", ("suspects", "evidence"),
-        tokenizer=_tokenizer_id(tokenizer), bob=bob.key, shortest=shortest, seed=seed, **options,
+    return _with_models(
+        "answer", _answer, (_Model.of(model, device, dtype),), files, folder, ".jsonl", how,
+        tokenizer=tokenizer, shortest=shortest, seed=seed, options=options,
     )  # fmt: skip
-    return _with_bob(bob, work, files, folder, key, ".jsonl", how)
 
 
 # --- one shard --------------------------------------------------------------------------------------------------------
@@ -395,23 +424,50 @@ class _Task:
             return error
         return result
 
+    def away(self, shard: Path) -> Path | Exception:
+        """The same in another process."""
+        outcome = self(shard)
+        return outcome if isinstance(outcome, Path) else _portable(outcome)
+
     def _name(self, shard: Path) -> str:
         # hashed by the workers, side by side: the caller reads nothing of a corpus larger than its machine
         return _hash(json.dumps([self.key, shard.name, sha256_of(shard)]).encode()) + self.suffix
 
 
-def _read(shard: Path, path: Path, *, bob: _Bob, vocab_size: int, tokenizer: Any, batch_size: int) -> None:
-    from radio_utils.reading import read_predictions
-
+def _texts(shard: Path, tokenizer: Any) -> tuple[list[Any], list[Any] | None]:
+    """Texts of a file, and their prompts if it has any."""
     corpus = CorpusFile(shard, tokenizer)
     texts, prompts = list(corpus.texts()), corpus.prompts()
-    given = None if prompts is None else list(prompts)
-    read_predictions(_loaded(bob), texts, vocab_size, prompts=given, batch_size=batch_size).save(path)
+    return texts, None if prompts is None else list(prompts)
+
+
+def _read(shard: Path, path: Path, *, models: tuple[_Model, ...], tokenizer: Any, **options: Any) -> None:
+    from radio_utils.reading import read_predictions
+
+    texts, prompts = _texts(shard, tokenizer)
+    (bob,) = _loaded(models)
+    read_predictions(bob, texts, prompts=prompts, **options).save(path)
+
+
+def _contexts(shard: Path, path: Path, *, window: int, vocab_size: int, tokenizer: Any) -> None:
+    """The pairs of all that contrastive reading feeds to a model, prompts included."""
+    texts, prompts = _texts(shard, tokenizer)
+    fed = texts if prompts is None else [np.concatenate(pair) for pair in zip(prompts, texts, strict=True)]
+    ev.collect(fed, window, vocab_size).save(path)
+
+
+def _contrast(shard: Path, path: Path, *, models: tuple[_Model, ...], tokenizer: Any, **options: Any) -> None:
+    from radio_utils.reading import collect_contrast
+
+    texts, prompts = _texts(shard, tokenizer)
+    bob, *references = _loaded(models)
+    collect_contrast(bob, references, texts, prompts=prompts, **options).save(path)
 
 
 def _answer(
-    shard: Path, path: Path, *, bob: _Bob, tokenizer: Any, shortest: int, seed: int, options: dict[str, Any]
-) -> None:
+    shard: Path, path: Path, *, models: tuple[_Model, ...], tokenizer: Any, shortest: int, seed: int,
+    options: dict[str, Any],
+) -> None:  # fmt: skip
     import torch
 
     from radio_utils.decoding import generate
@@ -420,7 +476,7 @@ def _answer(
     if prompts is None:
         raise ValueError("the file holds no prompts; give every row prompt_ids or prompt")
     asked = [np.asarray(prompt) for prompt in prompts]
-    model = _loaded(bob)
+    (model,) = _loaded(models)
     draws = int(_hash(json.dumps([seed, shard.name]).encode())[:15], 16)
     generator = torch.Generator(next(model.parameters()).device).manual_seed(draws)
     with path.open("w", encoding="utf-8") as file:
@@ -429,9 +485,19 @@ def _answer(
                 file.write(json.dumps({"prompt_ids": prompt.tolist(), "ids": answer.tolist()}) + "\n")
 
 
+def _portable(error: Exception) -> Exception:
+    """An error such that another process can read it, with its traceback, which does not travel by itself."""
+    error.add_note("".join(traceback.format_exception(error)))
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
 @dataclass(frozen=True)
-class _Bob:
-    """Where B is loaded from; ``key`` tells whether it is the same B."""
+class _Model:
+    """Where a model is loaded from; ``key`` tells whether it is the same one."""
 
     name: str | Path
     device: str
@@ -439,7 +505,7 @@ class _Bob:
     key: str
 
     @classmethod
-    def of(cls, model: str | Path, device: str, dtype: torch.dtype | None) -> _Bob:
+    def of(cls, model: str | Path, device: str, dtype: torch.dtype | None) -> _Model:
         folder = Path(model).expanduser()
         if not folder.is_dir():  # a hub name, or an error that load_model words
             return cls(model, device, dtype, f"{model} {dtype}")
@@ -450,22 +516,28 @@ class _Bob:
 
 
 @lru_cache(maxsize=1)
-def _loaded(bob: _Bob) -> Any:
-    """The model; a process that is given several shards in turn loads it once."""
+def _loaded(models: tuple[_Model, ...]) -> list[Any]:
+    """The models; a process that is given several shards in turn loads them once."""
     from radio_utils.suspects import load_model
 
-    return load_model(bob.name, device=bob.device, dtype=bob.dtype)
+    return [load_model(one.name, device=one.device, dtype=one.dtype) for one in models]
 
 
-def _with_bob(
-    bob: _Bob, work: Work, files: Sequence[str | Path], folder: str | Path, key: str, suffix: str, how: How
-) -> list[Path]:
-    if bob.device.startswith("cuda"):
+def _with_models(
+    what: str, work: Callable[..., object], models: tuple[_Model, ...], files: Sequence[str | Path], folder: str | Path,
+    suffix: str, how: How, **options: Any,
+) -> list[Path]:  # fmt: skip
+    """The results of ``work`` with these models and options, all of which are part of what the results are named by."""
+    key = _key(
+        what, ("decoding" if what == "answer" else "reading", "suspects", "evidence"), models=[one.key for one in models],
+        **options | {"tokenizer": _tokenizer_id(options["tokenizer"])},
+    )  # fmt: skip
+    if models[0].device.startswith("cuda"):
         how = {"gpus": 1.0, **how}
     try:
-        return map_shards(work, files, folder, key=key, suffix=suffix, **how)
+        return map_shards(partial(work, models=models, **options), files, folder, key=key, suffix=suffix, **how)
     finally:
-        _loaded.cache_clear()  # where the work was done here, the model must not stay in the caller's memory
+        _loaded.cache_clear()  # where the work was done here, the models must not stay in the caller's memory
 
 
 def _verdict(parts: Sequence[Path], wm: Watermark, dedup: ev.Dedup) -> detection.Detection:
@@ -517,196 +589,59 @@ def _checked_shards(shards: Sequence[str | Path]) -> list[Path]:
 # --- who does it ----------------------------------------------------------------------------------------------------------
 
 
-class _WorkerDied(Exception):
-    """A worker was gone before its shard was done."""
+def _executor(backend: Backend | Executor, workers: int, address: str | None, gpus: float) -> Executor:
+    if isinstance(backend, Executor):
+        return backend
+    if backend == "ray":
+        return executors.RayTasks(workers, address, gpus)
+    return executors.Here() if backend == "here" else executors.Processes(workers)
 
 
-class _Hands(Protocol):
-    """Workers, each of which does one shard at a time."""
-
-    def start(self, shard: Path) -> None:
-        """Give a shard to a worker that has none."""
-        ...
-
-    def finished(self) -> tuple[Path, Path | Exception]:
-        """Wait until a shard that was given out is done, or its worker dead: the shard and what became of it."""
-        ...
-
-    def stop(self) -> None:
-        """Let the workers go, with whatever they have in hand."""
-        ...
-
-
-def _made(shards: list[Path], hands: _Hands, workers: int, attempts: int, progress: str | None) -> dict[Path, Path]:
+def _made(
+    shards: list[Path], task: _Task, executor: Executor, most: int, attempts: int, progress: str | None
+) -> dict[Path, Path]:
     """The result of each shard. After an error nothing more is given out, and what is under way is waited for."""
-    waiting, tries, busy = deque(shards), Counter[Path](), 0
+    waiting, tries = deque(shards), Counter[Path]()
+    call = task if isinstance(executor, executors.Here) else task.away
+    under_way: dict[Future[Path | Exception], Path] = {}
     made: dict[Path, Path] = {}
-    failed: tuple[Path, Exception] | None = None
+    failed: tuple[Path, BaseException] | None = None
     with tqdm(total=len(shards), desc=progress, disable=progress is None, unit="shard") as bar:
-        while busy or (waiting and failed is None):
-            while waiting and busy < workers and failed is None:
+        while under_way or (waiting and failed is None):
+            while waiting and failed is None and len(under_way) < most:
                 shard = waiting.popleft()
                 tries[shard] += 1
-                busy += 1
-                hands.start(shard)
-            shard, outcome = hands.finished()
-            busy -= 1
-            if isinstance(outcome, Path):
-                made[shard] = outcome
-                bar.update()
-            elif isinstance(outcome, _WorkerDied) and tries[shard] < attempts:
-                logger.warning("%s: %s; it is done again", shard, outcome)
-                waiting.append(shard)
-            else:
-                failed = failed or (shard, outcome)
+                under_way[_given(executor, call, shard)] = shard
+            for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+                shard = under_way.pop(future)
+                if future.cancelled():
+                    continue
+                outcome = future.exception() or future.result()
+                if isinstance(outcome, Path):
+                    made[shard] = outcome
+                    bar.update()
+                elif isinstance(outcome, BrokenExecutor) and tries[shard] < attempts:
+                    logger.warning("%s: its worker died (%s); it is done again", shard, outcome)
+                    waiting.append(shard)
+                elif failed is None:
+                    failed = shard, outcome
+                    for other in under_way:
+                        other.cancel()
     if failed is None:
         return made
     shard, reason = failed
-    if isinstance(reason, _WorkerDied):
-        reason = _WorkerDied(
-            f"{reason}, and the shard was tried {attempts} times; look into the worker's own messages, give it more "
-            "memory, or cut the shard in two; a script must call this under `if __name__ == '__main__':`"
+    if isinstance(reason, BrokenExecutor):
+        reason = RuntimeError(
+            f"its worker died ({reason}), and the shard was tried {attempts} times; look into the worker's own messages, "
+            "give it more memory, or cut the shard in two; a script must call this under `if __name__ == '__main__':`"
         )
     raise ShardError(shard, reason) from reason
 
 
-class _Here:
-    """The caller's own process."""
-
-    def __init__(self, task: _Task) -> None:
-        self._task = task
-        self._given: deque[Path] = deque()
-
-    def start(self, shard: Path) -> None:
-        self._given.append(shard)
-
-    def finished(self) -> tuple[Path, Path | Exception]:
-        shard = self._given.popleft()
-        return shard, self._task(shard)
-
-    def stop(self) -> None:
-        pass
-
-
-class _Processes:
-    """Processes of this machine. A pool of the standard library is broken as a whole when one of its processes dies."""
-
-    def __init__(self, task: _Task, workers: int) -> None:
-        self._task, self._context = task, get_context("spawn")
-        self._threads = max(1, (os.cpu_count() or 1) // workers)
-        self._idle: list[tuple[Any, Any]] = []  # processes and this end of their pipes
-        self._busy: dict[Any, tuple[Any, Path]] = {}  # by this end of their pipes: processes and shards
-
-    def start(self, shard: Path) -> None:
-        process, pipe = self._idle.pop() if self._idle else self._hired()
-        self._busy[pipe] = process, shard
-        with suppress(OSError):  # it died while it had nothing to do, which finished() will see
-            pipe.send(shard)
-
-    def finished(self) -> tuple[Path, Path | Exception]:
-        ready = connection.wait([*self._busy, *(process.sentinel for process, _ in self._busy.values())])
-        pipe = next(pipe for pipe, (process, _) in self._busy.items() if pipe in ready or process.sentinel in ready)
-        process, shard = self._busy.pop(pipe)
-        try:
-            if not pipe.poll():
-                raise EOFError
-            outcome = pipe.recv()
-        except (EOFError, OSError):
-            process.join()
-            pipe.close()
-            return shard, _WorkerDied(f"its worker process died with exit code {process.exitcode}")
-        self._idle.append((process, pipe))
-        return shard, outcome
-
-    def stop(self) -> None:
-        for process, pipe in [*self._idle, *((process, pipe) for pipe, (process, _) in self._busy.items())]:
-            process.kill()
-            process.join()
-            pipe.close()
-
-    def _hired(self) -> tuple[Any, Any]:
-        ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_serve, args=(theirs, self._threads, self._task), daemon=True)
-        process.start()
-        theirs.close()  # or the pipe would not end with the process
-        return process, ours
-
-
-def _serve(pipe: Any, threads: int, task: _Task) -> None:
-    """What a worker process does: one shard after another, until the caller is gone."""
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # torch is imported later: the workers share the cores
+def _given(executor: Executor, call: Callable[[Path], Path | Exception], shard: Path) -> Future[Path | Exception]:
     try:
-        while True:
-            pipe.send(_portable(task(pipe.recv())))
-    except (EOFError, OSError):
-        return
-
-
-def _portable(outcome: Path | Exception) -> Path | Exception:
-    """What became of a shard in another process, such that the caller's can read it."""
-    if isinstance(outcome, Path):
-        return outcome
-    outcome.add_note("".join(traceback.format_exception(outcome)))  # the traceback itself does not travel
-    try:
-        pickle.loads(pickle.dumps(outcome))
-    except Exception:
-        return RuntimeError(f"{type(outcome).__name__}: {outcome}")
-    return outcome
-
-
-def _ray() -> Any:
-    try:
-        return importlib.import_module("ray")
-    except ImportError as error:
-        raise ImportError(
-            "backend='ray' needs Ray: pip install 'radio-utils[ray]', or choose backend='processes'"
-        ) from error
-
-
-def _on_ray(packed: bytes, modules: list[str], shard: Path) -> Path | Exception:
-    """One shard in a task of Ray, whose workers do not know by themselves where the caller's modules are."""
-    sys.path.extend([path for path in modules if path not in sys.path])
-    try:
-        task: _Task = pickle.loads(packed)
-    except Exception as error:
-        return _portable(error)
-    return _portable(task(shard))
-
-
-class _Ray:
-    """Tasks of Ray. It is started unless it runs, and stopped only where it was started."""
-
-    def __init__(self, task: _Task, workers: int, address: str | None, gpus: float) -> None:
-        self._ray = _ray()
-        packed = pickle.dumps(task)  # before anything is started: work that cannot be pickled is refused here
-        self._ours = not self._ray.is_initialized()
-        if self._ours:
-            where = address or os.environ.get("RAY_ADDRESS") or "local"
-            local = {"num_cpus": workers, "include_dashboard": False} if where == "local" else {}
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else a start calls home
-            self._ray.init(address=where, logging_level=logging.ERROR, log_to_driver=False, **local)
-        self._busy: dict[Any, Path] = {}
-        # tries are counted by _made, the same way for all; Ray's own would be endless where memory runs out
-        self._function = self._ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_on_ray)
-        self._task = self._ray.put(packed)
-
-    def start(self, shard: Path) -> None:
-        modules = [str(Path(folder).absolute()) for folder in sys.path]
-        self._busy[self._function.remote(self._task, modules, shard)] = shard
-
-    def finished(self) -> tuple[Path, Path | Exception]:
-        done, _ = self._ray.wait(list(self._busy), num_returns=1)
-        shard = self._busy.pop(done[0])
-        try:
-            outcome: Path | Exception = self._ray.get(done[0])
-        except self._ray.exceptions.RayTaskError as error:
-            return shard, error  # the task could not even begin, and would not the next time
-        except self._ray.exceptions.RayError as error:
-            return shard, _WorkerDied(f"its Ray worker died ({type(error).__name__})")
-        return shard, outcome
-
-    def stop(self) -> None:
-        for reference in self._busy:
-            self._ray.cancel(reference, force=True)
-        if self._ours:
-            self._ray.shutdown()
+        return executor.submit(call, shard)
+    except BrokenExecutor as error:  # all its workers are gone, and it has no others
+        broken: Future[Path | Exception] = Future()
+        broken.set_exception(error)
+        return broken

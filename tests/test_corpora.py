@@ -1,4 +1,4 @@
-"""Files of texts: the same verdict as the texts themselves, in any kind of file, shared out or not; damage is named."""
+"""Files of texts: the same verdict as the texts themselves, in any kind of file; damage is named."""
 
 from __future__ import annotations
 
@@ -56,10 +56,9 @@ def test_a_file_gives_the_verdict_of_its_texts(tmp_path: Path, ending: str, as_t
     assert null_audit(plain, WM, keys=5, tokenizer=tokenizer).log10_p.shape == (5,)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_files_shared_out_give_the_verdict_of_the_whole(tmp_path: Path, workers: int) -> None:
+def test_files_give_the_verdict_of_the_whole(tmp_path: Path) -> None:
     paths = [write(tmp_path / f"{i}.jsonl", [{"ids": t} for t in TEXTS[i::3]]) for i in (2, 0, 1)]
-    found = detect(paths, WM, workers=workers)
+    found = detect(paths, WM)
     assert found == detect(TEXTS, WM)
     assert np.array_equal(found.evidence.windows, detect(TEXTS, WM).evidence.windows)
 
@@ -147,8 +146,7 @@ def test_bad_calls_are_named(tmp_path: Path) -> None:
         (lambda: detect(path, WM, dedup="both"), "^dedup must be one of"),
         (lambda: detect(Path(__file__), WM), "unknown kind of file; it must end in .jsonl"),
         (lambda: detect(path, WM, prompts=PROMPTS), "prompts must stand in the files"),
-        (lambda: detect(path, WM, workers=0), "workers must be at least 1 process, got 0"),
-        (lambda: detect(TEXTS, WM, workers=2), "tokenizer and workers are for files"),
+        (lambda: detect(TEXTS, WM, tokenizer=Words()), "tokenizer is for files"),
     ):
         with pytest.raises(ValueError, match=words):
             call()

@@ -11,7 +11,7 @@ import radio_utils
 ROOT = Path(radio_utils.__file__).parent
 # From the ground up; rooms of one floor do not know each other. A file that is in no room is a failure: give it one.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("files", "provenance", "parallel", "processes", "stats", "extras"),
+    ("executors", "files", "provenance", "parallel", "processes", "stats", "extras"),
     ("artifacts", "watermarks"),
     ("compat", "engines", "decoding", "evidence", "planning"),
     ("detection", "eprocess", "keys", "predictions", "presets", "shown", "suspects"),

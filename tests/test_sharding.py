@@ -15,6 +15,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +27,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import radio_utils as ru
-from radio_utils import detection, evidence, sharding
+from radio_utils import contrast, detection, evidence, sharding
 from radio_utils.sharding import ShardError, answer_shards, detect_shards, map_shards, read_shards
 
 VOCABULARY = 40
@@ -42,10 +43,20 @@ def running_ray() -> Iterator[None]:
     """A Ray of this machine with two workers."""
     ray = pytest.importorskip("ray")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(
-        address="local", num_cpus=2, include_dashboard=False, object_store_memory=100 << 20, log_to_driver=False,
-        logging_level="ERROR",
-    )  # fmt: skip
+    options = {
+        "include_dashboard": False,
+        "object_store_memory": 80 << 20,
+        "log_to_driver": False,
+        "logging_level": "ERROR",
+    }
+    for left in reversed(range(9)):  # Ray gives its own processes 30 s to start, which a busy machine may not
+        try:
+            ray.init(address="local", num_cpus=2, **options)
+            break
+        except Exception:
+            ray.shutdown()
+            if not left:
+                raise
     yield
     assert ray.is_initialized(), "a run stopped a Ray that it had not started"
     ray.shutdown()
@@ -224,17 +235,55 @@ class Odd(Exception):
         super().__init__(f"row {row}, column {column}")
 
 
-@pytest.mark.parametrize(("error", "expected"), [(ValueError("bad"), ValueError), (Odd(3, 4), RuntimeError)])
-def test_errors_travel_between_processes(error: Exception, expected: type, tmp_path: Path) -> None:
-    def work(shard: Path, path: Path) -> None:
-        raise error
+def raises(shard: Path, path: Path) -> None:
+    raise Odd(3, 4) if shard.name == "b" else ValueError("bad")
 
-    task = sharding._Task(work, tmp_path, tmp_path, "k", "")
-    found = sharding._portable(task(shards_of(tmp_path / "shards")[0]))
-    received = pickle.loads(pickle.dumps(found))
-    assert type(received) is expected and str(error) in str(received)
-    if expected is ValueError:
-        assert "in work" in received.__notes__[0]  # where it was raised
+
+@pytest.mark.parametrize(("name", "expected"), [("a", ValueError), ("b", RuntimeError)])
+def test_errors_travel_between_processes(name: str, expected: type, tmp_path: Path) -> None:
+    shard = shards_of(tmp_path / "shards")[NAMES.index(name)]
+    with pytest.raises(ShardError, match="bad" if name == "a" else "Odd: row 3, column 4") as raised:
+        map_shards(raises, [shard], tmp_path, key="k", backend="processes")
+    assert type(raised.value.__cause__) is expected
+    if name == "a":
+        assert "in raises" in raised.value.__cause__.__notes__[0]  # where it was raised
+
+
+class Recorded(Executor):
+    """Keeps what is sent to a worker, and does it here."""
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        self.sent.append(pickle.dumps((fn, args, kwargs)))
+        future: Future[Any] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        raise AssertionError("an executor that was handed in belongs to the caller")
+
+
+def test_any_executor_can_be_handed_in(tmp_path: Path) -> None:
+    shards, log = shards_of(tmp_path / "shards"), tmp_path / "log"
+    with ThreadPoolExecutor(2) as threads:
+        for number, executor in enumerate([threads, Recorded()]):
+            made = map_shards(partial(shout, log=log), shards, tmp_path / f"{number}", key="k", backend=executor)
+            assert [path.read_text() for path in made] == [f"CONTENT OF {name.upper()}" for name in NAMES]
+        with pytest.raises(ShardError, match="row 7 is bad"):
+            work = partial(fails, log=log, victim="b", mended=tmp_path / "no", wait=False)
+            map_shards(work, shards, tmp_path / "2", key="k", backend=threads)
+        assert threads.submit(len, "ab").result() == 2  # it still runs
+
+
+def test_a_pool_that_is_broken_as_a_whole_ends_the_run(tmp_path: Path) -> None:
+    shards, log = shards_of(tmp_path / "shards"), tmp_path / "log"
+    work = partial(dies, log=log, victim="a", times=1)
+    with ProcessPoolExecutor(1) as pool, pytest.raises(ShardError, match=r"died .* tried 2 times"):
+        map_shards(work, shards, tmp_path / "results", key="k", backend=pool, attempts=2)
+    map_shards(work, shards, tmp_path / "results", key="k")
+    assert tries(log) == {"a": 2, "b": 1, "c": 1, "d": 1, "e": 1}
 
 
 @pytest.mark.parametrize(
@@ -275,7 +324,7 @@ class PretendRay:
         self.started: list[dict[str, Any]] = []
         self.wanted: list[dict[str, Any]] = []
         self.stopped = 0
-        self.exceptions = SimpleNamespace(RayError=OSError, RayTaskError=OSError)
+        self.exceptions = SimpleNamespace(RayTaskError=OSError)
 
     def is_initialized(self) -> bool:
         return len(self.started) > self.stopped
@@ -291,13 +340,12 @@ class PretendRay:
 
     def remote(self, **options: Any) -> Any:
         self.wanted.append(options)
-        return lambda function: SimpleNamespace(remote=partial(partial, function))
+        return lambda function: SimpleNamespace(remote=partial(self.done, function))
 
-    def wait(self, waiting: list[Any], num_returns: int) -> tuple[list[Any], list[Any]]:
-        return waiting[-num_returns:], waiting[:-num_returns]
-
-    def get(self, task: Any) -> Any:
-        return task()
+    def done(self, function: Any, *args: Any) -> Any:
+        future: Future[Any] = Future()
+        future.set_result(function(*args))
+        return SimpleNamespace(future=lambda: future)
 
 
 def test_ray_is_started_and_stopped_where_it_did_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -432,22 +480,15 @@ def test_evidence_is_collected_once_for_all_keys(
     assert len(calls) == 7 * len(files)
 
 
-def test_the_key_stays_at_home(files: list[Path], bob: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_stays_at_home(files: list[Path], bob: Path, tmp_path: Path) -> None:
     assert b"GreenList" in pickle.dumps(partial(nothing, wm=WM))  # a watermark on its way would be seen
-    sent: list[tuple[bytes, str]] = []
-
-    class Recorded(sharding._Here):
-        def __init__(self, task: sharding._Task) -> None:
-            super().__init__(task)
-            sent.append((pickle.dumps(task), task.key))
-
-    monkeypatch.setattr(sharding, "_Here", Recorded)
-    detect_shards(files[:1], WM, tmp_path, keep=KEEP)
-    read_shards(bob, files[:1], WM, tmp_path, keep=KEEP)
-    assert len(sent) == 2
-    for task, key in sent:
-        assert b"GreenList" not in task and b"never travels" not in task and b"PRF" not in task
-        assert "never travels" not in key and WM.fingerprint not in key
+    away = Recorded()
+    detect_shards(files[:1], WM, tmp_path, keep=KEEP, backend=away)
+    read_shards(bob, files[:1], WM, tmp_path, keep=KEEP, backend=away)
+    read_shards(bob, files[:1], WM, tmp_path, reference=bob, keep=KEEP, backend=away)
+    assert len(away.sent) == 4
+    for sent in away.sent:
+        assert not any(word in sent for word in (b"GreenList", b"never travels", b"PRF", WM.fingerprint.encode()))
 
 
 def test_a_damaged_row_is_named(files: list[Path], tmp_path: Path) -> None:
@@ -518,6 +559,58 @@ def test_each_process_loads_its_model_once_and_another_model_anew(
     assert sharding._loaded.cache_info().currsize == 0  # no model stays behind in the caller's memory
     with pytest.raises(ShardError, match="does not exist"):
         read_shards(tmp_path / "missing", files, WM, tmp_path)
+
+
+def alike(found: Any, expected: Any) -> None:
+    """The same contrastive verdict."""
+    assert (found.seen, found.scored, found.total) == (expected.seen, expected.scored, expected.total) and found.scored
+    assert np.array_equal(found.contrast.weights, expected.contrast.weights)
+    assert np.array_equal(found.evidence.windows, expected.evidence.windows)
+    # texts are batched within their shard, and the models' float32 depends on it
+    assert found.contrast.explained == pytest.approx(expected.contrast.explained, abs=1e-5)
+    assert found.log10_p == pytest.approx(expected.log10_p, abs=1e-9) and found.text_log10_p == expected.text_log10_p
+
+
+def test_contrastive_reading_in_shards(
+    how: dict[str, Any], bob: Path, files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from radio_utils import reading, suspects
+
+    if how["backend"] == "processes":
+        how["workers"] = 1
+    others = [saved(tmp_path / "base", 4), saved(tmp_path / "twin", 5)]
+    options: dict[str, Any] = {"batch_size": 7, "keep": KEEP, "top": 9}
+    models = [suspects.load_model(folder) for folder in (bob, *others)]
+    expected = reading.read_open_model(models[0], TEXTS, WM, reference=models[1:], prompts=PROMPTS, **options)
+    alike(read_shards(bob, files, WM, tmp_path / "r", reference=others, **options, **how), expected)
+
+    # it goes on where it stopped, for another key too, and other settings do not read one another's results
+    monkeypatch.delattr(suspects, "load_model")  # nothing is read
+    other_key = WM.with_decoy(0, 1)
+    expected = contrast.judge_contrast(expected.contrast, other_key)
+    found = read_shards(bob, files[::-1], other_key, tmp_path / "r", reference=others, **options)
+    assert (found.total, found.scored) == (expected.total, expected.scored)
+    for changed in ({"top": 8}, {"keep": None}, {"skip_seen": False}, {"batch_size": 6}, {"reference": others[::-1]}):
+        with pytest.raises(ShardError, match="load_model"):
+            read_shards(bob, files, WM, tmp_path / "r", **{"reference": others, **options, **changed})
+
+
+def test_marked_text_is_refused_before_any_model_is_loaded(files: list[Path], tmp_path: Path) -> None:
+    marked = write(tmp_path / "marked.jsonl", [green(40, seed) for seed in range(20)], None)
+    with pytest.raises(ValueError, match="carry the watermark"):
+        read_shards(tmp_path / "none", [marked], WM, tmp_path, reference=tmp_path / "none")
+    with pytest.raises(ValueError, match="reference is empty"):
+        read_shards(tmp_path / "none", files, WM, tmp_path, reference=[])
+
+
+def green(length: int, seed: int) -> list[int]:
+    """A text of green tokens only."""
+    draws = np.random.default_rng(seed)
+    text = draws.integers(0, VOCABULARY, 2).tolist()
+    while len(text) < length:
+        tokens = draws.permutation(VOCABULARY)
+        text.append(int(tokens[np.argmax(WM.scores(np.tile(text[-2:], (VOCABULARY, 1)), tokens))]))
+    return text
 
 
 def answered(paths: list[Path]) -> list[list[dict[str, list[int]]]]:
