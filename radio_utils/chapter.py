@@ -29,6 +29,8 @@ from radio_utils.world.world import World
 
 logger = logging.getLogger(__name__)
 
+_RECORDS = Path(__file__).resolve().parent.parent / "results"  # of the repository, where the package is used from a clone
+
 # The columns of every table that a chapter may record. A row with other columns is an error.
 COLUMNS: dict[str, tuple[str, ...]] = {
     "detection": ("scheme", "k", "watermarked", "scored", "log10_p"),
@@ -54,6 +56,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "purification": ("steps", "log10_p"),
     "evasion": ("method", "value", "log10_p_text", "log10_p", "loss"),
     "power": ("rho", "effect", "pairs", "tokens", "extrapolated", "simulated"),
+    "filter_gain": ("rho", "setting", "kept", "left_out", "predicted", "observed"),
+    "per_pair": ("rho", "setting", "text", "scored", "score"),
     "audit": ("case", "test", "scored", "log10_p", "log10_corrected", "ks_p", "outcome"),
     "summary": ("rho", "setting", "access", "watermark", "log10_p"),
 }
@@ -83,20 +87,43 @@ class Chapter:
                 stacklevel=2,
             )
 
-    def add(self, table: str, **row: Any) -> None:
-        """Add one row. Raises ``ValueError`` for an unknown table or other columns than the table's."""
+    def add(self, table: str, result: object = None, **named: Any) -> None:
+        """Add one row: the columns in ``named``, and of the others the attributes of ``result`` that have their names.
+
+        Raises ``ValueError`` for an unknown table, a column that the table has not, or one that nothing fills.
+        """
         if table not in COLUMNS:
             raise ValueError(f"unknown table {table!r}; choose one of {', '.join(COLUMNS)}")
-        if tuple(row) != COLUMNS[table]:
+        found = {name: getattr(result, name) for name in COLUMNS[table] if name not in named and hasattr(result, name)}
+        row = named | found
+        if set(row) != set(COLUMNS[table]):
             raise ValueError(f"a row of {table!r} has the columns {COLUMNS[table]}, got {tuple(row)}")
-        self.tables.setdefault(table, []).append({name: _plain(value) for name, value in row.items()})
+        self.tables.setdefault(table, []).append({name: _plain(row[name]) for name in COLUMNS[table]})
 
     def value(self, table: str, column: str, **where: Any) -> Any:
         """The one recorded value of a column in the row that matches ``where``: what prose quotes."""
-        rows = [row for row in self.tables.get(table, []) if all(_same(row[k], v) for k, v in where.items())]
+        rows = _matching(self.tables.get(table, []), where)
         if len(rows) != 1:
             raise LookupError(f"{len(rows)} rows of {table!r} match {where}; exactly one is needed")
         return rows[0][column]
+
+    def other_seeds(self, table: str) -> list[list[dict[str, Any]]]:
+        """The rows of a table in the committed runs of this chapter with other seeds: what figures draw faintly.
+
+        A run of other sizes is none of these, and an installed package has no records: the list may be empty.
+        """
+        found = []
+        for path in sorted(_RECORDS.glob(f"seed-*/{self.preset.name}/{self.name}.json")):
+            record = json.loads(path.read_text(encoding="utf-8"))
+            same = record["config_hash"] == config_hash(self.preset, record["seed"])
+            if same and record["seed"] != self.seed and table in record["tables"]:
+                found.append(record["tables"][table])
+        return found
+
+    def across_seeds(self, table: str, column: str, **where: Any) -> list[Any]:
+        """:meth:`value` in this run, and then in each of :meth:`other_seeds` that has the row."""
+        others = [_matching(rows, where) for rows in self.other_seeds(table)]
+        return [self.value(table, column, **where), *(rows[0][column] for rows in others if len(rows) == 1)]
 
     def say(self, text: str) -> None:
         """Show a paragraph. Its numbers are filled in from the record by the caller, never typed."""
@@ -130,8 +157,7 @@ class Chapter:
 
     def config_hash(self) -> str:
         """Hash of every size of the preset and the seed."""
-        text = json.dumps([self.preset.model_dump(), self.seed], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return config_hash(self.preset, self.seed)
 
     @staticmethod
     def _quieten() -> None:
@@ -140,6 +166,25 @@ class Chapter:
 
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
+
+
+def config_hash(preset: Preset, seed: int) -> str:
+    """Hash of every size of the preset and the seed."""
+    text = json.dumps([preset.model_dump(), seed], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def of_seeds(hits: Iterable[bool]) -> str:
+    """In how many seeds something is so, for prose: "in 2 of 3 seeds"."""
+    found = [bool(hit) for hit in hits]
+    return f"in {sum(found)} of {len(found)} seeds" if len(found) != 1 else f"in {sum(found)} of 1 seed"
+
+
+def least_and_most(values: Iterable[float], digits: int = 2) -> str:
+    """The range of a number over the seeds, for prose: "0.61 to 0.66"."""
+    found = sorted(values)
+    shown = [f"{value:.{digits}f}" for value in (found[0], found[-1])]
+    return shown[0] if shown[0] == shown[1] else " to ".join(shown)
 
 
 def power_of_ten(log10_p: float) -> str:
@@ -155,6 +200,10 @@ def percent(share: float) -> str:
 def on_colab() -> bool:
     """Whether this runs on Google Colab."""
     return "google.colab" in sys.modules
+
+
+def _matching(rows: list[dict[str, Any]], where: dict[str, Any]) -> list[dict[str, Any]]:
+    return [row for row in rows if all(_same(row[name], value) for name, value in where.items())]
 
 
 def _key_from(variable: str) -> str | None:

@@ -37,43 +37,63 @@ def set_style() -> None:
     )  # fmt: skip
 
 
+Rows = Sequence[Mapping[str, Any]]
+
+
 def log10_p_against_share(
-    rows: Sequence[Mapping[str, Any]], *, series: str, labels: Mapping[Any, str], x: str = "rho", ax: Axes | None = None
+    rows: Rows,
+    *,
+    series: str,
+    labels: Mapping[Any, str],
+    x: str = "rho",
+    others: Sequence[Rows] = (),
+    ax: Axes | None = None,
 ) -> Axes:
-    """log10 p against ρ (or another share), one line for each value of the column ``series``."""
-    ax = ax or plt.subplots()[1]
-    markers = itertools.cycle("osD^vP")
-    for value, label in labels.items():
-        points = sorted((row[x], row["log10_p"]) for row in rows if row[series] == value)
-        shares = [100 * share for share, _ in points]
-        ax.plot(shares, [p for _, p in points], marker=next(markers), label=label)
-    ax.set_xscale("symlog", linthresh=1)
-    ticks = sorted({100 * row[x] for row in rows})
-    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    ax.minorticks_off()
+    """log10 p against ρ (or another share), one line for each value of the column ``series``.
+
+    ``others`` are the rows of runs with other seeds, drawn faintly in the colour of their series.
+    """
+    ax = _series(rows, others, x=x, y="log10_p", series=series, labels=labels, ax=ax)
+    _share_axis(ax, [row[x] for row in rows], x)
     _log10_p_axis(ax)
-    ax.set_xlabel({"rho": "share of Bob's data from Alice, ρ (%)", "d": "degree of supervision, d (%)"}.get(x, x))
     ax.legend()
     return ax
 
 
 def z_against_share(
-    rows: Sequence[Mapping[str, Any]], *, series: str, labels: Mapping[Any, str], ax: Axes | None = None
+    rows: Rows, *, series: str, labels: Mapping[Any, str], others: Sequence[Rows] = (), ax: Axes | None = None
 ) -> Axes:
-    """Standard deviations of evidence against ρ, one line for each value of the column ``series``."""
+    """Standard deviations of evidence against ρ, as :func:`log10_p_against_share`."""
+    ax = _series(rows, others, x="rho", y="z", series=series, labels=labels, ax=ax)
+    ax.axhspan(-1.96, 1.96, color=GREY, alpha=0.15, lw=0, label="95 % of innocents")
+    _share_axis(ax, [row["rho"] for row in rows], "rho")
+    ax.set_ylabel("evidence z (standard deviations)")
+    ax.legend()
+    return ax
+
+
+def _series(
+    rows: Rows, others: Sequence[Rows], *, x: str, y: str, series: str, labels: Mapping[Any, str], ax: Axes | None
+) -> Axes:
+    """One line with markers for each label, and thin ones without for other seeds."""
     ax = ax or plt.subplots()[1]
     markers = itertools.cycle("osD^vP")
     for value, label in labels.items():
-        points = sorted((row["rho"], row["z"]) for row in rows if row[series] == value)
-        ax.plot([100 * share for share, _ in points], [z for _, z in points], marker=next(markers), label=label)
-    ax.axhspan(-1.96, 1.96, color=GREY, alpha=0.15, lw=0, label="95 % of innocents")
-    ax.set_xscale("symlog", linthresh=0.5)
-    ticks = sorted({100 * row["rho"] for row in rows})
+        runs = [sorted((100 * row[x], row[y]) for row in run if row[series] == value) for run in (rows, *others)]
+        (line,) = ax.plot(*np.array(runs[0]).reshape(-1, 2).T, marker=next(markers), label=label)
+        for run in runs[1:]:
+            ax.plot(*np.array(run).reshape(-1, 2).T, color=line.get_color(), lw=1, alpha=0.35)
+    return ax
+
+
+def _share_axis(ax: Axes, shares: Sequence[float], x: str) -> None:
+    """The axis of a share, the same in every figure: linear up to 1 %, so that 0 has a place, then logarithmic."""
+    ax.set_xscale("symlog", linthresh=1)
+    ticks = sorted({100 * share for share in shares})
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     ax.minorticks_off()
-    ax.set(xlabel="share of Bob's data from Alice, ρ (%)", ylabel="evidence z (standard deviations)")
-    ax.legend()
-    return ax
+    name = {"rho": "share of Bob's data from Alice, ρ (%)", "d": "degree of supervision, d (%)"}.get(x, x)
+    ax.set_xlabel(f"{name}; linear up to 1, logarithmic beyond")
 
 
 def wealth(paths: Mapping[str, tuple[ArrayLike, ArrayLike]], *, alpha: float, xlabel: str, ax: Axes | None = None) -> Axes:
@@ -220,16 +240,20 @@ def bars(
     return ax
 
 
-def with_errors(rows: Sequence[Mapping[str, Any]], *, series: str, ylabel: str) -> Axes:
-    """``value`` ± ``stderr`` at each ρ, one line for each value of the column ``series``."""
+def with_errors(rows: Rows, *, series: str, ylabel: str, others: Sequence[Rows] = ()) -> Axes:
+    """``value`` ± ``stderr`` at each ρ, one line for each value of the column ``series``; other seeds faintly."""
     ax = plt.subplots()[1]
-    markers = iter("osD^vP" * 4)
+    markers = itertools.cycle("osD^vP")
     for name in dict.fromkeys(row[series] for row in rows):
-        points = [row for row in rows if row[series] == name]
-        labels = [f"{100 * row['rho']:g}" for row in points]
-        heights, errors = [row["value"] for row in points], [row["stderr"] for row in points]
-        ax.errorbar(labels, heights, yerr=errors, marker=next(markers), capsize=4, label=name)
-    ax.set(xlabel="share of Bob's data from Alice, ρ (%)", ylabel=ylabel)
+        runs = [
+            sorted((100 * r["rho"], r["value"], r["stderr"]) for r in run if r[series] == name) for run in (rows, *others)
+        ]
+        shares, heights, errors = zip(*runs[0], strict=True)
+        drawn = ax.errorbar(shares, heights, yerr=errors, marker=next(markers), capsize=4, label=name)
+        for run in runs[1:]:
+            ax.plot([r[0] for r in run], [r[1] for r in run], color=drawn.lines[0].get_color(), lw=1, alpha=0.35)
+    _share_axis(ax, [row["rho"] for row in rows], "rho")
+    ax.set_ylabel(ylabel)
     ax.legend()
     return ax
 
@@ -431,9 +455,27 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> Any:
     return wide.style.format(_three_digits).set_caption("log10 p by the share ρ; lower is stronger")
 
 
-def story(rows: Sequence[Mapping[str, Any]]) -> Figure:
+def story(rows: Rows, *, others: Sequence[Rows] = ()) -> Figure:
     """The book in one figure: log10 p against ρ in the four settings, from the rows of the summary table."""
-    lines = [{**row, "series": f"{row['access']}, {row['setting']}"} for row in rows if row["watermark"]]
     figure, ax = plt.subplots()
-    log10_p_against_share(lines, series="series", labels={name: name for name in _SETTINGS}, ax=ax)
+    lines, *faint = ([_named(row) for row in run if row["watermark"]] for run in (rows, *others))
+    log10_p_against_share(lines, series="series", labels={name: name for name in _SETTINGS}, others=faint, ax=ax)
     return figure
+
+
+def _named(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {**row, "series": f"{row['access']}, {row['setting']}"}
+
+
+def convictions(runs: Sequence[Rows], *, level: float = _THRESHOLD) -> Any:
+    """In how many runs each setting of the summary convicts, log10 p at most ``level``, at each share ρ: "2 of 3"."""
+    rows = [_named(row) for run in runs for row in run if row["watermark"]]
+    shares = sorted({row["rho"] for row in rows})
+    table = []
+    for name in _SETTINGS:
+        cells = {}
+        for share in shares:
+            found = [row["log10_p"] <= level for row in rows if row["series"] == name and row["rho"] == share]
+            cells[f"ρ = {100 * share:g}\u00a0%"] = f"{sum(found)} of {len(found)}"
+        table.append({"test": name, **cells})
+    return pd.DataFrame(table).style.hide(axis="index")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from radio_utils import chapter as chapter_module
-from radio_utils.chapter import COLUMNS, Chapter, percent, power_of_ten
+from radio_utils.chapter import COLUMNS, Chapter, least_and_most, of_seeds, percent, power_of_ten
 from radio_utils.presets import PresetError
 
 
@@ -82,6 +83,34 @@ def test_rows_are_checked() -> None:
         with pytest.raises(TypeError, match="a table holds numbers"):
             chapter.add("null_audit", **(good | {"ks_p": value}))
     assert not chapter.tables.get("null_audit")
+
+
+def test_a_row_takes_from_a_result_what_is_not_named() -> None:
+    chapter = smoke()
+    audit = SimpleNamespace(keys=9, ks_p=0.5, min_log10_p=-1.5, test="not this", unused=1)
+    chapter.add("null_audit", audit, test="a name")
+    assert list(chapter.tables["null_audit"][0].items()) == [
+        ("test", "a name"), ("keys", 9), ("ks_p", 0.5), ("min_log10_p", -1.5),
+    ]  # fmt: skip
+    for wrong in ({"keys": 3}, {"test": "t", "colour": "blue"}):  # a column is missing, one too many
+        with pytest.raises(ValueError, match="a row of 'null_audit' has the columns"):
+            chapter.add("null_audit", SimpleNamespace(ks_p=0.5, min_log10_p=-1.5), **wrong)
+
+
+def test_other_seeds_are_those_of_the_same_sizes(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chapter_module, "_RECORDS", folders)
+    for folder, seed, changes in (("seed-0", 0, {}), ("seed-1", 1, {}), ("seed-2", 2, {"audit_keys": 99})):
+        monkeypatch.setenv("RADIO_UTILS_RESULTS", str(folders / folder))
+        run = smoke(seed=seed, **changes)
+        run.add("null_audit", test="a", keys=9, ks_p=seed / 10, min_log10_p=-1.0)
+        run.record()
+    assert [row["ks_p"] for (row,) in run.other_seeds("null_audit")] == []
+    run = smoke(seed=0)
+    run.add("null_audit", test="a", keys=9, ks_p=0.7, min_log10_p=-1.0)  # this run's, whatever seed-0 says
+    assert run.across_seeds("null_audit", "ks_p", test="a") == [0.7, 0.1]
+    assert run.other_seeds("detection") == []
+    assert of_seeds(p > 0.5 for p in run.across_seeds("null_audit", "ks_p", test="a")) == "in 1 of 2 seeds"
+    assert least_and_most([0.7, 0.1]) == "0.10 to 0.70" and least_and_most([0.1]) == "0.10"
 
 
 def test_value_needs_exactly_one_row() -> None:

@@ -45,6 +45,23 @@ def test_p_against_share_draws_every_row_in_order() -> None:
     ax.figure.canvas.draw()
 
 
+def test_other_seeds_are_faint_and_of_their_series_colour() -> None:
+    other = [row | {"log10_p": row["log10_p"] - 1} for row in ROWS]
+    ax = figures.log10_p_against_share(
+        ROWS, series="setting", labels={"supervised": "S", "unsupervised": "U"}, others=[other]
+    )
+    shown, faint = ([line for line in ax.get_lines() if (line.get_alpha() == 0.35) is wanted] for wanted in (False, True))
+    assert [line.get_color() for line in faint] == [line.get_color() for line in shown[:2]]
+    np.testing.assert_allclose(faint[0].get_ydata(), [-1, -11, -101])
+    assert len(ax.get_legend().get_texts()) == 2
+
+
+def test_convictions_are_counted_over_runs() -> None:
+    runs = [[row | {"log10_p": row["log10_p"] * factor} for row in ROWS] for factor in (1, 0.5)]
+    page = figures.convictions(runs).to_html()
+    assert "2 of 2" in page and "1 of 2" in page and "0 of 2" in page and "ρ = 5\u00a0%" in page
+
+
 def test_more_lines_than_markers() -> None:
     rows = [{"rho": 0.1, "setting": i, "log10_p": -i} for i in range(9)]
     ax = figures.log10_p_against_share(rows, series="setting", labels={i: str(i) for i in range(9)})
