@@ -56,8 +56,6 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "purification": ("steps", "log10_p"),
     "evasion": ("method", "value", "log10_p_text", "log10_p", "loss"),
     "power": ("rho", "effect", "pairs", "tokens", "extrapolated", "simulated"),
-    "filter_gain": ("rho", "setting", "kept", "left_out", "predicted", "observed"),
-    "per_pair": ("rho", "setting", "text", "scored", "score"),
     "audit": ("case", "test", "scored", "log10_p", "log10_corrected", "ks_p", "outcome"),
     "summary": ("rho", "setting", "access", "watermark", "log10_p"),
 }
