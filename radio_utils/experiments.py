@@ -204,6 +204,25 @@ def pair_growth(world: World, which: float | str, *, parts: int = 24) -> tuple[l
     return tokens, distinct
 
 
+def reading_in_groups(world: World, which: float | str, tokens: int) -> list[Evidence]:
+    """Unsupervised :func:`reading` in disjoint groups of consecutive fresh texts, of at least ``tokens`` tokens each.
+
+    Each group is evidence of its own, as if Alice had read no other; what is left over at the end is no group.
+    """
+    if tokens < 1:
+        raise ValueError(f"tokens must be at least 1, got {tokens}")
+    found = read_shard(world, which, "unsupervised")
+    sizes = np.array([context.size for context in found.contexts]) - np.asarray(found.starts)
+    groups, first = list[Evidence](), 0
+    for last in range(1, sizes.size + 1):
+        if sizes[first:last].sum() >= tokens:
+            texts = slice(first, last)
+            part = Predictions(found.contexts[texts], found.starts[texts], found.tokens[texts])
+            groups.append(scored(world, part))
+            first = last
+    return groups
+
+
 def _read(world: World, bob: Any, texts: list[Ids], prompts: list[Ids], label: str | None) -> Predictions:
     if not texts:  # more shards than texts
         return Predictions((), np.zeros(0, np.int64), ())

@@ -29,6 +29,7 @@ from typing import Any
 
 from radio_utils import experiments
 from radio_utils.artifacts import Store, default_root
+from radio_utils.audit import Request
 from radio_utils.files import atomic_write
 from radio_utils.keys import known_key, read_key
 from radio_utils.presets import PresetError, load_preset
@@ -95,6 +96,41 @@ def make_case(world: World, rho: float, folder: Path, *, fresh: int = 800, rehea
         atomic_write(folder / name, f"hex:{key.hex()}" if isinstance(key, bytes) else str(key))
     mark = world.preset.watermark
     return Case(folder, world.key, other.key, _SCHEMES[mark.scheme], mark.window, mark.gamma, mark.delta)
+
+
+def requests(world: World, case: Case, *, alpha: float, seed: int) -> dict[str, Request]:
+    """The audits of a practice case, by name: the guilty and the innocent Bob, by weights and by answers, and the trap.
+
+    The trap is the guilty Bob accused by somebody else, under whose key he never met a text. A suspect's weights come with
+    his base, plain texts, and Alice's own model for the re-marking control.
+    """
+    preset = world.preset
+    common: dict[str, Any] = {
+        "scheme": case.scheme, "window": case.window, "gamma": case.gamma, "alpha": alpha, "seed": seed,
+        "max_tokens": preset.suspect.max_new_tokens, "decoys": preset.audit_keys, "device": world.device,
+        "rehearsal": bool(known_key(case.key)),
+    }  # fmt: skip
+    read = {"reference": preset.base.hub or case / "base", "fresh_texts": case / "plain.jsonl"}
+    control = {
+        "alice": preset.alice.hub or case / "alice", "delta": case.delta,
+        "alice_temperature": preset.self_instruct.sampling.temperature,
+        "worlds": min(19, preset.reading.worlds), "control_texts": preset.reading.control_texts,
+    }  # fmt: skip
+    ask = {"access": "closed", "max_queries": preset.querying.prompts // 2}
+    mine = {"watermarked_texts": case / "marked.jsonl", "key": case.key}
+    hers = {"watermarked_texts": case / "other.jsonl", "key": case.other_key}
+    wanted: dict[str, dict[str, Any]] = {
+        "guilty, weights": {"suspect": case / "guilty", **mine, **read, **control},
+        "guilty, answers": {"suspect": case / "guilty", **mine, **ask},
+        "innocent, weights": {"suspect": case / "innocent", **mine, **read, **control},
+        "innocent, answers": {"suspect": case / "innocent", **mine, **ask},
+        "another's key, weights": {"suspect": case / "guilty", **hers, **read},
+    }
+    audits = case.folder / "audits"
+    return {
+        name: Request(**one, output_dir=str(audits / str(number)), **common)
+        for number, (name, one) in enumerate(wanted.items(), start=1)
+    }
 
 
 def _write_pairs(path: Path, tokenizer: Any, pairs: Sequence[Pair]) -> None:
