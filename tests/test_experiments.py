@@ -125,6 +125,23 @@ def test_pairs_grow_along_the_texts_to_what_reading_gives(world: World, monkeypa
     assert experiments.pair_growth(again(world), 0.5, parts=4) == (tokens, pairs)
 
 
+def test_groups_are_readings_of_their_texts_alone(world: World) -> None:
+    texts = world.pairs("fresh")[: world.preset.reading.texts]
+    sizes = [text.size for text in instructions.written_ids(world.tokenizer, texts)[1]]
+    aim = sum(sizes) // 3
+    groups = experiments.reading_in_groups(world, 0.5, aim)
+    ends = [0]  # each group is the fewest next texts with so many tokens
+    while sum(sizes[ends[-1] :]) >= aim:
+        ends.append(next(i for i in range(ends[-1] + 1, len(sizes) + 1) if sum(sizes[ends[-1] : i]) >= aim))
+    assert len(groups) == len(ends) - 1 >= 2
+    for group, start, end in zip(groups, ends, ends[1:], strict=False):
+        alone = read_directly(world, world.bob(0.5), texts[start:end])
+        assert abs(len(group) - len(alone)) <= max(2, 0.05 * len(alone))  # other batches break ties otherwise
+    assert experiments.reading_in_groups(world, 0.5, sum(sizes) + 1) == []
+    with pytest.raises(ValueError, match="tokens must be at least 1, got 0"):
+        experiments.reading_in_groups(world, 0.5, 0)
+
+
 def test_reading_after_an_epoch_and_of_other_models(world: World) -> None:
     kept = world.changed(fine_tuning__epochs=2.0, fine_tuning__checkpoints=True, fine_tuning__learning_rate=0.02)
     first, last = (experiments.reading(kept, 1.0, "plain", epoch=epoch) for epoch in (1, None))

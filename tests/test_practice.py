@@ -9,6 +9,8 @@ import pytest
 
 import radio_utils as ru
 from radio_utils import practice, suspects
+from radio_utils.presets import load_preset
+from radio_utils.world.world import World
 
 FILES = {
     "guilty", "innocent", "base", "marked.jsonl", "fresh.jsonl", "plain.jsonl", "other.jsonl", "answers.jsonl", "key.txt",
@@ -43,6 +45,18 @@ def test_the_innocent_shares_no_text_with_the_guilty(practice_case: practice.Cas
         Path(practice_case / "guilty/model.safetensors").read_bytes()
         != Path(practice_case / "innocent/model.safetensors").read_bytes()
     )
+
+
+def test_the_audits_of_a_case_name_files_that_are_there(practice_case: practice.Case) -> None:
+    world = World(load_preset("smoke"))
+    found = practice.requests(world, practice_case, alpha=0.01, seed=3)
+    assert [name.partition(", ")[2] for name in found] == ["weights", "answers", "weights", "answers", "weights"]
+    assert len({one.output_dir for one in found.values()}) == 5
+    for name, one in found.items():
+        assert Path(one.suspect).name == ("innocent" if name.startswith("innocent") else "guilty")
+        assert Path(one.suspect).is_dir() and Path(str(one.watermarked_texts)).is_file()
+        assert one.key == (practice_case.other_key if name.startswith("another") else practice_case.key)
+        assert (one.alpha, one.seed, one.rehearsal) == (0.01, 3, False)  # the case's key is random
 
 
 def test_an_unknown_preset_is_an_error_without_a_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
