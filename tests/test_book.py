@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -336,6 +337,52 @@ class TestCheck:
         write(book, "01_first", notebook)
         problems = check(book)
         assert any(told in problem and problem.startswith("notebooks/01_first.ipynb") for problem in problems), problems
+
+    def test_visible_cells_are_short(self, book: Project) -> None:
+        long = "\n".join(f"x{number} = {number}" for number in range(13))
+        for tags, told in (([], True), (["hide-input"], False), (["hide-cell"], False)):
+            notebook = chapter("01_first")
+            notebook.cells[3].update(source=long)
+            notebook.cells[3].metadata.update(tags=tags)
+            write(book, "01_first", notebook)
+            assert any("cell 4 shows 13 lines of code" in problem for problem in check(book)) is told
+
+    def test_the_reading_time_is_computed(self, book: Project) -> None:
+        notebook = chapter("01_first")
+        notebook.cells[0].source += "\n\n| Time | 9 minutes to read |\n\n" + "word " * 700
+        figure = {"tags": ["hide-input"], "mystnb": {"figure": {"name": "fig"}}}
+        notebook.cells[4:4] = [new_code_cell("draw()", metadata=figure) for _ in range(2)]
+        words = sum(len(cell.source.split()) for cell in notebook.cells if cell.cell_type == "markdown")
+        words += sum(len(cell.source.split()) for cell in (notebook.cells[2], notebook.cells[3], *notebook.cells[6:]))
+        wanted = round(words / 200 + 1)
+        write(book, "01_first", notebook)
+        assert any(f"states 9 minutes to read, and {wanted} are computed" in problem for problem in check(book))
+        notebook.cells[0].source = notebook.cells[0].source.replace("| 9 minutes", f"| {wanted} minutes")
+        write(book, "01_first", notebook)
+        assert check(book) == []
+
+    @pytest.mark.parametrize(
+        ("prose", "told"),
+        [
+            ("A key is secret.", ["key"]),
+            ("Keys are secret.", ["key"]),
+            ("A {term}`key` is secret; a key is.", []),
+            ("A key is secret; a {term}`key` is.", ["key"]),
+            ("{term}`Keys <key>` are secret.", []),
+            ("Under a {term}`decoy key` nobody wrote.", []),  # no use of the shorter term
+            ("# A key\n\n`key` $key$ [key](key.md) {cite}`key` keyed, key-dependent", []),
+            ("```python\nkey\n```\n\n$$\nkey\n$$", []),
+            ("A decoy key and a key.", ["decoy key", "key"]),
+        ],
+    )
+    def test_first_uses_lead_to_the_glossary(self, book: Project, prose: str, told: list[str]) -> None:
+        entries = "# Glossary\n\n```{glossary}\ndecoy key\n  One that nobody used.\n\nkey\n  A secret,\n  kept.\n```\n"
+        (book.root / "book" / "glossary.md").write_text(entries)
+        notebook = chapter("01_first")
+        notebook.cells.insert(3, new_markdown_cell(prose))
+        write(book, "01_first", notebook)
+        found = [problem for problem in check(book) if "glossary" in problem]
+        assert [re.search("use of '(.*?)'", problem)[1] for problem in found] == told  # type: ignore[index]
 
     def test_setup_cells_must_be_identical(self, tmp_path: Path) -> None:
         other = chapter("02_second")
