@@ -32,8 +32,9 @@ from radio_utils.watermarks import Watermark
 from radio_utils.watermarks.prf import derive_bytes
 from radio_utils.world import instructions, openings, training
 from radio_utils.world.instructions import Pair
+from radio_utils.world.names import PairSet
 from radio_utils.world.savepoints import Savepoint
-from radio_utils.world.world import PairSet, World
+from radio_utils.world.world import World
 
 Ids = NDArray[np.int64]
 Setting = Literal["supervised", "unsupervised", "plain"]

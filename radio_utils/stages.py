@@ -21,7 +21,8 @@ from functools import partial
 from radio_utils import experiments
 from radio_utils.artifacts import Store, default_root
 from radio_utils.presets import PresetError, load_preset
-from radio_utils.world.world import PairSet, World
+from radio_utils.world.names import PairSet
+from radio_utils.world.world import World
 
 logger = logging.getLogger(__name__)
 UNFINISHED = 75  # the exit status when work is left: EX_TEMPFAIL

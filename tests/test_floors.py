@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import radio_utils
@@ -76,3 +77,17 @@ def test_private_names_stay_in_their_room() -> None:
         and target.rpartition(".")[0] != module
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_the_world_is_built_one_way() -> None:
+    """Not even for types does a module of the world know one that knows it."""
+    known = {name: path for name, path in modules().items() if room_of(name) == "world"}
+    graph: dict[str, set[str]] = {name: set() for name in known}
+    for name, path in known.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                targets = {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+                graph[name] |= targets & known.keys()
+    flow = list(TopologicalSorter(graph).static_order())  # raises where there is a circle
+    stages = [f"radio_utils.world.{name}" for name in ("setting", "origins", "writing", "choosing", "tuning", "world")]
+    assert [name for name in flow if name in stages] == stages

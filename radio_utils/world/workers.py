@@ -15,21 +15,35 @@ import queue
 import subprocess
 import sys
 import tempfile
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from tqdm import tqdm
 
-from radio_utils.processes import end_with_parent
+from radio_utils.artifacts import Artifact
+from radio_utils.world.names import Which, named
 
-if TYPE_CHECKING:
-    from radio_utils.world.world import World
 
-Job = tuple["World", float | str]  # a model or a set of pairs: its world, and its name there
+class Maker(Protocol):
+    """What a :class:`radio_utils.world.world.World` is to those who make it work."""
+
+    device: str
+    progress: bool
+
+    def has(self, which: Which) -> bool:
+        """Whether its store holds what has this name."""
+
+    def made(self, which: Which) -> Artifact:
+        """What has this name, made if the store lacks it."""
+
+    def description(self) -> dict[str, Any]:
+        """What another process must know to make the same."""
+
+
+Job = tuple[Maker, Which]  # a model or a set of pairs: its world, and its name there
 
 
 class WorkerError(RuntimeError):
@@ -37,7 +51,7 @@ class WorkerError(RuntimeError):
 
 
 def make_all(jobs: Sequence[Job], *, workers: int | None = None) -> None:
-    """Make those that the store lacks, named as :meth:`World.made` does. On a processor several at once, one for each core.
+    """Make those that the store lacks, named as ``World.made`` does. On a processor several at once, one for each core.
 
     What a job is made from is made before, one after the other: ask for it in an earlier call. A machine lost half-way has
     lost what was under way and nothing else. Raises :class:`WorkerError` when a process fails.
@@ -65,17 +79,15 @@ def _make_side_by_side(jobs: Sequence[Job], workers: int) -> None:
         list(pool.map(lambda _: _work(waiting, bar), range(workers)))
 
 
-def _request(world: World, which: float | str) -> str:
+def _request(world: Maker, which: Which) -> str:
     """What a worker must know, for its standard input: the key must not stand on a command line, where others see it."""
-    key: Any = world.key if not isinstance(world.key, bytes) else {"hex": world.key.hex()}
-    fields = {"preset": world.preset.model_dump(), "seed": world.seed, "run": world.run, "key": key}
-    return json.dumps(fields | {"store": str(world.store.root), "which": which})
+    return json.dumps({"world": world.description(), "which": str(named(which))})
 
 
 def _work(waiting: queue.SimpleQueue[str], bar: Any) -> None:
     """Start a process and hand it one job after another."""
     with tempfile.TemporaryFile("w+") as said:
-        command = [sys.executable, "-m", "radio_utils.world.workers"]
+        command = [sys.executable, "-m", "radio_utils.world"]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         with subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True, env=environment
@@ -95,41 +107,3 @@ def _work(waiting: queue.SimpleQueue[str], bar: Any) -> None:
         if child.returncode != 0:
             said.seek(0)
             raise WorkerError(f"a worker process ended with status {child.returncode}: {said.read()[-2000:].strip()}")
-
-
-def _lines(at_work: threading.Event) -> Iterator[str]:
-    """The lines of standard input, read as they come. When it ends while ``at_work``, so does this process."""
-    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
-
-    def read() -> None:
-        for line in sys.stdin:
-            at_work.set()
-            lines.put(line)
-        if at_work.is_set():  # nobody waits for the answer
-            os._exit(1)
-        lines.put("")
-
-    threading.Thread(target=read, daemon=True).start()
-    return iter(lines.get, "")
-
-
-def _main() -> None:
-    end_with_parent()
-    from radio_utils.artifacts import Store
-    from radio_utils.presets import Preset
-    from radio_utils.world.world import World
-
-    at_work = threading.Event()
-    for line in _lines(at_work):
-        asked = json.loads(line)
-        key = bytes.fromhex(asked["key"]["hex"]) if isinstance(asked["key"], dict) else asked["key"]
-        store = Store(asked["store"])
-        world = World(Preset(**asked["preset"]), seed=asked["seed"], run=asked["run"], key=key, store=store, progress=False)
-        world.made(asked["which"])
-        at_work.clear()
-        sys.stdout.write("done\n")
-        sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    _main()

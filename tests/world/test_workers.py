@@ -118,7 +118,7 @@ def test_the_same_model_named_twice_is_trained_once(world: World, trainings: lis
 @pytest.mark.slow
 def test_a_worker_ends_when_nobody_waits_for_it(world: World) -> None:
     """Its standard input ends with its parent, and so does it, in the middle of a training."""
-    command = [sys.executable, "-m", "radio_utils.world.workers"]
+    command = [sys.executable, "-m", "radio_utils.world"]
 
     def start() -> subprocess.Popen[str]:
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -16,8 +16,7 @@ from radio_utils import detect, evidence
 from radio_utils.artifacts import Artifact, Store
 from radio_utils.presets import PresetError
 from radio_utils.suspects import ModelFolderError
-from radio_utils.world import instructions, training
-from radio_utils.world import world as world_module
+from radio_utils.world import instructions, origins, training
 from radio_utils.world.adapters import AdapterError
 from radio_utils.world.corpus import EmptyCorpusError
 from radio_utils.world.mixtures import ShareError
@@ -466,7 +465,7 @@ def test_too_many_keys_for_the_data_are_refused(world: World, monkeypatch: pytes
 )
 def test_alice_from_a_hub_is_in_half_precision_on_every_gpu(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(world_module, "load_model", lambda name, **options: asked.append(options["dtype"]))
+    monkeypatch.setattr(origins, "load_model", lambda name, **options: asked.append(options["dtype"]))
     here = {"hub": "someone/model", "parameters": 1e6}
     hub = World(small(alice=here, base=here), store=Store("/nowhere"), device=device)
     hub.alice()

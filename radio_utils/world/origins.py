@@ -1,0 +1,153 @@
+"""Where a world begins: the corpus, the shared tokenizer, Alice's watermark, and the two models before any fine-tuning."""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from radio_utils.artifacts import Artifact
+from radio_utils.files import atomic_write, write_json
+from radio_utils.presets import Model
+from radio_utils.provenance import code_version
+from radio_utils.suspects import check_same_tokenizer, load_model, load_tokenizer
+from radio_utils.suspects.memory import needs_memory
+from radio_utils.watermarks import Watermark
+from radio_utils.world import corpus, installed, instructions, models, training
+from radio_utils.world.instructions import Pair
+from radio_utils.world.savepoints import Savepoint
+from radio_utils.world.setting import Setting, Spec, library_versions
+
+_HALVES = {"alice": 0, "base": 1}  # which half of the corpus each is pre-trained on
+DEMONSTRATION_TOKENS = 70  # longer documents make poor examples: they fill the context
+
+
+class Origins(Setting):
+    """The text that people wrote, and the models that learned from nothing else."""
+
+    @functools.cached_property
+    def _corpus(self) -> Artifact:
+        packages = installed.resolved(self.preset.corpus.packages)
+
+        def build(folder: Path) -> None:
+            documents = corpus.read_corpus(packages)
+            atomic_write(folder / "documents.jsonl", "".join(json.dumps(asdict(d)) + "\n" for d in documents))
+
+        return self._get(Spec("corpus", corpus.package_versions(packages), [], code_version("world.corpus")), build)
+
+    @functools.cached_property
+    def documents(self) -> list[corpus.Document]:
+        """The docstring corpus, both halves."""
+        lines = (self._corpus / "documents.jsonl").read_text(encoding="utf-8").splitlines()
+        return [corpus.Document(**json.loads(line)) for line in lines]
+
+    def half(self, which: int) -> list[Pair]:
+        """The documents of one half: 0 is what Alice's model was pre-trained on, 1 is for Bob's base."""
+        return [Pair(d.instruction, d.answer) for d in self.documents if corpus.half(d.topic) == which]
+
+    def demonstrations(self) -> list[Pair]:
+        """Short documents of Alice's own half, shown to her as examples."""
+        pairs = self.half(0)
+        ids = instructions.text_ids(self.tokenizer, pairs)
+        return [pair for pair, tokens in zip(pairs, ids, strict=True) if tokens.size <= DEMONSTRATION_TOKENS]
+
+    def held_out(self, count: int) -> list[Pair]:
+        """Real documents of Alice's half, which Bob's base has not seen."""
+        pairs = self.half(0)
+        chosen = self._generator("held out").permutation(len(pairs))[:count]
+        return [pairs[i] for i in chosen]
+
+    @functools.cached_property
+    def _tokenizer(self) -> Artifact:
+        settings = self.preset.tokenizer
+
+        def build(folder: Path) -> None:
+            texts = (f"{instructions.OPENING} {d.instruction}\nAnswer: {d.answer}" for d in self.documents)
+            models.train_tokenizer(texts, settings.vocab_size, folder)
+
+        return self._get(Spec("tokenizer", settings.model_dump(), [self._corpus], code_version("world.models")), build)
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer that Alice and Bob share."""
+        if self.preset.alice.hub is None:
+            return load_tokenizer(self._tokenizer.path)
+        tokenizer = load_tokenizer(self.preset.alice.hub)
+        if self.preset.base.hub is not None:
+            check_same_tokenizer(tokenizer, load_tokenizer(self.preset.base.hub))
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return tokenizer
+
+    @functools.cached_property
+    def watermark(self) -> Watermark:
+        """Alice's watermark under her key."""
+        return self.preset.watermark.make(self.key, len(self.tokenizer))
+
+    def alice(self) -> Any:
+        """A: Alice's model."""
+        return self._load("alice")
+
+    def base(self) -> Any:
+        """B₀: Bob's model before fine-tuning."""
+        return self._load("base")
+
+    def model_inputs(self, name: str) -> list[Artifact]:
+        """The artifacts behind "alice" or "base": none where the model comes from a hub."""
+        return [] if self._model(name).hub is not None else [self._pretrained(name)]
+
+    def _load(self, name: str) -> Any:
+        half_precision = name == "alice" and self.device.startswith("cuda") and self._model(name).hub is not None
+        return load_model(self._source(name), device=self.device, dtype=torch.float16 if half_precision else None)
+
+    def _model(self, name: str) -> Model:
+        return self.preset.alice if name == "alice" else self.preset.base
+
+    def _source(self, name: str) -> str | Path:
+        hub = self._model(name).hub
+        return hub if hub is not None else self._pretrained(name).path
+
+    def _pretraining(self, name: str) -> Spec:
+        config = {"model": self._model(name).model_dump(), "name": name, "seed": self.seed, **library_versions()}
+        version = code_version("world.training", "world.models", "world.instructions")
+        return Spec(name, config, [self._corpus, self._tokenizer], version)
+
+    def _pretrained(self, name: str) -> Artifact:
+        model = self._model(name)
+        assert model.build is not None and model.pretraining is not None
+        made, schedule = model.build, model.pretraining
+
+        def build(folder: Path) -> None:
+            generator = self._generator(f"pretraining/{name}")
+            documents = instructions.text_ids(self.tokenizer, self.half(_HALVES[name]))
+            generator.shuffle(documents)
+            examples = training.pack(documents, schedule.length)
+            network = models.new_model(made, len(self.tokenizer), self.tokenizer.eos_token_id, self.number(name))
+            recipe = training.Recipe(
+                epochs=schedule.tokens / (len(examples) * schedule.length),
+                learning_rate=schedule.learning_rate,
+                batch_size=schedule.batch_size,
+                max_length=schedule.length,
+            )
+            with needs_memory(f"{name}.pretraining.batch_size", f"{name}.pretraining.length"):
+                losses = training.train(
+                    network.to(self.device),
+                    examples,
+                    recipe,
+                    generator=generator,
+                    progress=self._bar(f"pre-training {name}"),
+                    steps=training.Steps(compiled=self.preset.compile),
+                    savepoint=Savepoint(self.store.scratch(folder)),
+                )
+            self._save(network, folder)
+            write_json(folder / "losses.json", losses)
+
+        return self._get(self._pretraining(name), build)
+
+    def _save(self, network: Any, folder: Path, weights: dict[str, Any] | None = None) -> None:
+        network.save_pretrained(str(folder), safe_serialization=True, state_dict=weights)
+        self.tokenizer.save_pretrained(str(folder))

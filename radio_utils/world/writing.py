@@ -1,0 +1,133 @@
+"""What Alice's model writes: sets of instruction–answer pairs, with and without her watermark, whole or in shards."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from radio_utils.artifacts import Artifact
+from radio_utils.provenance import code_version
+from radio_utils.suspects.memory import needs_memory
+from radio_utils.watermarks import Watermark
+from radio_utils.world import instructions
+from radio_utils.world.instructions import Pair
+from radio_utils.world.names import PairSet, Texts
+from radio_utils.world.origins import DEMONSTRATION_TOKENS, Origins
+from radio_utils.world.setting import Spec
+
+_WATERMARKED: tuple[PairSet, ...] = ("watermarked", "fresh")
+
+
+class Writing(Origins):
+    """Alice at work."""
+
+    def pairs(self, which: PairSet) -> list[Pair]:
+        """A set of instruction–answer pairs that Alice's model wrote."""
+        return instructions.load_pairs(self.written(which) / "pairs.jsonl")
+
+    def written(self, which: PairSet) -> Artifact:
+        """The artifact of a set of pairs. In several shards, they are joined and pairs that occur twice dropped."""
+        if self.preset.shards == 1:
+            return self.written_shard(which, 0)
+        parts = [self.written_shard(which, shard) for shard in range(self.preset.shards)]
+        count = self._count(which)
+
+        def build(folder: Path) -> None:
+            pairs = dict.fromkeys(pair for part in parts for pair in instructions.load_pairs(part / "pairs.jsonl"))
+            if len(pairs) < count:
+                raise instructions.TooFewPairsError(
+                    f"the shards hold {len(pairs)} distinct {which} pairs of {count}; take fewer shards, "
+                    "or raise the temperature at which Alice writes"
+                )
+            instructions.save_pairs(folder / "pairs.jsonl", list(pairs)[:count])
+
+        return self._get(Spec("joined-pairs", {"count": count}, parts, "1"), build)
+
+    def written_shard(self, which: PairSet, shard: int) -> Artifact:
+        """The artifact of one of the preset's ``shards`` of a set of pairs."""
+        spec, shards = self._shard(which, shard), self.preset.shards
+        stream = f"pairs/{which}" if shards == 1 else f"pairs/{which}/{shard} of {shards}"
+
+        def build(folder: Path) -> None:
+            with needs_memory("self_instruct.batch_size"):
+                pairs = instructions.self_instruct(
+                    self.alice(),
+                    self.tokenizer,
+                    self.demonstrations(),
+                    spec.config["count"],
+                    wm=self.watermark if which in _WATERMARKED else None,
+                    **self._manner(stream, f"Alice writes {which} pairs"),
+                )
+            instructions.save_pairs(folder / "pairs.jsonl", pairs)
+
+        return self._get(spec, build)
+
+    def remarked(self, wms: Sequence[Watermark], count: int) -> list[list[Pair]]:
+        """``count`` pairs under each of other watermarks, written as those of :meth:`pairs` were under Alice's own."""
+        wrote = self._shard("fresh", 0)
+        mark = {**wrote.config["watermark"], "fingerprint": [wm.fingerprint for wm in wms]}
+        config = {**wrote.config, "set": "remarked", "count": count, "watermark": mark}
+
+        def build(folder: Path) -> None:
+            with needs_memory("self_instruct.batch_size"):
+                worlds = instructions.self_instruct_under(
+                    self.alice(),
+                    self.tokenizer,
+                    self.demonstrations(),
+                    count,
+                    wms,
+                    **self._manner("pairs/remarked", f"Alice writes under {len(wms)} other keys"),
+                )
+            instructions.save_pairs(folder / "pairs.jsonl", [pair for pairs in worlds for pair in pairs])
+
+        artifact = self._get(Spec("remarked-pairs", config, wrote.inputs, wrote.version), build)
+        rows = instructions.load_pairs(artifact / "pairs.jsonl")
+        return [rows[i * count : (i + 1) * count] for i in range(len(wms))]
+
+    def _has_written(self, which: PairSet) -> bool:
+        """Whether the store holds every shard of a set."""
+        return all(self._has(self._shard(which, shard)) for shard in range(self.preset.shards))
+
+    def _manner(self, stream: str, label: str) -> dict[str, Any]:
+        """How Alice writes, whatever the mark."""
+        settings = self.preset.self_instruct
+        return {
+            "shown": settings.shown,
+            "sampling": settings.sampling.make(),
+            "max_new_tokens": settings.max_new_tokens,
+            "generator": self._generator(stream),
+            "batch_size": settings.batch_size,
+            "progress": self._bar(label),
+        }
+
+    def _shard(self, which: PairSet, shard: int) -> Spec:
+        count, shards = self._count(which), self.preset.shards
+        if shards > 1:  # a fiftieth more, for what is written twice
+            count = math.ceil(1.02 * count / shards)
+        wm = self.watermark if which in _WATERMARKED else None
+        config = {
+            "set": which,
+            "count": count,
+            "self_instruct": self.preset.self_instruct.model_dump(exclude={"pairs", "unused", "fresh"}),
+            "demonstration_tokens": DEMONSTRATION_TOKENS,
+            "alice": self.preset.alice.model_dump(),
+            "watermark": None if wm is None else {"fingerprint": wm.fingerprint, "delta": self.preset.watermark.delta},
+            "seed": self.seed,
+        }
+        if shards > 1:
+            config |= {"shard": shard, "shards": shards}
+        version = code_version("decoding", "watermarks", "world.instructions")
+        return Spec("pairs", config, [self._corpus, *self.model_inputs("alice")], version)
+
+    def _count(self, which: PairSet) -> int:
+        settings = self.preset.self_instruct
+        counts: dict[PairSet, int] = {
+            "watermarked": settings.pairs,
+            "plain": settings.pairs,
+            "kept": settings.unused,
+            "fresh": settings.fresh,
+            "outside": self.preset.membership.fresh,
+        }
+        return counts[Texts(which).which]
