@@ -96,7 +96,7 @@ repository: $(STAMP)
 	@$(BOOK) repository $(URL)
 
 screenshots: $(STAMP)
-	$(BOOK) screenshots --preset $(PRESET) book/_build/screenshots
+	$(BIN)/python tests/screens.py --preset $(PRESET) book/_build/screenshots
 
 clean:
 	rm -rf book/_build build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis results/smoke results/laptop

@@ -564,7 +564,6 @@ class TestCommandLine:
             (["run", "01_first", "--timeout", "0"], "a positive number"),
             (["render"], "isn't executed from the present sources"),
             (["repository", "nowhere"], "https://host/owner/name"),
-            (["screenshots", "shots"], "holds no rendered book"),
         ],
     )
     def test_one_clear_error(self, book: Project, arguments: list[str], told: str) -> None:

@@ -7,7 +7,6 @@
 ``execute``   chapters through papermill, with a time limit, cached by everything that they depend on
 ``render``    the staging tree and the html
 ``status``    the page that says what ran where
-``screens``   screenshots of each page
 """
 
 from radio_utils.book.project import BookError, Project

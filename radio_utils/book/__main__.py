@@ -141,13 +141,6 @@ def _repository(project: Project, options: argparse.Namespace) -> None:
     print(project.address())
 
 
-def _screenshots(project: Project, options: argparse.Namespace) -> None:
-    from radio_utils.book.screens import screenshots
-
-    files = screenshots(project, options.folder, options.preset)
-    print(f"{len(files)} screenshots in {options.folder}")
-
-
 def _figure(project: Project, options: argparse.Namespace) -> None:
     from radio_utils import figures
     from radio_utils.book.status import read_record
@@ -204,11 +197,6 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("figure", help="draw the introduction's figure from the last run's record")
     command.add_argument("--preset", default="laptop")
     command.set_defaults(command=_figure)
-
-    command = commands.add_parser("screenshots", help="save each page at the width of a desktop and of a phone")
-    command.add_argument("folder", type=Path)
-    command.add_argument("--preset", default="laptop")
-    command.set_defaults(command=_screenshots)
     return parser
 
 

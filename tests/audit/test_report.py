@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from screens import browser, browser_path
 from trials import World, audited
 
 from radio_utils.audit import Request, TestResult, Verdict, report
 from radio_utils.audit.verdict import Control
-from radio_utils.book.screens import browser, browser_path
 from radio_utils.detection import Comparison
 
 EVIL = (

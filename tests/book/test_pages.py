@@ -9,12 +9,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from screens import browser, browser_path, served, wait_for_mathjax
 
 from radio_utils.book import BookError, Project
 from radio_utils.book.execute import execute
 from radio_utils.book.project import owner_and_name, read_notebook
 from radio_utils.book.render import pages, render
-from radio_utils.book.screens import browser, browser_path, served, wait_for_mathjax
 
 pytestmark = [
     pytest.mark.browser,

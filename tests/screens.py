@@ -1,8 +1,13 @@
-"""A server for the rendered pages on the loopback, the browser to look at them with, and screenshots of each page."""
+"""A server for the rendered pages on the loopback, the browser to look at them with, and screenshots of each page.
+
+``python tests/screens.py FOLDER`` saves each page of the rendered book at the width of a desktop and of a phone.
+"""
 
 from __future__ import annotations
 
+import argparse
 import shutil
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -104,3 +109,15 @@ def wait_for_mathjax(page: Any, timeout: float = 300.0) -> None:
                  && (!window.MathJax?.Hub || MathJax.isReady && !MathJax.Hub.queue.pending)""",
         timeout=1000 * timeout,
     )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Save each page at the width of a desktop and of a phone.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--preset", default="laptop")
+    options = parser.parse_args()
+    try:
+        files = screenshots(Project(Path(__file__).resolve().parents[1]), options.folder, options.preset)
+    except BookError as error:
+        sys.exit(f"error: {error}")
+    sys.stdout.write(f"{len(files)} screenshots in {options.folder}\n")
