@@ -143,14 +143,17 @@ def _repository(project: Project, options: argparse.Namespace) -> None:
 
 def _figure(project: Project, options: argparse.Namespace) -> None:
     from radio_utils import figures
-    from radio_utils.book.status import read_record
+    from radio_utils.book.status import read_record, read_seeds
 
     record = read_record(project, options.preset, "06_closed_model")
     if record is None:
         raise BookError(f"chapter 06_closed_model has no record on {options.preset}; run `make book` first")
     figures.set_style()
     target = project.root / "book" / "_static" / "story.png"
-    figures.story(record["tables"]["summary"]).savefig(target, dpi=150)
+    seeds = read_seeds(project, options.preset)
+    others = [found["06_closed_model"] for seed, found in seeds.items() if seed != record["seed"]]
+    others = [other["tables"]["summary"] for other in others]
+    figures.story(record["tables"]["summary"], others=others).savefig(target, dpi=150)
     print(f"drew {target.relative_to(project.root)} from seed {record['seed']}")
 
 
