@@ -164,6 +164,62 @@ def test_membership(folder: Path, method: str) -> None:
     assert strong == sorted(strong), "evidence must weaken as d falls"
 
 
+def test_the_reference_is_the_strongest_score_and_zlib_the_weakest(folder: Path) -> None:
+    found = rows(folder, "04_membership", "membership")
+    lead = {row["method"]: row["statistic"] for row in found if row["d"] == 1.0}
+    assert max(lead, key=lead.__getitem__) == "reference" and min(lead, key=lead.__getitem__) == "zlib"
+
+
+@pytest.mark.parametrize("d", [0.5, 0.2])
+def test_the_lead_falls_in_proportion_to_d(folder: Path, d: float) -> None:
+    found = rows(folder, "04_membership", "membership")
+    lead = {row["d"]: row["statistic"] for row in found if row["method"] == "reference"}
+    assert abs(lead[d] / lead[1.0] - d) < 0.05
+
+
+def test_marked_answers_have_more_distinct_pairs(folder: Path) -> None:
+    scored = {row["watermarked"]: row["scored"] for row in rows(folder, "03_data_and_models", "detection")}
+    assert scored[True] > 1.2 * scored[False]
+
+
+def test_where_the_filter_gains_and_where_it_loses(folder: Path) -> None:
+    """It gains while what it leaves out knows little, and unsupervised it loses where Bob learned nearly every window."""
+    found = rows(folder, "06_closed_model", "closed_model")
+    z = {(row["rho"], row["setting"], row["filtered"]): deviations(row) for row in found}
+    for setting in ("supervised", "unsupervised"):
+        assert z[0.1, setting, True] > z[0.1, setting, False]
+    for rho in (0.5, 1.0):
+        assert z[rho, "unsupervised", True] < z[rho, "unsupervised", False]
+
+
+def test_reading_what_bob_used_is_ahead_at_a_small_share_and_asking_at_a_large_one(folder: Path) -> None:
+    found = [
+        row for row in rows(folder, "06_closed_model", "summary") if row["setting"] == "supervised" and row["watermark"]
+    ]
+    assert only(found, rho=0.01, access="open") < -3 < only(found, rho=0.01, access="closed")
+    assert only(found, rho=1.0, access="closed") < only(found, rho=1.0, access="open")
+
+
+def test_contrastive_reading_is_ahead_at_small_shares_too(folder: Path) -> None:
+    z = {(row["rho"], row["reference"]): row["z"] for row in rows(folder, "05_open_model", "contrast")}
+    for rho in (0.005, 0.01):
+        assert z[rho, "base and twin"] > z[rho, "none"]
+
+
+def test_mixing_keys_divides_the_evidence_by_more_than_their_number(folder: Path) -> None:
+    found = {row["value"]: row["log10_p"] for row in rows(folder, "08_limits", "evasion") if row["method"] == "keys"}
+    for count in (2, 4):
+        assert found[1] / found[count] > count
+
+
+def test_the_effect_falls_no_faster_than_the_share(folder: Path) -> None:
+    found = sorted(rows(folder, "08_limits", "power"), key=lambda row: row["rho"])
+    of_large, of_small = (
+        np.mean([row["effect"] / row["rho"] for row in found if (row["rho"] > 0.3) is large]) for large in (True, False)
+    )
+    assert of_small > of_large
+
+
 def test_without_supervision_zlib_is_a_coin_toss(folder: Path) -> None:
     assert only(rows(folder, "04_membership", "membership"), d=0.0, method="zlib") > -2
 
