@@ -151,8 +151,8 @@ def _figure(project: Project, options: argparse.Namespace) -> None:
     figures.set_style()
     target = project.root / "book" / "_static" / "story.png"
     seeds = read_seeds(project, options.preset)
-    others = [found["06_closed_model"] for seed, found in seeds.items() if seed != record["seed"]]
-    others = [other["tables"]["summary"] for other in others]
+    found = [records["06_closed_model"] for seed, records in seeds.items() if seed != record["seed"]]
+    others = [other["tables"]["summary"] for other in found]
     figures.story(record["tables"]["summary"], others=others).savefig(target, dpi=150)
     print(f"drew {target.relative_to(project.root)} from seed {record['seed']}")
 
