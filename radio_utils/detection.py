@@ -294,12 +294,19 @@ def judge(found: ev.Evidence, wm: Watermark, *, respelt: float = 0.0) -> Detecti
     1979
     """
     check_evidence(found, wm)
-    total, scored = _scored(found, wm)
+    counted = None if respelt else _colour_counts(found, [wm])
+    if counted is None:
+        total, scored = _scored(found, wm)
+        log10_p = float(wm.law.log10_allowing(total, scored, respelt))
+    else:
+        scheme, counts = counted
+        (total,), (log10_p,), _ = (each.tolist() for each in scheme.judged_by_counts(counts, [wm]))
+        scored = len(found)
     return Detection(
         seen=found.seen,
         scored=scored,
         total=total,
-        log10_p=float(wm.law.log10_allowing(total, scored, respelt)),
+        log10_p=log10_p,
         scheme=wm.scheme,
         window=wm.window,
         dedup=found.dedup,
@@ -413,6 +420,18 @@ def _independent(found: ev.Evidence, wm: Watermark) -> Iterator[Pairs]:
             yield windows[chosen], tokens[chosen]
 
 
+def _colour_counts(found: ev.Evidence, keys: Sequence[Watermark]) -> tuple[ev.CountsColours, Counts] | None:
+    """How many pairs of the evidence have each colour, where all of the keys have a test of that; else None."""
+    first = keys[0]
+    counting = isinstance(first, ev.CountsColours) and all(getattr(wm, "colours", None) for wm in keys)
+    if not counting or found.dedup is None or not len(found):
+        return None
+    assert isinstance(first, ev.CountsColours)
+    colours = first.colours or 0
+    each = (np.bincount(first.colour_ids(*pairs).astype(np.int64), minlength=colours) for pairs in found.blocks())
+    return first, np.sum(list(each), axis=0)
+
+
 def curve(found: ev.Evidence, wm: Watermark, *, points: int = 60) -> tuple[NDArray[np.int64], Floats]:
     """log10 p of the first n pairs, for ``points`` values of n from about 1 to all: (n, log10 p).
 
@@ -460,10 +479,16 @@ def curve(found: ev.Evidence, wm: Watermark, *, points: int = 60) -> tuple[NDArr
     if points < 2:
         raise ValueError(f"points must be at least 2, the first and the last pair, got {points}")
     windows, tokens = found.windows, found.tokens
-    if _shares(found, wm):
+    counted = _colour_counts(found, [wm])
+    if counted is None and _shares(found, wm):
         windows, tokens = (np.concatenate(parts) for parts in zip(*_independent(found, wm), strict=True))
     counts = np.unique(np.geomspace(1, tokens.size, points).round().astype(np.int64))
     order = np.random.default_rng(0).permutation(tokens.size)
+    if counted is not None:
+        scheme, all_counts = counted
+        ids = scheme.colour_ids(windows, tokens).astype(np.int64)[order]
+        first = (np.bincount(ids[:count], minlength=all_counts.size) for count in counts)
+        return counts, np.array([scheme.judged_by_counts(some, [wm])[1][0] for some in first])
     totals = np.cumsum(wm.scores(windows, tokens)[order])[counts - 1]
     return counts, np.asarray(wm.log10_p(totals, counts), np.float64)
 
@@ -566,9 +591,8 @@ def audit_evidence(found: ev.Evidence, wm: Watermark, *, keys: int = 1000, seed:
     >>> detection.audit_evidence(found, wm, keys=100).log10_p.shape
     (100,)
     """
-    totals, counts = under_decoys(found, wm, keys=keys, seed=seed)
-    above = np.asarray(wm.law.log10_above(totals, counts), np.float64)
-    return audit_of(np.asarray(wm.log10_p(totals, counts), np.float64), above, seed=seed)
+    _, _, log10_p, above = _under(found, _decoys(found, wm, keys, seed))
+    return audit_of(log10_p, above, seed=seed)
 
 
 def audit_of(log10_p: Floats, log10_p_above: Floats, *, seed: int) -> NullAudit:
@@ -582,12 +606,16 @@ def under_decoys(found: ev.Evidence, wm: Watermark, *, keys: int, seed: int) -> 
 
     The numbers differ from key to key where pairs that share a colour under one do not under another.
     """
+    return _under(found, _decoys(found, wm, keys, seed))[:2]
+
+
+def _decoys(found: ev.Evidence, wm: Watermark, keys: int, seed: int) -> list[Watermark]:
     if keys < 5:
         raise ValueError(f"keys must be at least 5 for a distribution to show, got {keys}")
     if len(found) == 0:
         raise ValueError("evidence is empty; there is nothing to audit")
     check_evidence(found, wm)
-    return _totals(found, [wm.with_decoy(seed, index) for index in range(keys)])
+    return [wm.with_decoy(seed, index) for index in range(keys)]
 
 
 def which_key(
@@ -648,11 +676,7 @@ def which_key(
     _check_alike(candidates)
     _check_distinct(candidates)
     found = _collected(texts, first, prompts, {"keep": keep, "dedup": dedup})
-    totals, counts = _totals(found, candidates)
-    if first.law_of_key:
-        log10_p = np.array([float(wm.log10_p(*one)) for wm, *one in zip(candidates, totals, counts, strict=True)])
-    else:
-        log10_p = np.asarray(first.log10_p(totals, counts), np.float64)
+    totals, counts, log10_p, _ = _under(found, candidates)
     log10_family = ks.family_wise(log10_p)
     convincing = [int(i) for i in np.argsort(log10_p)[:_COMPARED] if log10_family[i] <= np.log10(_CONVINCING)]
     _check_unrelated(found, candidates, convincing)
@@ -734,6 +758,21 @@ def _check_alike(candidates: Sequence[Watermark]) -> None:
                     f"candidates[{i}] has {name} {given.get(name)!r} and candidates[0] has {expected[name]!r}; "
                     "search each kind of watermark by itself"
                 )
+
+
+def _under(found: ev.Evidence, keys: Sequence[Watermark]) -> tuple[Floats, Counts, Floats, Floats]:
+    """Total score, number of pairs summed, log10 P(S ≥ total) and log10 P(S > total) under each key: [keys] each."""
+    if (counted := _colour_counts(found, keys)) is not None:
+        scheme, shown = counted
+        totals, log10_p, above = scheme.judged_by_counts(shown, keys)
+        return totals, np.full(len(keys), len(found), np.int64), log10_p, above
+    totals, counts = _totals(found, keys)
+    if not keys[0].law_of_key:
+        both = keys[0].log10_p(totals, counts), keys[0].law.log10_above(totals, counts)
+    else:
+        each = list(zip(keys, totals, counts, strict=True))
+        both = [wm.log10_p(*one) for wm, *one in each], [wm.law.log10_above(*one) for wm, *one in each]
+    return totals, counts, np.asarray(both[0], np.float64), np.asarray(both[1], np.float64)
 
 
 def _totals(found: ev.Evidence, keys: Sequence[Watermark]) -> tuple[Floats, Counts]:

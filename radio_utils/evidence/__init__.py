@@ -22,6 +22,7 @@ from radio_utils.evidence.checks import (
 from radio_utils.evidence.packing import Packing, Words
 from radio_utils.evidence.pairs import (
     Collector,
+    CountsColours,
     Evidence,
     SharesColours,
     SharesLists,
@@ -43,6 +44,7 @@ from radio_utils.evidence.windows import (
 __all__ = [
     "DEDUPS",
     "Collector",
+    "CountsColours",
     "Dedup",
     "Evidence",
     "Ids",

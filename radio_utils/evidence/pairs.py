@@ -42,6 +42,20 @@ class SharesColours(Protocol):
 
 
 @runtime_checkable
+class CountsColours(SharesColours, Protocol):
+    """A scheme of few colours, whose exact test asks how often each of them was shown."""
+
+    @property
+    def colours(self) -> int | None:
+        """How many there are; None where there is no such test for these parameters and keys."""
+        ...
+
+    def judged_by_counts(self, counts: Ids, keys: Sequence[Any]) -> tuple[Floats, Floats, Floats]:
+        """Of pairs counts [colours]: total score, log10 P(S ≥ total) and log10 P(S > total) under each key, [keys]."""
+        ...
+
+
+@runtime_checkable
 class SharesLists(SharesColours, Protocol):
     """A scheme whose lists have a fixed number of greens: what one list says of several tokens is not independent."""
 
@@ -55,6 +69,7 @@ def shared_by(wm: object) -> SharesColours | None:
     return wm if isinstance(wm, SharesColours) else None
 
 
+Floats = NDArray[np.float64]
 _BLOCK = 1 << 20  # tokens that are packed and sorted at once
 _SLACK = 4  # runs wait until they are 1/4 of the set, so that each pair is moved a bounded number of times
 

@@ -30,6 +30,7 @@ _SPREAD = 40.0  # standard deviations on either side that the transform holds: t
 _LONGEST = 1 << 24  # points of the longest transform
 _MOST_WORK = 1 << 31  # multiplications, about five seconds: beyond it the Chernoff bound is quoted
 _OVERHEAD = 30  # what a frequency costs besides its values' multiplications: an exponential and a logarithm
+_DENSE = 64  # values above which all frequencies are worked out at once: about what a fast transform costs a frequency
 _NEGLIGIBLE = 60.0  # −log of the modulus below which a frequency is dropped: 1e-26, all together far below a rounding
 _DIGITS = 1e-12  # 1 − P keeps digits while −log10 P is larger
 _CHUNK = 1 << 13  # frequencies that are worked on together: they stay in the cache
@@ -232,15 +233,17 @@ class WeightedSum:
         order, work = np.argsort(self.values), 0
         values, log_chances = self.values[order], np.log(self.chances[order])
         for at in np.argsort(-self.counts, kind="stable").tolist():
-            work += alive.size * (values.size + _OVERHEAD)
+            dense = values.size > _DENSE
+            work += alive.size * (_OVERHEAD + (_DENSE if dense else values.size))
             if work > _MOST_WORK:
                 return None
             q, count = int(self.weights[at]), int(self.counts[at])
             each = theta * q * values + log_chances
             tilted = np.exp(each - special.logsumexp(each))
+            whole = fft.rfft(np.bincount(q * values % points, tilted, points)) if dense else None
             for start in range(0, alive.size, _CHUNK):
                 some = alive[start : start + _CHUNK]
-                factor = _spectrum(some, q, values, tilted, points)
+                factor = _spectrum(some, q, values, tilted, points) if whole is None else whole[some]
                 with np.errstate(divide="ignore"):
                     log_modulus[some] += count * np.log(np.abs(factor))
                 angle[some] += count * np.angle(factor)

@@ -12,7 +12,7 @@ table of 2^b bits all layers thus depend on u = h·a mod |T| alone. That has thr
   The table's mean is not ½ (0.49962 for table seed 0, 0.49783 for seed 2): of a long text Bin(mn, ½) says that it is
   marked though it is not, or the reverse.
 * Once a text has shown most of the u there are, which of them it showed says nothing any more; how often says all.
-  :meth:`SynthID.log10_p_by_counts` tests that, exactly for keys drawn at random, whatever the text.
+  :meth:`SynthID.judged_by_counts` tests that, exactly for keys drawn at random, whatever the text.
 """
 
 from __future__ import annotations
@@ -275,25 +275,35 @@ class SynthID(_Layered):
         for layer in range(self.depth):
             yield self.table[(residues + offsets[arcs, layer]) % self.table_size].astype(np.bool_)
 
-    def log10_p_by_counts(self, windows: ArrayLike, tokens: ArrayLike) -> float:
-        """log10 p of the total score of pairs [n, k] and [n], exact for keys drawn at random, given the pairs.
+    @cached_property
+    def colours(self) -> int | None:
+        """How many different evidences there are, for schemes that :meth:`judged_by_counts` tests; else None.
 
-        Let N_u count the pairs with evidence u. Under a random key a layer's total is Σ_u N_u·T[u + c] with c uniform, and
-        layers are independent: their sum's law is a convolution of |T| equally likely values. Nothing is assumed of the
-        text, pairs need not be distinct, and nothing is lost where a long text has shown every u. Only for tables of 2^b
-        bits, and the unweighted score; raises ``ValueError`` for others.
+        Those are tables of 2^b bits and unweighted scores, with keys that differ modulo |T|: equal keys make equal layers.
         """
-        if self._wraps or self.weighted:
-            raise ValueError("the test by counts is for tables of 2**b bits and unweighted scores; use log10_p")
-        w, t = self.checked(windows, tokens)
-        ids = self.colour_ids(w, t).astype(np.int64)
-        counts = np.bincount(ids, minlength=self.table_size).astype(np.float64)
-        spectrum = np.conj(fft.rfft(counts)) * fft.rfft(self.table.astype(np.float64))
+        layers = {key % self.table_size for key in self._keys}
+        return None if self._wraps or self.weighted or len(layers) < self.depth else self.table_size
+
+    def judged_by_counts(self, counts: Ints, keys: Sequence[SynthID]) -> tuple[Floats, Floats, Floats]:
+        """Total scores under each of ``keys`` of pairs of which counts[u] have the evidence u, and two log10 tails: [keys].
+
+        The tails are log10 P(S ≥ total) and log10 P(S > total), exact for keys drawn at random, given the pairs. Let N_u be
+        the counts. Under a random key a layer's total is Σ_u N_u·T[u + c] with c uniform, and layers are independent: their
+        sum's law is a convolution of |T| equally likely values. Nothing is assumed of the text, pairs need not be distinct,
+        and nothing is lost where a long text has shown every u. Raises ``ValueError`` where :attr:`colours` is None.
+        """
+        if any(wm.colours is None for wm in (self, *keys)):
+            raise ValueError("the test by counts is for unweighted scores, tables of 2**b bits and layers that all differ")
+        spectrum = np.conj(fft.rfft(counts.astype(np.float64))) * fft.rfft(self.table.astype(np.float64))
         layer = np.rint(fft.irfft(spectrum, self.table_size)).astype(np.int64)
         values, number = np.unique(layer, return_counts=True)
-        total = int(self._by_residue[0][ids].sum())
         law = WeightedSum(np.array([1]), np.array([self.depth]), values - values[0], number / number.sum())
-        return min(0.0, law.log10_exact(total - self.depth * int(values[0])))
+        totals = np.array([int(counts @ wm._by_residue[0]) for wm in keys])
+        above = totals - self.depth * int(values[0])
+        if len(keys) > 4:
+            return totals.astype(np.float64), law.log10_many(above), law.log10_many(above + 1)
+        tails = np.array([[law.log10_exact(int(one) + more) for one in above] for more in (0, 1)])
+        return totals.astype(np.float64), np.minimum(tails[0], 0.0), np.minimum(tails[1], 0.0)
 
 
 def checked_table(table: ArrayLike) -> NDArray[np.uint8]:

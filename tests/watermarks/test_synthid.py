@@ -14,7 +14,8 @@ from transformers import SynthIDTextWatermarkingConfig
 from transformers.generation.logits_process import SynthIDTextWatermarkLogitsProcessor
 
 import radio_utils as ru
-from radio_utils import engines
+from radio_utils import detection, engines
+from radio_utils import evidence as ev
 
 V = 1 << 18
 KEYS = [654, 400, 836, 123, 340, 443, 597, 160, 57, 29, 590, 639, 13, 715, 468, 990, 966, 226, 324, 585, 118, 504, 421, 521,
@@ -109,7 +110,7 @@ def test_a_million_plain_tokens_fail_the_usual_law_and_not_ours(seed: int) -> No
     # keys and table are fixed, the text is random
     assert abs((total - wm.law.mean * n) / np.sqrt(wm.law.variance * n)) < 3.5
     assert -3 < float(wm.log10_p(total, n)) <= 0
-    assert -3 < wm.log10_p_by_counts(windows, tokens) <= 0
+    assert -3 < detection.judge(ev.from_pairs(windows, tokens, V), wm).log10_p <= 0
 
 
 def test_texts_of_a_million_tokens_have_uniform_p_values() -> None:
@@ -127,15 +128,41 @@ def test_texts_of_a_million_tokens_have_uniform_p_values() -> None:
 def test_the_test_by_counts_is_exact_for_every_text() -> None:
     """Given the pairs, be they what they may, p over random keys is uniform; here all keys of a tiny table are tried."""
     size, depth = 16, 2
-    rng = np.random.default_rng(0)
-    windows, tokens = rng.integers(0, 3, (60, 1)), rng.integers(0, 3, 60)  # repeats and all
+    text = np.random.default_rng(0).integers(0, 5, 200)
     wms = [ru.SynthID([a, b], 8, 1, table_size=size, table_seed=4) for a in range(size) for b in range(size)]
-    totals = np.array([wm.scores(windows, tokens).sum() for wm in wms])
-    for wm, total in zip(wms[::17], totals[::17], strict=True):
+    found = ev.collect([text], 1, 8)
+    totals = np.array([wm.scores(found.windows, found.tokens).sum() for wm in wms])
+    for wm, total in zip(wms[1::18], totals[1::18], strict=True):
+        verdict = ru.detect([text], wm)
+        assert verdict.total == total and verdict.scored == len(found) > size
         expected = np.count_nonzero(totals >= total) / size**depth
-        assert 10 ** wm.log10_p_by_counts(windows, tokens) == pytest.approx(expected, rel=1e-9)
-    with pytest.raises(ValueError, match="log10_p"):
-        ru.SynthID([1, 2], 8, 1, table_size=10).log10_p_by_counts(windows, tokens)
+        assert 10**verdict.log10_p == pytest.approx(expected, rel=1e-9)
+        assert detection.curve(found, wm, points=5)[1][-1] == verdict.log10_p
+    for other in (ru.SynthID([1, 2], 8, 1, table_size=10), ru.SynthID([1, 17], 8, 1, table_size=16)):
+        assert other.colours is None, "bits that wrap, layers that are equal"
+        with pytest.raises(ValueError, match="layers that all differ"):
+            other.judged_by_counts(np.ones(other.table_size, np.int64), [other])
+        assert ru.detect([text], other).scored < len(found)
+
+
+def test_a_mark_is_found_in_a_text_that_shows_every_evidence() -> None:
+    """Counting each u once sees nothing there. Decoys are judged as the key is."""
+    rng = np.random.default_rng(1)
+    wm = ru.SynthID(KEYS, V, 2, table_size=1 << 12)
+    windows, tokens = rng.integers(0, V, (60_000, 2)), rng.integers(0, V, (60_000, 2))
+    # of two candidates the one with the higher score, in one position of twenty
+    scores = np.stack([wm.scores(windows, column) for column in tokens.T], axis=1)
+    chosen = np.where(rng.random(60_000) < 0.05, scores.argmax(axis=1), 0)
+    found = ev.from_pairs(windows, tokens[np.arange(60_000), chosen], V)
+    once = ev.first_appearances(wm.colour_ids(found.windows, found.tokens))
+    assert once.sum() == 1 << 12
+    assert wm.log10_p(wm.scores(found.windows[once], found.tokens[once]).sum(), 1 << 12) > -0.5
+    verdict = detection.judge(found, wm)
+    n = len(found)
+    z = (verdict.total - wm.law.mean * n) / np.sqrt(wm.law.variance * n)
+    assert z > 6 and verdict.log10_p == pytest.approx(stats.norm.logsf(z) / np.log(10), rel=0.1)
+    audit = detection.audit_evidence(found, wm, keys=1000)
+    assert stats.kstest(audit.uniform_p, "uniform").pvalue > 1e-3 and audit.min_log10_p > -6
 
 
 def test_the_references_bits_and_its_law_that_is_no_sum_of_fair_bits() -> None:
