@@ -591,7 +591,7 @@ def audit_evidence(found: ev.Evidence, wm: Watermark, *, keys: int = 1000, seed:
     >>> detection.audit_evidence(found, wm, keys=100).log10_p.shape
     (100,)
     """
-    _, _, log10_p, above = _under(found, _decoys(found, wm, keys, seed))
+    _, _, log10_p, above = _under(found, _decoys(found, wm, keys, seed), [wm])
     return audit_of(log10_p, above, seed=seed)
 
 
@@ -606,7 +606,7 @@ def under_decoys(found: ev.Evidence, wm: Watermark, *, keys: int, seed: int) -> 
 
     The numbers differ from key to key where pairs that share a colour under one do not under another.
     """
-    return _under(found, _decoys(found, wm, keys, seed))[:2]
+    return _under(found, _decoys(found, wm, keys, seed), [wm])[:2]
 
 
 def _decoys(found: ev.Evidence, wm: Watermark, keys: int, seed: int) -> list[Watermark]:
@@ -676,7 +676,7 @@ def which_key(
     _check_alike(candidates)
     _check_distinct(candidates)
     found = _collected(texts, first, prompts, {"keep": keep, "dedup": dedup})
-    totals, counts, log10_p, _ = _under(found, candidates)
+    totals, counts, log10_p, _ = _under(found, candidates, candidates)
     log10_family = ks.family_wise(log10_p)
     convincing = [int(i) for i in np.argsort(log10_p)[:_COMPARED] if log10_family[i] <= np.log10(_CONVINCING)]
     _check_unrelated(found, candidates, convincing)
@@ -760,9 +760,14 @@ def _check_alike(candidates: Sequence[Watermark]) -> None:
                 )
 
 
-def _under(found: ev.Evidence, keys: Sequence[Watermark]) -> tuple[Floats, Counts, Floats, Floats]:
-    """Total score, number of pairs summed, log10 P(S ≥ total) and log10 P(S > total) under each key: [keys] each."""
-    if (counted := _colour_counts(found, keys)) is not None:
+def _under(
+    found: ev.Evidence, keys: Sequence[Watermark], asked: Sequence[Watermark]
+) -> tuple[Floats, Counts, Floats, Floats]:
+    """Total score, number of pairs summed, log10 P(S ≥ total) and log10 P(S > total) under each key: [keys] each.
+
+    The test is the one that suits the keys ``asked`` about, of which the others may be decoys.
+    """
+    if (counted := _colour_counts(found, asked)) is not None:
         scheme, shown = counted
         totals, log10_p, above = scheme.judged_by_counts(shown, keys)
         return totals, np.full(len(keys), len(found), np.int64), log10_p, above

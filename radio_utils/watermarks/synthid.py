@@ -229,8 +229,10 @@ class SynthID(_Layered):
         lengths = np.diff([*starts, _WORD])
         found: dict[int, float] = {}
         for row, length in zip(self._by_residue, lengths, strict=True):
-            values, counts = np.unique(row, return_counts=True)
-            for value, share in zip(values.tolist(), (counts / row.size * (int(length) / _WORD)).tolist(), strict=True):
+            counts = np.bincount(row)  # scores are small whole numbers
+            values = np.flatnonzero(counts)
+            shares = counts[values] / row.size * (int(length) / _WORD)
+            for value, share in zip(values.tolist(), shares.tolist(), strict=True):
                 found[value] = found.get(value, 0.0) + share
         kept = sorted(value for value, share in found.items() if share > 0)
         total = sum(found[value] for value in kept)
@@ -290,9 +292,10 @@ class SynthID(_Layered):
         The tails are log10 P(S ≥ total) and log10 P(S > total), exact for keys drawn at random, given the pairs. Let N_u be
         the counts. Under a random key a layer's total is Σ_u N_u·T[u + c] with c uniform, and layers are independent: their
         sum's law is a convolution of |T| equally likely values. Nothing is assumed of the text, pairs need not be distinct,
-        and nothing is lost where a long text has shown every u. Raises ``ValueError`` where :attr:`colours` is None.
+        and nothing is lost where a long text has shown every u. Raises ``ValueError`` where :attr:`colours` is None; among
+        keys that were drawn at random equal layers belong to the law.
         """
-        if any(wm.colours is None for wm in (self, *keys)):
+        if self.colours is None:
             raise ValueError("the test by counts is for unweighted scores, tables of 2**b bits and layers that all differ")
         spectrum = np.conj(fft.rfft(counts.astype(np.float64))) * fft.rfft(self.table.astype(np.float64))
         layer = np.rint(fft.irfft(spectrum, self.table_size)).astype(np.int64)
@@ -330,6 +333,7 @@ class SynthIDReference(_Layered):
     """
 
     scheme = "synthid reference"
+    _draws = _DRAWS
 
     def __init__(self, keys: Sequence[int], vocab_size: int, window: int = 4, *, context_history_size: int = 1024) -> None:
         self._set_up(keys, vocab_size, window)
@@ -340,11 +344,11 @@ class SynthIDReference(_Layered):
     @cached_property
     def law(self) -> Histogram:
         """The law of a score under these keys, estimated: an approximation."""
-        hashes = np.random.default_rng(0).integers(0, (1 << 64) - 1, _DRAWS, np.uint64, endpoint=True)
+        hashes = np.random.default_rng(0).integers(0, (1 << 64) - 1, self._draws, np.uint64, endpoint=True)
         scores = np.sum([self._layer(hashes, key) for key in self._keys], axis=0)
         counts = np.bincount(scores, minlength=self.depth + 1).astype(np.float64)
         # one more draw of fair bits: what was never drawn is not impossible
-        chances = ((counts + counts[::-1]) / 2 + np.array(fair_bits(self.depth).chances)) / (_DRAWS + 1)
+        chances = ((counts + counts[::-1]) / 2 + np.array(fair_bits(self.depth).chances)) / (self._draws + 1)
         return Histogram(tuple(range(self.depth + 1)), tuple((chances / chances.sum()).tolist()))
 
     @property
@@ -362,8 +366,10 @@ class SynthIDReference(_Layered):
         return type(self)(key, self.vocab_size, self.window, context_history_size=self.context_history_size)
 
     def with_decoy(self, seed: int, index: int) -> Self:
-        """The same scheme under decoy keys number ``index``."""
-        return self.with_key(self._decoys(seed, index))
+        """The same scheme under decoy keys number ``index``; their law has fewer draws, as audits have many decoys."""
+        decoy = self.with_key(self._decoys(seed, index))
+        decoy._draws = _DRAWS >> 4
+        return decoy
 
     def _layer(self, hashes: Words, key: int) -> NDArray[np.bool_]:
         x = ((hashes + np.uint64(key % _WORD)) * _MULTIPLIER + _ONE).view(np.int64)
