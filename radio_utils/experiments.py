@@ -22,6 +22,7 @@ from radio_utils.contrast import Contrast
 from radio_utils.detection import Detection, judge
 from radio_utils.evidence import Evidence, first_rows, shared_by
 from radio_utils.files import write_json
+from radio_utils.membership import losses
 from radio_utils.predictions import Predictions
 from radio_utils.provenance import code_version
 from radio_utils.reading import read_contrast, read_predictions
@@ -354,7 +355,7 @@ def _continued(world: World, language: str) -> Artifact:
         "taught": settings.taught,
         "sampling": world.preset.self_instruct.sampling.model_dump(),
         "batch_size": world.preset.self_instruct.batch_size,
-        "watermark": {"fingerprint": world.watermark.fingerprint, "delta": world.preset.watermark.delta},
+        "watermark": world.preset.watermark.named(world.watermark),
         "seed": world.seed,
     }
     version = code_version("decoding", "watermarks", "watermarks.prf")
@@ -396,6 +397,27 @@ def variant(world: World, *, run: int = 0, **changes: Any) -> World:
     return world.changed(run=run, **(small | changes))
 
 
+def held_out_loss(world: World, which: float | str, *, epoch: int | None = None) -> float:
+    """Bob's loss (nats a token) on answers of Alice's fresh marked pairs: text like his data that he never saw."""
+    pairs = world.pairs("fresh")[: world.preset.reading.texts]
+
+    def build(folder: Path) -> None:
+        texts, prompts = [f" {pair.answer}" for pair in pairs], [pair.prompt for pair in pairs]
+        with needs_memory("reading.batch_size"):
+            found = losses(
+                world.bob(which, epoch=epoch), world.tokenizer, texts,
+                prompts=prompts, batch_size=world.preset.reading.batch_size,
+            )  # fmt: skip
+        tokens = sum(text.size for text in instructions.answer_ids(world.tokenizer, pairs))
+        write_json(folder / "loss.json", float(found.sum()) / tokens)
+
+    config = {"texts": len(pairs), "epoch": epoch}
+    inputs = [world.made(which), world.written("fresh")]
+    version = code_version("membership", "world.instructions")
+    artifact = world.store.get("held-out-loss", config, build, inputs=inputs, version=version)
+    return float(json.loads((artifact / "loss.json").read_text(encoding="utf-8")))
+
+
 def strength(world: World, texts: Sequence[Pair], *, count: int = 40) -> tuple[float, float]:
     """Text-level strength of the watermark: log10 p of ``count`` pairs with the mean score of these answers, and its error.
 
@@ -429,3 +451,13 @@ def log10_p_at(wm: Watermark, score: float, count: int) -> float:
     below = min(int(np.floor(total)), count - 1)
     lower, upper = wm.log10_p([below, below + 1], count)
     return float(lower + min(total - below, 1.0) * (upper - lower))
+
+
+def log10_p_with_error(wm: Watermark, found: Detection, count: int) -> tuple[float, float]:
+    """:func:`log10_p_at` of a verdict's mean score, and its standard error from the spread of that mean.
+
+    The spread is the null's, as if pairs were independent: two texts with one subject are not quite.
+    """
+    error = float(np.sqrt(wm.law.variance / found.scored))
+    spread = log10_p_at(wm, found.score - error, count) - log10_p_at(wm, found.score + error, count)
+    return log10_p_at(wm, found.score, count), spread / 2

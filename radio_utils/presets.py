@@ -12,9 +12,9 @@ import pydantic
 import yaml
 from pydantic import Field
 
-from radio_utils import decoding
+from radio_utils import decoding, engines
 from radio_utils.watermarks import GreenList, GumbelMax, Watermark
-from radio_utils.watermarks.prf import Key
+from radio_utils.watermarks.prf import Key, derive_bytes
 
 Count = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -89,18 +89,56 @@ class Model(_Section):
 
 
 class Scheme(_Section):
-    """Alice's watermark."""
+    """Alice's watermark: one of this package's, or with scheme "engine" what an inference engine writes.
 
-    scheme: Literal["greenlist", "gumbelmax"]
+    ``engine`` is the configuration that the engine is started with, without its key, which is derived from Alice's. It says
+    the window and all else: ``window``, ``gamma`` and ``delta`` belong to this package's schemes.
+    """
+
+    scheme: Literal["greenlist", "gumbelmax", "engine"]
     window: Count
     gamma: Annotated[float, Field(gt=0, lt=1)]
     delta: Annotated[float, Field(ge=0)]
+    engine: dict[str, Any] | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _of_an_engine(self) -> Scheme:
+        if (self.scheme == "engine") != (self.engine is not None):
+            raise ValueError("scheme 'engine' and the field engine, its configuration, belong together")
+        if self.engine is not None:
+            if self.engine.keys() & {"key", "keys", "hashing_key", "hash_key", "watermark_key"}:
+                raise ValueError("engine holds a key, which would be stored in clear; leave it out")
+            self.make("a key to try with", 1000)
+        return self
 
     def make(self, key: Key, vocab_size: int) -> Watermark:
         """The watermark under a key."""
+        if self.engine is not None:
+            return engines.from_config(self.engine_config(key), vocab_size)
         if self.scheme == "greenlist":
             return GreenList(key, vocab_size, self.window, self.gamma, self.delta)
         return GumbelMax(key, vocab_size, self.window)
+
+    def engine_config(self, key: Key) -> dict[str, Any]:
+        """The engine's configuration with its own key, or keys of layers, derived from Alice's."""
+        if self.engine is None:
+            raise ValueError(f"scheme={self.scheme!r} is this package's; only that of an engine has a configuration")
+        if "ngram_len" in self.engine:
+            return {"keys": [_derived(key, f"layer {layer}", 31) for layer in range(_LAYERS)], **self.engine}
+        return {"key": _derived(key, "key", 63) | 1, **self.engine}  # odd, as an even key leaves SBW fewer seeds
+
+    def named(self, wm: Watermark) -> dict[str, Any]:
+        """What a text written under this watermark depends on, without the key."""
+        engine = {} if self.engine is None else {"engine": self.engine}
+        return {"fingerprint": wm.fingerprint, "delta": self.delta, **engine}
+
+
+_LAYERS = 30  # of SynthID, as in the examples of its authors and of transformers
+
+
+def _derived(key: Key, name: str, bits: int) -> int:
+    """A number of so many bits for an engine, from a key of any kind."""
+    return int.from_bytes(derive_bytes(key, f"engine/{name}", 8), "big") >> (64 - bits)
 
 
 class Sampling(_Section):
@@ -116,7 +154,10 @@ class Sampling(_Section):
 
 
 class SelfInstruct(_Section):
-    """Pairs for Bob (``pairs``), kept but not used by Bob (``unused``), and fresh ones that nobody saw."""
+    """Pairs for Bob (``pairs``), kept but not used by Bob (``unused``), and fresh ones that nobody saw.
+
+    With ``answers_only`` the marked sets are her answers to the questions of plain sets, as an engine answers its users.
+    """
 
     pairs: Count
     unused: Count
@@ -125,6 +166,7 @@ class SelfInstruct(_Section):
     max_new_tokens: Count
     sampling: Sampling
     batch_size: Count
+    answers_only: bool = False
 
 
 class Mixtures(_Section):
@@ -208,7 +250,8 @@ class Ablations(_Section):
 
     They are tested on ``texts`` texts, and ``scored`` pairs are counted in every test, so that the p-values compare.
     ``learning_rates``, ``longest`` (epochs), ``adapters`` and ``models`` vary Bob; ``windows``, ``deltas`` and ``gammas``
-    Alice's watermark; Gumbel-max has ``rival`` green lists beside it.
+    Alice's watermark; Gumbel-max has ``rival`` green lists beside it. An engine's mark is written at temperature ``warm``,
+    above the usual one, too.
     ``continuations`` of each opening in each language have at most ``max_new_tokens``; the openings are the package's own,
     or those of so many ``articles`` of the data set ``wikipedia``, cut after ``opening_words``. A model made here knows one
     language: it is ``taught`` the others for so many epochs, on every other opening.
@@ -228,6 +271,7 @@ class Ablations(_Section):
     deltas: Annotated[tuple[Positive, ...], Field(min_length=1)]
     gammas: tuple[Annotated[float, Field(gt=0, lt=1)], ...]
     rival: Rival
+    warm: Positive = 1.0
     languages: Annotated[tuple[Literal["en", "de", "es", "fr", "it"], ...], Field(min_length=1)]
     wikipedia: str | None = None
     articles: Count = 70

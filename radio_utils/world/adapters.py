@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from radio_utils.presets import Adapter
 from radio_utils.suspects import load_model
+
+if TYPE_CHECKING:
+    from radio_utils.presets import Adapter
 
 
 class AdapterError(ValueError):

@@ -30,6 +30,7 @@ Ids = NDArray[np.int64]
 
 OPENING = "Question:"
 _TURN = "\nAnswer:"
+_ATTEMPTS = 20  # at an answer that is not empty
 _PAIR = re.compile(r"\s*(?P<instruction>[^\n]{8,}?)\nAnswer:\s*(?P<answer>\S.*?)\s*(?=\nQuestion:|\Z)", re.S)
 
 
@@ -206,6 +207,57 @@ def self_instruct_under(
                     "lower the temperature or show other demonstrations"
                 )
     return [list(found)[:count] for found in pairs]
+
+
+def answer_under(
+    model: Any,
+    tokenizer: Any,
+    demonstrations: Sequence[Pair],
+    questions: Sequence[Pair],
+    *,
+    wm: Watermark | None,
+    shown: int,
+    sampling: decoding.Sampling,
+    max_new_tokens: int,
+    generator: np.random.Generator,
+    batch_size: int = 256,
+    progress: str | None = None,
+) -> list[Pair]:
+    """Let the model answer questions that stand there already, each after ``shown`` random demonstrations, under a mark.
+
+    So an inference engine is used: what it marks is the answer, and its contexts begin there. An empty answer is drawn
+    again after other demonstrations. Raises :class:`TooFewPairsError` when a question gets none.
+    """
+    check_vocabulary(tokenizer, len(tokenizer) if wm is None else wm.vocab_size)
+    documents, asked = text_ids(tokenizer, demonstrations), prompt_ids(tokenizer, questions)
+    device = next(model.parameters()).device
+    found: dict[int, Pair] = {}
+    for _ in range(_ATTEMPTS):
+        short = [i for i in range(len(questions)) if i not in found]
+        if not short:
+            break
+        chosen = generator.integers(len(documents), size=(len(short), shown))
+        continuations = decoding.generate(
+            model,
+            [np.concatenate([*(documents[j] for j in row), asked[i]]) for i, row in zip(short, chosen, strict=True)],
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            wm=wm,
+            generator=torch.Generator(device).manual_seed(int(generator.integers(1 << 62))),
+            stop_tokens=[tokenizer.eos_token_id],
+            batch_size=batch_size,
+            progress=progress,
+        )
+        for i, drawn in zip(short, continuations, strict=True):
+            text = tokenizer.decode(drawn)
+            end = text.find(f"\n{OPENING}")
+            kept = drawn if end < 0 else drawn[: _tokens_of(tokenizer, drawn, end)]
+            if answer := tokenizer.decode(kept).strip():
+                ids = (*asked[i].tolist(), *kept.tolist())
+                found[i] = Pair(questions[i].instruction, answer, drawn=ids, answer_from=asked[i].size)
+    if len(found) < len(questions):
+        raise TooFewPairsError(f"{len(questions) - len(found)} of {len(questions)} questions got no answer; train longer")
+    return [found[i] for i in range(len(questions))]
 
 
 def save_pairs(path: Path, pairs: Iterable[Pair]) -> None:

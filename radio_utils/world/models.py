@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from radio_utils.presets import Build
+if TYPE_CHECKING:
+    from radio_utils.presets import Build
 
 END_OF_TEXT = "<|endoftext|>"
 CONTEXT = 1024  # positions a model made here can attend to

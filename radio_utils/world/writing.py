@@ -18,6 +18,7 @@ from radio_utils.world.origins import DEMONSTRATION_TOKENS, Origins
 from radio_utils.world.setting import Spec
 
 _WATERMARKED: tuple[PairSet, ...] = ("watermarked", "fresh")
+_QUESTIONS_OF: dict[PairSet, PairSet] = {"watermarked": "plain", "fresh": "outside"}  # where only answers are marked
 
 
 class Writing(Origins):
@@ -51,21 +52,23 @@ class Writing(Origins):
         stream = f"pairs/{which}" if shards == 1 else f"pairs/{which}/{shard} of {shards}"
 
         def build(folder: Path) -> None:
+            how = self._manner(stream, f"Alice writes {which} pairs")
+            how["wm"] = self.watermark if which in _WATERMARKED else None
+            shown = (self.alice(), self.tokenizer, self.demonstrations())
             with needs_memory("self_instruct.batch_size"):
-                pairs = instructions.self_instruct(
-                    self.alice(),
-                    self.tokenizer,
-                    self.demonstrations(),
-                    spec.config["count"],
-                    wm=self.watermark if which in _WATERMARKED else None,
-                    **self._manner(stream, f"Alice writes {which} pairs"),
-                )
+                if questions := self._questions(which):
+                    asked = self.pairs(questions)[shard::shards][: spec.config["count"]]
+                    pairs = instructions.answer_under(*shown, asked, **how)
+                else:
+                    pairs = instructions.self_instruct(*shown, spec.config["count"], **how)
             instructions.save_pairs(folder / "pairs.jsonl", pairs)
 
         return self._get(spec, build)
 
     def remarked(self, wms: Sequence[Watermark], count: int) -> list[list[Pair]]:
         """``count`` pairs under each of other watermarks, written as those of :meth:`pairs` were under Alice's own."""
+        if self.preset.self_instruct.answers_only:
+            raise ValueError("self_instruct.answers_only is set; whole pairs are written anew, not answers alone")
         wrote = self._shard("fresh", 0)
         mark = {**wrote.config["watermark"], "fingerprint": [wm.fingerprint for wm in wms]}
         config = {**wrote.config, "set": "remarked", "count": count, "watermark": mark}
@@ -110,16 +113,23 @@ class Writing(Origins):
         config = {
             "set": which,
             "count": count,
-            "self_instruct": self.preset.self_instruct.model_dump(exclude={"pairs", "unused", "fresh"}),
+            "self_instruct": self.preset.self_instruct.model_dump(exclude={"pairs", "unused", "fresh", "answers_only"}),
             "demonstration_tokens": DEMONSTRATION_TOKENS,
             "alice": self.preset.alice.model_dump(),
-            "watermark": None if wm is None else {"fingerprint": wm.fingerprint, "delta": self.preset.watermark.delta},
+            "watermark": None if wm is None else self.preset.watermark.named(wm),
             "seed": self.seed,
         }
         if shards > 1:
             config |= {"shard": shard, "shards": shards}
         version = code_version("decoding", "watermarks", "world.instructions")
-        return Spec("pairs", config, [self._corpus, *self.model_inputs("alice")], version)
+        inputs = [self._corpus, *self.model_inputs("alice")]
+        if questions := self._questions(which):
+            inputs.append(self.written(questions))
+        return Spec("pairs", config, inputs, version)
+
+    def _questions(self, which: PairSet) -> PairSet | None:
+        """The plain set whose questions are answered in a marked one, where only answers are marked."""
+        return _QUESTIONS_OF.get(which) if self.preset.self_instruct.answers_only else None
 
     def _count(self, which: PairSet) -> int:
         settings = self.preset.self_instruct
