@@ -7,6 +7,7 @@ openings of encyclopedia articles.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -443,14 +444,16 @@ def strength(world: World, texts: Sequence[Pair], *, count: int = 40) -> tuple[f
 def log10_p_at(wm: Watermark, score: float, count: int) -> float:
     """log10 p of ``count`` pairs with this mean score, for comparing tests that scored different numbers of pairs.
 
-    Between two whole numbers of green tokens it is interpolated.
+    Where scores are multiples of a unit, such as green tokens, it is interpolated between two totals that can occur.
     """
+    law = wm.law
     total = score * count
-    if not wm.law.lattice:
+    if not law.lattice:
         return float(wm.log10_p(total, count))
-    below = min(int(np.floor(total)), count - 1)
-    lower, upper = wm.log10_p([below, below + 1], count)
-    return float(lower + min(total - below, 1.0) * (upper - lower))
+    unit = float(getattr(law, "unit", 1.0))
+    below = min(math.floor(total / unit), round(law.largest * count / unit) - 1)
+    lower, upper = wm.log10_p([below * unit, (below + 1) * unit], count)
+    return float(lower + min(total / unit - below, 1.0) * (upper - lower))
 
 
 def log10_p_with_error(wm: Watermark, found: Detection, count: int) -> tuple[float, float]:

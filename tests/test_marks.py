@@ -100,3 +100,10 @@ def test_keys_of_engines_come_from_alices_and_never_stand_in_a_preset() -> None:
         load_preset("smoke", watermark__scheme="engine")
     with pytest.raises(ValueError, match="only that of an engine"):
         load_preset("smoke").watermark.engine_config("a")
+
+
+@pytest.mark.parametrize("config", [{"algorithm": "synthid", "key": 5}, {"algorithm": "sbw", "key": 5}])
+def test_a_score_of_many_bits_is_compared_at_its_whole_range(config: dict[str, object]) -> None:
+    wm = engines.from_config(config, 500)
+    for total in (round(40 * wm.law.mean), round(36 * wm.law.largest), round(40 * wm.law.largest)):
+        assert experiments.log10_p_at(wm, total / 40, 40) == pytest.approx(float(wm.log10_p(total, 40)), rel=1e-6)
