@@ -270,6 +270,11 @@ class TestExecute:
         (book.root / "radio_utils" / "more" / "new.py").write_text("")
         assert stale()
         shutil.rmtree(book.root / "radio_utils" / "more")
+        seeds = book.root / "results" / "seed-1" / "smoke"
+        seeds.mkdir(parents=True)
+        (seeds / "01_first.json").write_text("{}")
+        assert stale()
+        shutil.rmtree(seeds.parent)
         record.unlink()
         assert stale()
         execute(book, "smoke")

@@ -178,8 +178,9 @@ def fresh(project: Project, preset: str, name: str) -> float | None:
 def inputs(project: Project, preset: str, name: str) -> str:
     """The digest of all that an executed chapter depends on, but for its record.
 
-    These are its source, the sources of earlier chapters that its code names (it may read their records), the package's
-    code and presets, the preset, Python's version and the installed versions of the packages in requirements.txt.
+    These are its source, the sources of earlier chapters that its code names (it may read their records), its records of
+    other seeds, the package's code and presets, the preset, Python's version and the installed versions of the packages in
+    requirements.txt.
     """
     notebook = read_notebook(project.chapter(name))
     code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
@@ -187,6 +188,7 @@ def inputs(project: Project, preset: str, name: str) -> str:
     installed = json.dumps(versions(project), sort_keys=True)
     parts: list[str | bytes] = [_FORMAT, preset, sys.version, installed, notebook_text(notebook)]
     parts += [inputs(project, preset, other) for other in earlier]
+    parts += [path.read_bytes() for path in sorted(project.root.glob(f"results/seed-*/{preset}/{name}.json"))]
     package = project.root / "radio_utils"
     for path in sorted(package.rglob("*")):
         # the tooling itself decides nothing of what a chapter computes
