@@ -16,7 +16,7 @@ LIGHT = {
     "watermarks.schemes": "GreenList GumbelMax",
     "watermarks.published": "ReleasedGreenList ReleasedGumbelMax TransformersGreenList",
     "detection": "detect null_audit which_key judge curve audit_evidence compare",
-    "planning": "pairs_needed power_at effect_seen simulate_power tokens_needed",
+    "planning": "pairs_needed power_at effect_seen simulate_power tokens_needed advise entropy_of",
     "evidence": "collect from_pairs frequent_windows",
     "eprocess": "EProcess",
     "commit": "commit",
