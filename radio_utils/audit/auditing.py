@@ -82,7 +82,7 @@ def run(request: Request, *, progress: bool = False) -> Verdict:
             "fingerprint": case.wm.fingerprint,
         },
     )
-    results, control, entropy = carried_out(case, planned, shared, draw=lambda: _entropy(case, inputs))
+    results, control, entropy = carried_out(case, planned, shared, no_control, draw=lambda: _entropy(case, inputs))
     inputs |= _gathered(case)
     verdict = Verdict(
         outcome=outcome_of(results, math.log10(request.alpha)),
@@ -111,12 +111,13 @@ _LEAK = "It convicts under keys that nobody used too: the texts tell the key (se
 
 
 def carried_out(
-    case: Case, planned: Sequence[Planned], count: int, draw: Callable[[], str]
+    case: Case, planned: Sequence[Planned], count: int, no_control: str, draw: Callable[[], str]
 ) -> tuple[list[TestResult], Control, str]:
     """The result of each planned test, the re-marking control, and what the decoy keys came from.
 
-    α is shared among ``count`` tests. ``draw`` gives the hexadecimal digits that decoy keys come from, and is asked once,
-    when all evidence is fixed. Where the control finds a leak, no test of marked texts is sound.
+    α is shared among ``count`` tests, and ``no_control`` says why there is no control. ``draw`` gives the hexadecimal
+    digits that decoy keys come from, and is asked once, when all evidence is fixed. Where the control finds a leak, no test
+    of marked texts is sound.
     """
     level = math.log10(case.request.alpha / count)
     judges = [one.test.run(case, level) if one.applies else None for one in planned]
@@ -127,8 +128,7 @@ def carried_out(
             TestResult(one.test.name, applied=False, why=one.why) if judge is None else judge(seed)
             for one, judge in zip(planned, judges, strict=True)
         ]
-    why = alice.no_control(case)
-    control = Control(why) if why else alice.control(case, seed)
+    control = Control(no_control) if no_control else alice.control(case, seed)
     results = []
     for one, result in zip(planned, found, strict=True):
         if result.applied:

@@ -58,12 +58,9 @@ def _spent_at_most(case: Case) -> dict[str, Any]:
     most_in = sum(sizes[:requests]) + max(0, requests - len(sizes)) * max(sizes)
 
     def cost(tokens_in: int, answers: int) -> float | None:
-        priced = request.price_in > 0 or request.price_out > 0
-        return (
-            round((tokens_in * request.price_in + answers * request.max_tokens * request.price_out) / 1e6, 4)
-            if priced
-            else None
-        )
+        if not (request.price_in or request.price_out):
+            return None
+        return round((tokens_in * request.price_in + answers * request.max_tokens * request.price_out) / 1e6, 4)
 
     return {
         "answers_at_most": len(prompts),

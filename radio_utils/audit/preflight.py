@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -200,12 +201,10 @@ class Need:
 
 def power(wm: Watermark, pairs: int, of_texts: detection.Detection, log10_level: float) -> Need:
     """Power planning for a test of about so many distinct pairs at this level."""
-    strongest = of_texts.score - wm.law.mean
-    try:
-        smallest: float | None = float(planning.effect_seen(wm, max(1, pairs), log10_p=min(log10_level, -0.301)))
-    except ValueError:
-        smallest = None
-    return Need(pairs, smallest, strongest)
+    smallest = None
+    with suppress(ValueError):
+        smallest = float(planning.effect_seen(wm, max(1, pairs), log10_p=min(log10_level, -0.301)))
+    return Need(pairs, smallest, of_texts.score - wm.law.mean)
 
 
 def check_enough(needs: dict[str, Need], alpha: float) -> None:

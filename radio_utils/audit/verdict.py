@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -87,10 +88,8 @@ class TestResult:
         """With the reason why it applied, and what power planning says of it where its power is planned."""
         needed = None
         if smallest_effect is not None and self.effect is not None:
-            try:
+            with suppress(ValueError):  # no number of pairs shows an effect that is not there, or hardly
                 needed = planning.pairs_needed(wm, self.effect, log10_p=log10_level).scored
-            except ValueError:
-                needed = None  # no number of pairs shows an effect that is not there, or hardly
         return replace(self, why=why, smallest_effect=smallest_effect, needed_pairs=needed)
 
     @property

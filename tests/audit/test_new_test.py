@@ -95,6 +95,7 @@ def test_it_is_paid_for_where_only_the_key_keeps_it_out(world: World, tmp_path: 
 
 
 def test_nobody_else_knows_a_test_by_name() -> None:
+    assert len({test.name for test in tests.TESTS}) == len(tests.TESTS)
     page = Path(inspect.getfile(report)).with_name("report.html").read_text()
     for source in (page, *map(inspect.getsource, (auditing, plan, preflight, report, verdict))):
         for test in tests.TESTS:
