@@ -11,7 +11,6 @@ import json
 import logging
 import math
 import os
-import sys
 import time
 import warnings
 from collections.abc import Iterable
@@ -193,11 +192,6 @@ def power_of_ten(log10_p: float) -> str:
 def percent(share: float) -> str:
     """A share for prose: 5 %."""
     return f"{100 * share:g} %"
-
-
-def on_colab() -> bool:
-    """Whether this runs on Google Colab."""
-    return "google.colab" in sys.modules
 
 
 def _matching(rows: list[dict[str, Any]], where: dict[str, Any]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Processes that belong together: what a tree of them computes, and children that end with their parent."""
+"""Processes that belong together: what they inherit, what a tree of them computes, children that end with their parent."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
@@ -71,3 +72,18 @@ def kill_group(pid: int, kill: Callable[[], object]) -> None:
     except (AttributeError, OSError):
         pass
     kill()
+
+
+@contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    """Set environment variables for a while: a process that starts meanwhile inherits them."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -13,9 +13,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -28,6 +26,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from radio_utils.files import atomic_write
+from radio_utils.processes import environment
 from radio_utils.suspects import load_model, load_tokenizer
 from radio_utils.suspects.forward import read
 from radio_utils.world.instructions import OPENING, Pair
@@ -375,7 +374,8 @@ def evaluate(
         pretrained=loaded, tokenizer=its_tokenizer, batch_size=batch_size, trust_remote_code=False
     )
     try:
-        with _code_allowed(bool(running)):
+        # by this variable the metric of HumanEval asks once more
+        with environment(**({"HF_ALLOW_CODE_EVAL": "1"} if running else {})):
             found = harness.simple_evaluate(
                 model=language_model,
                 tasks=[names[task] for task in tasks],
@@ -445,19 +445,3 @@ def _check_tasks(tasks: Sequence[str], names: list[str]) -> None:
     for task in tasks:
         if task not in names:
             raise ValueError(f"unknown task {task!r} in tasks; choose from {', '.join(names)}")
-
-
-@contextmanager
-def _code_allowed(allowed: bool) -> Iterator[None]:
-    """Set the environment variable by which the metric of HumanEval asks once more, and take it back afterwards."""
-    variable = "HF_ALLOW_CODE_EVAL"
-    before = os.environ.get(variable)
-    if allowed:
-        os.environ[variable] = "1"
-    try:
-        yield
-    finally:
-        if allowed and before is None:
-            del os.environ[variable]
-        elif allowed and before is not None:
-            os.environ[variable] = before

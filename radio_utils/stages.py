@@ -21,7 +21,7 @@ from functools import partial
 from radio_utils import experiments
 from radio_utils.artifacts import Store, default_root
 from radio_utils.presets import PresetError, load_preset
-from radio_utils.world.names import PairSet
+from radio_utils.world.names import SETS, PairSet
 from radio_utils.world.world import World
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,6 @@ class Stage:
 def stages(world: World) -> list[Stage]:
     """Everything that chapters 1 to 6 ask of a world, in the order in which it must be made."""
     preset = world.preset
-    sets: tuple[PairSet, ...] = ("watermarked", "plain", "kept", "fresh", "outside")
     prompts: tuple[PairSet, ...] = ("watermarked", "fresh")
     settings: tuple[experiments.Setting, ...] = ("supervised", "unsupervised")
     rhos = sorted({*preset.mixtures.rhos, *preset.reading.contrast_rhos})
@@ -47,7 +46,7 @@ def stages(world: World) -> list[Stage]:
         Stage("Alice's model", partial(world.model_inputs, "alice")),
         Stage("Bob's base", partial(world.model_inputs, "base")),
     ]
-    found += [Stage(f"pairs, {which}", partial(world.written, which)) for which in sets]
+    found += [Stage(f"pairs, {which}", partial(world.written, which)) for which in SETS]
     found += [Stage(f"Bob at {rho:g}", partial(world.made, rho)) for rho in rhos]
     found.append(Stage("the innocent twin", partial(world.made, "twin")))
     for rho in preset.mixtures.rhos:

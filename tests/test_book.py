@@ -22,9 +22,10 @@ from radio_utils.book import BookError, Project
 from radio_utils.book.__main__ import main
 from radio_utils.book.check import check, parameter_problems, set_address
 from radio_utils.book.execute import ChapterFailed, defaults, execute, fresh, literal, run
-from radio_utils.book.project import checked_address, digest, write_whole
+from radio_utils.book.project import checked_address, digest
 from radio_utils.book.render import for_page, pages, render
 from radio_utils.book.status import status_page
+from radio_utils.files import atomic_write
 
 NEW = "https://github.com/somebody/another-name"
 
@@ -439,9 +440,9 @@ class TestAddress:
         def killed(path: Path, text: str) -> None:
             if path == book.config:
                 raise KeyboardInterrupt
-            write_whole(path, text)
+            atomic_write(path, text)
 
-        monkeypatch.setattr("radio_utils.book.check.write_whole", killed)
+        monkeypatch.setattr("radio_utils.book.check.atomic_write", killed)
         with pytest.raises(KeyboardInterrupt):
             set_address(book, NEW)
         monkeypatch.undo()
@@ -533,7 +534,7 @@ class TestStatus:
         record = {"chapter": "01_first", "preset": "gpu", "seed": 3, "seconds": 1234.56,
                   "hardware": {"gpu": "Some GPU", "cores": 8}, "versions": {"torch": "2.13.0"},
                   "date": "2026-05-06", "tables": {}}  # fmt: skip
-        write_whole(book.results("gpu") / "01_first.json", json.dumps(record))
+        atomic_write(book.results("gpu") / "01_first.json", json.dumps(record))
         page = status_page(book)
         assert "  - not yet run\n  - 1,234.6\u00a0s\n  - not yet run\n  - not yet run\n" in page
         for shown in ("gpu Some GPU, cores 8", "torch 2.13.0", "2026-05-06", "## Tier `paper`", "Not yet run."):
@@ -541,12 +542,12 @@ class TestStatus:
 
     @pytest.mark.parametrize("text", ["{", "[]", '{"seconds": NaN}', '{"chapter": "01_first"}', '{"seconds": null}'])
     def test_refuses_a_damaged_record(self, book: Project, text: str) -> None:
-        write_whole(book.results("gpu") / "01_first.json", text)
+        atomic_write(book.results("gpu") / "01_first.json", text)
         with pytest.raises(BookError, match=r"gpu.01_first\.json"):
             status_page(book)
 
     def test_other_tiers_are_read_from_the_checkout(self, book: Project, tmp_path: Path, monkeypatch: Any) -> None:
-        write_whole(book.root / "results" / "gpu" / "01_first.json", '{"seconds": 77}')
+        atomic_write(book.root / "results" / "gpu" / "01_first.json", '{"seconds": 77}')
         monkeypatch.setenv("RADIO_UTILS_RESULTS", str(tmp_path / "moved"))
         assert "77.0\u00a0s" in status_page(book)
 
@@ -604,20 +605,6 @@ class TestCommandLine:
 def test_digest_keeps_parts_apart() -> None:
     assert digest("ab", "c") != digest("a", "bc")
     assert digest("a") == digest(b"a")
-
-
-def test_write_whole_keeps_the_old_file_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "file"
-    write_whole(path, "old")
-
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        write_whole(path, "new")
-    assert path.read_text() == "old"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
 def test_this_book_follows_its_conventions() -> None:

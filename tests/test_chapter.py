@@ -194,4 +194,3 @@ def test_say_and_show(monkeypatch: pytest.MonkeyPatch) -> None:
     chapter.add("null_audit", test="open", keys=1000, ks_p=0.42, min_log10_p=-3.21)
     page = chapter.show("null_audit", caption="Audit").to_html()
     assert "1,000" in page and "0.42" in page and "KS p" in page and "Audit" in page
-    assert not chapter_module.on_colab()

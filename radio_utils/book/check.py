@@ -17,9 +17,9 @@ from radio_utils.book.project import (
     owner_and_name,
     read_notebook,
     tags,
-    write_whole,
 )
 from radio_utils.book.prose import glossary_terms, prose_problems
+from radio_utils.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ def set_address(project: Project, url: str) -> list[Path]:
         raise BookError(f"{project.config}: expected one line `url: {old}` under repository, found {number}")
     changed = [path for path, text in texts.items() if text != path.read_text(encoding="utf-8")]
     for path in changed:
-        write_whole(path, texts[path])
+        atomic_write(path, texts[path])
     if not new.startswith("https://github.com/"):
         logger.warning("Colab opens notebooks from github.com only: its links lead nowhere while the address is %s", new)
     return changed

@@ -33,12 +33,12 @@ from radio_utils.book.project import (
     NotebookNode,
     Project,
     digest,
-    environment,
     notebook_text,
     read_notebook,
     tags,
-    write_whole,
 )
+from radio_utils.files import atomic_write
+from radio_utils.processes import environment
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ def run(
         notebook, seconds = _papermill(
             project, name, dict(parameters), target, silence, timeout, Progress(project, preset, [name])
         )
-    write_whole(target, notebook_text(notebook))
+    atomic_write(target, notebook_text(notebook))
     logger.info("%-24s %7.1f s  → %s", name, seconds, target)
     return target
 
@@ -240,7 +240,7 @@ def _execute_one(
         path = project.results(preset) / f"{name}.json"
         raise ChapterFailed(f"chapter {name} ended without its record {path}; its last cell must call chapter.record()")
     notebook.metadata["radio_utils_book"] = {"inputs": before, "record": record, "seconds": round(seconds, 3)}
-    write_whole(target, notebook_text(notebook))
+    atomic_write(target, notebook_text(notebook))
     return seconds
 
 

@@ -16,9 +16,10 @@ import yaml
 
 from radio_utils.book.benchmarks import benchmarks_figure, benchmarks_page
 from radio_utils.book.execute import fresh, versions
-from radio_utils.book.project import BookError, NotebookNode, Project, digest, notebook_text, read_notebook, write_whole
+from radio_utils.book.project import BookError, NotebookNode, Project, digest, notebook_text, read_notebook
 from radio_utils.book.reference import FOLDER, reference_pages, section_titles, source_digest
 from radio_utils.book.status import status_page
+from radio_utils.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +154,7 @@ def _sphinx(source: Path, output: Path) -> None:
     command = [sys.executable, "-m", "sphinx", *strict, "-d", str(doctrees), str(source), str(output)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     log = (done.stdout + done.stderr).strip()
-    write_whole(source.with_name(f"{source.name}.log"), log + "\n")
+    atomic_write(source.with_name(f"{source.name}.log"), log + "\n")
     # a build has been seen to end with status 0 and errors in its log
     if done.returncode or re.search(r"\b(ERROR|CRITICAL|WARNING)\b", log):
         raise BookError(f"sphinx ended with status {done.returncode}; each warning is an error:\n{log}")

@@ -6,7 +6,6 @@ that the chapters write.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,6 +19,7 @@ from pydantic import Field
 
 from radio_utils import costs
 from radio_utils.book.project import BookError, Project
+from radio_utils.files import read_json
 from radio_utils.presets import load_preset
 
 Record = Mapping[str, Any]
@@ -169,11 +169,8 @@ def read_seeds(project: Project, tier: str) -> dict[int, dict[str, Record]]:
 
 
 def _parsed(path: Path) -> Record:
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is not JSON")
-
     try:
-        record = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+        record: Record = read_json(path)
         float(record["seconds"])
         for name, rows in (record.get("tables") or {}).items():
             if not isinstance(rows, list | None) or not all(isinstance(row, dict) for row in rows or []):
@@ -182,8 +179,6 @@ def _parsed(path: Path) -> Record:
         raise BookError(
             f"{path}: this isn't a chapter's record ({error!r}); run the chapter again, or delete it"
         ) from error
-    if not isinstance(record, dict):
-        raise BookError(f"{path}: a record is one JSON object")
     return record
 
 
