@@ -6,7 +6,9 @@ import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
+from string import Template
 from typing import Any, TypeVar
 
 from radio_utils.book.project import BookError, Project
@@ -17,8 +19,18 @@ Row = Mapping[str, Any]
 Tables = Mapping[str, Sequence[Row]]
 Made = TypeVar("Made")
 
-_TITLE = ["# Benchmarks", ""]
-_NOT_RUN = "Not yet run: `make bench` measures the speeds and writes the record that this page is made of."
+_NOT_RUN = """\
+# Benchmarks
+
+Not yet run: `make bench` measures the speeds and writes the record that this page is made of.
+"""
+_ENGINES = """\
+## Marks of engines
+
+Detection on one array, and the scores of its pairs alone. *As vLLM* does what that engine's detector does, on a
+processor; transformers computes the bits without a p-value.
+
+"""
 _OTHERS = ("transformers", "plain")
 _AXES = (
     ("tokens", "tokens", "tokens read", "text"),
@@ -46,7 +58,7 @@ def benchmarks_page(project: Project) -> str:
     """
     record = _record(project)
     if record is None:
-        return "\n".join([*_TITLE, _NOT_RUN, ""])
+        return _NOT_RUN
     return _checked(project, lambda: _page(record))
 
 
@@ -238,84 +250,28 @@ def _page(record: Mapping[str, Any]) -> str:
     tables: Tables = record["tables"]
     if missing := [name for name in ("peers", "compat", "processors", *(axis[0] for axis in _AXES)) if not tables[name]]:
         raise ValueError(f"{missing[0]} is empty")
-    shown = {table.name: _markdown(table) for table in tables_of(tables)}
     first, compat, stepped = tables["peers"][0], tables["compat"][0], tables["processors"][0]
-    lines = [
-        *_TITLE,
-        "How fast the package is, beside other programs that do the same work and as the work grows. `make bench` measures",
-        "it and writes the record; every number and ratio on this page is computed from that record.",
-        "",
-        f"- Date: {text_of(record['date'])}",
-        f"- Hardware: {text_of(record['hardware'])}",
-        f"- Versions: {text_of(record['versions'])}",
-        "",
-        "Programs run on processor cores only and take turns in one process; each stream of texts has its own process.",
-        "A time is the least of its rounds. Compare ratios: times are those of this machine and of what else ran on it.",
-        "",
-        "*Uniform* text draws every id with equal chance, so that practically all pairs are distinct: the worst case.",
-        "*Natural-like* text draws ids by Zipf's law and copies some phrases from a common stock; of its positions,",
-        f"{_share(tables)} hold a pair that was not met before. All programs count a pair once.",
-        "",
-        "## Detection",
-        "",
-        f"A green-list test with a vocabulary of {_count(first['vocab_size'])} and a window of {first['window']}.",
-        "The other detectors make a permutation of the whole vocabulary for every distinct token and window; they are",
-        "given fewer tokens, and rates are compared. transformers counts repeats within a text only. *Plain code* is the",
-        "permutation method written out in a few lines.",
-        f"On lists of Python ints, detection here reads {_peer_range(tables, 'ours, lists of ints')} as many tokens",
-        f"a second as transformers, and on one array {_peer_range(tables, 'ours, one array')} as many.",
-        "",
-        *shown["tab-bench-peers"],
-        "## Published schemes",
-        "",
-        f"Detectors of other people's lists, with a vocabulary of {_count(compat['vocab_size'])}. The scores are the same",
-        "bit for bit, and the benchmarks' tests compare them: the lists' own generator is run, but many at a time.",
-        "",
-        *shown["tab-bench-compat"],
-        *_engine_section(shown),
-        "## Logits processors",
-        "",
-        f"One step of generation for {stepped['batch']} answers at a time, a window of {first['window']}, logits drawn",
-        "from a normal distribution. Gumbel-max makes the whole draw in that time; a green list only moves logits.",
-        "",
-        *shown["tab-bench-processors"],
-        "## How the cost grows",
-        "",
-        *_growth(tables),
-        "",
-        "```{figure} benchmarks.svg",
-        ":name: fig-benchmarks",
-        f":alt: {_alternative(tables)}",
-        ":width: 100%",
-        "",
-        "Time of detection against tokens, vocabulary, window and keys; both axes of each panel are logarithmic.",
-        "```",
-        "",
-        *shown["tab-bench-tokens"],
-        *shown["tab-bench-vocabulary"],
-        *shown["tab-bench-window"],
-        *shown["tab-bench-keys"],
-    ]
-    return "\n".join(lines)
-
-
-def _engine_section(shown: Mapping[str, list[str]]) -> list[str]:
-    """The marks of engines, where the record has them."""
-    if "tab-bench-engines" not in shown:
-        return []
-    return [
-        "## Marks of engines",
-        "",
-        "Detection on one array, and the scores of its pairs alone. *As vLLM* does what that engine's detector does, on a",
-        "processor; transformers computes the bits without a p-value.",
-        "",
-        *shown["tab-bench-engines"],
-    ]
+    shown = {table.name.removeprefix("tab-bench-"): "\n".join(_markdown(table)) for table in tables_of(tables)}
+    engines = f"{_ENGINES}{shown['engines']}\n\n" if "engines" in shown else ""
+    template = resources.files("radio_utils.book").joinpath("benchmarks.md").read_text(encoding="utf-8")
+    return Template(template).substitute(
+        {name: text_of(record[name]) for name in ("date", "hardware", "versions")},
+        share=_share(tables),
+        peers_vocabulary=_count(first["vocab_size"]),
+        k=first["window"],
+        lists_faster=_peer_range(tables, "ours, lists of ints"),
+        array_faster=_peer_range(tables, "ours, one array"),
+        compat_vocabulary=_count(compat["vocab_size"]),
+        batch=stepped["batch"],
+        growth="\n".join(_growth(tables)),
+        alternative=_alternative(tables),
+        **shown | {"engines": engines},
+    )
 
 
 def _markdown(table: Table) -> list[str]:
     rows = [line for cells in (table.header, *table.rows) for line in row_of(cells)]
-    return [f"```{{list-table}} {table.caption}", ":header-rows: 1", f":name: {table.name}", "", *rows, "```", ""]
+    return [f"```{{list-table}} {table.caption}", ":header-rows: 1", f":name: {table.name}", "", *rows, "```"]
 
 
 def _share(tables: Tables) -> str:
