@@ -20,7 +20,7 @@ EXTRAS = {
     "jinja2": "audit", "matplotlib": "audit", "pandas": "audit", "pydantic": "audit", "seaborn": "audit", "yaml": "audit",
     "IPython": "chapters",
     "jupyter_book": "book", "jupyter_client": "book", "jupyter_server_mathjax": "book", "nbclient": "book",
-    "nbformat": "book", "papermill": "book", "docutils": "book", "sphinx": "book",
+    "nbformat": "book", "papermill": "book", "psutil": "book", "docutils": "book", "sphinx": "book",
     "bitsandbytes": "quantised", "datasets": "wikipedia", "gguf": "gguf", "lm_eval": "quality", "openai": "api",
     "playwright": "test", "pyarrow": "parquet", "ray": "ray",
 }  # fmt: skip

@@ -5,11 +5,9 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -23,44 +21,24 @@ def end_with_parent() -> None:
 
 def cpu_seconds(pid: int) -> float | None:
     """Processor time (s) of a process and all that it has started; None where the system doesn't tell."""
+    import psutil
+
     try:
-        known = _from_proc() if Path("/proc/self/stat").exists() else _from_ps()
-    except (OSError, ValueError, subprocess.SubprocessError):
+        first = psutil.Process(pid)
+        family = [first, *first.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return 0.0
+    except psutil.Error:
         return None
-    family, grown = {pid}, True
-    while grown:
-        children = {one for one, (parent, _) in known.items() if parent in family} - family
-        family |= children
-        grown = bool(children)
-    return sum(known[one][1] for one in family if one in known)
-
-
-def _from_proc() -> dict[int, tuple[int, float]]:
-    """Parent and processor time of every process, with that of its children which have ended: proc(5)."""
-    tick = os.sysconf("SC_CLK_TCK")
-    found = {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                # the name of the program, in parentheses, may hold anything
-                fields = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
-            except OSError:  # it ended just now
-                continue
-            found[int(folder.name)] = (int(fields[1]), sum(map(int, fields[11:15])) / tick)
-    return found
-
-
-def _from_ps() -> dict[int, tuple[int, float]]:
-    done = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,time="], capture_output=True, text=True, check=True)
-    found = {}
-    for line in done.stdout.splitlines():
-        pid, parent, spent = line.split()
-        days, _, clock = spent.rpartition("-")
-        seconds = 0.0
-        for part in clock.split(":"):
-            seconds = 60 * seconds + float(part)
-        found[int(pid)] = (int(parent), seconds + 86400 * int(days or 0))
-    return found
+    spent = 0.0
+    for one in family:
+        try:
+            spent += sum(one.cpu_times()[:4])  # its own, and that of its children which have ended
+        except psutil.NoSuchProcess:  # it ended just now
+            continue
+        except psutil.Error:
+            return None
+    return spent
 
 
 def kill_group(pid: int, kill: Callable[[], object]) -> None:
