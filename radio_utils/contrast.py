@@ -212,8 +212,8 @@ class ContrastCollector:
                 "probabilities hold NaN or infinity: a model's logits overflowed or are all −∞; load it in bfloat16 or "
                 "float32"
             )
-        columns = [np.repeat(column, self.top) for column in windows.T]
-        self._sums.add(self.packing.pack([*columns, tokens.cpu().numpy().ravel()]), values)
+        pairs = np.repeat(windows, self.top, axis=0), tokens.cpu().numpy().ravel()
+        self._sums.add(self.packing.pack_pairs(*pairs), values)
         self._counts.add(self.packing.pack_windows(windows), np.ones((windows.shape[0], 1)))
         self.seen += windows.shape[0]
 

@@ -142,6 +142,10 @@ def detect(
     an int array [m, k] of the only windows to score. ``dedup`` is "window+token", "window", or None, with which p is *not*
     a p-value.
 
+    With prompts a text is taken for a whole answer. Where an engine marks its first k tokens too, after contexts that hold
+    no prompt (``wm.marks_start``: vLLM's marks and SynthID), these are scored with windows that −1 fills up. Without
+    prompts, and for all other marks, windows lie wholly inside the text.
+
     Memory grows with the number of distinct pairs, 8 bytes each (16 where k + 1 ids need more than 64 bits) and about
     half more while they are merged: 100 million pairs take 1.3 GB. For more than that, ``sample`` scores a pseudo-random
     share of the windows: the share is chosen without the key, so p is as valid as it would be without it.
@@ -197,7 +201,7 @@ def detect(
 
 def _collected(texts: Texts, wm: Watermark, prompts: Any, options: dict[str, Any], tokenizer: Any = None) -> ev.Evidence:
     """The evidence of texts or of files of them."""
-    options = options | {"shared": ev.shared_by(wm)}
+    options = options | {"shared": ev.shared_by(wm), "from_start": wm.marks_start}
     listed: list[Any] = list(texts) if isinstance(texts, list | tuple) else [texts]
     files = [Path(one) for one in listed if is_path(one)]
     if files and len(files) != len(listed):
@@ -247,7 +251,8 @@ def collect_file(
     except ValueError as error:
 
         def check(name: str, ids: Any, is_prompt: bool) -> None:
-            ev.checked_sequence(name, ids, vocab_size, shortest=0 if is_prompt else window + 1)
+            whole = options.get("from_start") and corpus.prompts() is not None
+            ev.checked_sequence(name, ids, vocab_size, shortest=0 if is_prompt else 1 if whole else window + 1)
 
         raise corpus.blame(error, check) from error
     if shard is None:

@@ -108,6 +108,7 @@ class Predictions:
         dedup: ev.Dedup = "window+token",
         skip_seen: bool = True,
         full_context: bool = False,
+        from_start: bool = False,
         places_of: Predictions | None = None,
     ) -> ev.Evidence:
         """The (window, prediction) pairs that may be scored.
@@ -118,15 +119,17 @@ class Predictions:
         ``keep`` is the filter φ [m, k]. ``full_context`` says that each prompt ends with the very tokens that Alice's model
         had before the text, and that the prompt's own beginning was not drawn under the key; otherwise a template may stand
         between the two, and before the prompt, and draws there are hidden. ``skip_seen=False`` scores every place, which is
-        sound only where the text knows nothing of the key: it is there to show why. ``places_of``, another model's
+        sound only where the text knows nothing of the key: it is there to show why. ``from_start`` says that each text is a
+        whole answer of an engine whose contexts begin with the answer (:attr:`Watermark.marks_start`): windows then hold −1
+        in place of the prompt, and nothing is hidden at the answer's start. ``places_of``, another model's
         predictions of the same texts, chooses the places in this one's stead: two models are then scored at the same ones.
 
         Raises ``ValueError`` where ``places_of`` is of other texts.
         """
         packing = ev.Packing(window, vocab_size)
         collector = ev.Collector(packing, keep=keep, dedup=dedup)
-        places = Places.of(self, window, full_context)
-        leader = places if places_of is None else Places.of(places_of, window, full_context)
+        places = Places.of(self, window, full_context, from_start)
+        leader = places if places_of is None else Places.of(places_of, window, full_context, from_start)
         if not (np.array_equal(leader.ids, places.ids) and np.array_equal(leader.asked, places.asked)):
             raise ValueError("places_of must be predictions of the same texts; let both models read the same ones")
         chosen = places.known & (places.predicted >= 0)
@@ -134,7 +137,7 @@ class Predictions:
             chosen &= leader.sealed(shared)
             chosen[chosen] = ~places.explained(chosen, any_window=shared is not None)
         windows, tokens = places.windows(chosen), places.predicted[chosen]
-        collector.add_words(packing.pack([*windows.T, tokens]), int(np.count_nonzero(places.asked)))
+        collector.add_words(packing.pack_pairs(windows, tokens), int(np.count_nonzero(places.asked)))
         return collector.evidence()
 
 
@@ -155,10 +158,13 @@ class Places:
     known: NDArray[np.bool_]  # asked, and the window is what a draw here depended on
     drawn: NDArray[np.bool_]  # a token follows that was drawn after this window
     hidden: list[tuple[int, Ids, int]]  # drawn after unknown windows: the text, how such a window ends, the token
+    from_start: Ids | None = (
+        None  # of each place the first place of its window that is no −1, where windows begin with texts
+    )
 
     @classmethod
-    def of(cls, found: Predictions, window: int, full_context: bool) -> Places:
-        """The places of predictions; ``full_context`` is that of :meth:`Predictions.evidence`."""
+    def of(cls, found: Predictions, window: int, full_context: bool, from_start: bool = False) -> Places:
+        """The places of predictions; ``full_context`` and ``from_start`` are those of :meth:`Predictions.evidence`."""
         sizes = np.array([tokens.size for tokens in found.tokens], np.int64)
         begins = np.cumsum(sizes) - sizes
         ids = _flat([np.append(context, -1) for context in found.contexts])
@@ -167,23 +173,28 @@ class Places:
         start, size = np.repeat(found.starts, sizes), np.repeat(sizes, sizes)
         asked = at >= np.maximum(start, 1)
         whole = at >= window
-        if not full_context:
+        if from_start:
+            whole |= at >= start
+        elif not full_context:
             whole &= (at < start) | (at >= start + window)
         hidden: list[tuple[int, Ids, int]] = []
         for i, (context, begin) in enumerate(zip(found.contexts, found.starts.tolist(), strict=True)):
             first = min(begin, context.size) if full_context else 0
-            for t in range(first, min(window, context.size)):
+            for t in range(first, min(window, begin if from_start else context.size)):
                 hidden.append((i, context[:t], int(context[t])))
-            if not full_context and begin:
+            if not (full_context or from_start) and begin:
                 for t in range(begin, min(begin + window, context.size)):
                     hidden.append((i, context[begin:t], int(context[t])))
-        return cls(ids, window, begins, sizes, predicted, asked, asked & whole, whole & (at < size - 1), hidden)
+        limits = np.where(at >= start, np.repeat(begins, sizes) + start, 0) if from_start else None
+        return cls(ids, window, begins, sizes, predicted, asked, asked & whole, whole & (at < size - 1), hidden, limits)
 
     @classmethod
-    def of_texts(cls, contexts: Sequence[Ids], starts: Ids, window: int, full_context: bool) -> Places:
+    def of_texts(
+        cls, contexts: Sequence[Ids], starts: Ids, window: int, full_context: bool, from_start: bool = False
+    ) -> Places:
         """Where it is not asked what B predicts: each text counts as a prediction of its own."""
         tokens = tuple(np.full(context.size + 1, number, np.int64) for number, context in enumerate(contexts))
-        return cls.of(Predictions(tuple(contexts), starts, tokens), window, full_context)
+        return cls.of(Predictions(tuple(contexts), starts, tokens), window, full_context, from_start)
 
     def windows(self, chosen: NDArray[np.bool_]) -> Ids:
         """The windows [m, k] of chosen places, which must have whole ones."""
@@ -191,8 +202,9 @@ class Places:
 
     def windows_at(self, places: Ids) -> Ids:
         """The windows [m, k] of places [m], which must have whole ones."""
-        found: Ids = self.ids[places[:, None] + np.arange(-self.window, 0)]
-        return found
+        at = places[:, None] + np.arange(-self.window, 0)
+        found: Ids = self.ids[at]
+        return found if self.from_start is None else np.where(at < self.from_start[places][:, None], -1, found)
 
     def hidden_of_texts(self) -> dict[int, list[tuple[Ids, int]]]:
         """The hidden draws of each text: how the window ends, and the token."""
@@ -203,8 +215,17 @@ class Places:
 
     def explained(self, chosen: NDArray[np.bool_], *, any_window: bool) -> NDArray[np.bool_]:
         """Which predictions at chosen places a hidden draw of their text gave too (``evidence.after_hidden``)."""
-        owner = np.repeat(np.arange(self.sizes.size), self.sizes)[chosen]
-        return ev.after_hidden(self.windows(chosen), self.predicted[chosen], owner, self.hidden, any_window=any_window)
+        pairs = self.windows(chosen), self.predicted[chosen], np.repeat(np.arange(self.sizes.size), self.sizes)[chosen]
+        found = ev.after_hidden(*pairs, self.hidden, any_window=any_window)
+        if self.from_start is not None:
+            found |= ev.after_start(*pairs, self.prompts())
+        return found
+
+    def prompts(self) -> list[Ids]:
+        """What stood before each text."""
+        ends = np.cumsum(self.sizes) - 1
+        firsts = self.begins if self.from_start is None else self.from_start[ends]
+        return [self.ids[begin:first] for begin, first in zip(self.begins.tolist(), firsts.tolist(), strict=True)]
 
     def sealed(self, shared: ev.SharesColours | None) -> NDArray[np.bool_]:
         """Which places stand before a list that is sealed when they are reached: bool [places]."""
@@ -275,10 +296,9 @@ def looked_at(places: Places, wm: ev.SharesColours, at: Ids, tokens: Ids, before
 
 
 def _looked_at(places: Places, wm: ev.SharesColours, at: Ids, tokens: Ids, before: Ids) -> NDArray[np.bool_]:
-    reach = np.arange(-places.window, 0)
-    own = wm.colour_ids(places.ids[at[:, None] + reach], tokens)
+    own = wm.colour_ids(places.windows_at(at), tokens)
     rows, columns = np.nonzero(before[None, :] < at[:, None])
-    others = wm.colour_ids(places.ids[before[columns][:, None] + reach], tokens[rows])
+    others = wm.colour_ids(places.windows_at(before)[columns], tokens[rows])
     found = np.zeros(at.size, bool)
     found[rows[others == own[rows]]] = True
     return found

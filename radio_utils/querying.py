@@ -322,7 +322,7 @@ def score_answers(
     -----
     See :func:`query_closed_model`.
     """
-    usable = _usable(prompts, answers, wm.window, wm.vocab_size)
+    usable = _usable(prompts, answers, _unscored(wm), wm.vocab_size)
     if not usable:
         raise ValueError(f"no answer is longer than the watermark's window={wm.window}; let the suspect write more")
     return detection.judge(_collected(usable, wm, keep, dedup), wm)
@@ -333,7 +333,13 @@ def _collected(usable: list[tuple[ArrayLike, Ids]], wm: Watermark, keep: ArrayLi
     return ev.collect(
         [answer for _, answer in usable], wm.window, wm.vocab_size,
         prompts=[prompt for prompt, _ in usable], keep=keep, dedup=dedup, shared=ev.shared_by(wm), hidden=True,
+        from_start=wm.marks_start,
     )  # fmt: skip
+
+
+def _unscored(wm: Watermark) -> int:
+    """How many tokens at an answer's start are not scored."""
+    return 0 if wm.marks_start else wm.window
 
 
 def _usable(
@@ -517,7 +523,7 @@ class _Fresh:
         return self._known.seen
 
     def of(self, prompts: Sequence[ArrayLike], answers: Sequence[Ids], first: int) -> ev.Evidence:
-        usable = _usable(prompts, answers, self._wm.window, self._wm.vocab_size, first)
+        usable = _usable(prompts, answers, _unscored(self._wm), self._wm.vocab_size, first)
         if not usable:
             return ev.Evidence(self._known.packing, (), 0, self._known.dedup)
         found = _collected(usable, self._wm, self._keep, self._known.dedup)

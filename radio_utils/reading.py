@@ -53,9 +53,11 @@ def read_open_model(
     What makes p true where the texts are marked (page "When is a p-value valid?"): each list is scored before the texts
     have drawn from it (``skip_seen=False`` scores every place, which is unsound: it is there to show why). ``full_context``
     says that the prompts hold all that Alice's model had before it wrote; else a template may stand between, and what it
-    hides is allowed for. Tokens that were made from strings differ from those that were drawn in a share ``respelt``,
-    for which p then allows (:meth:`radio_utils.stats.laws.Law.log10_allowing`). And no text may have been chosen
-    by its mark, which nothing here can see: :func:`radio_utils.remark_control` can.
+    hides is allowed for. With prompts a text is taken for a whole answer, and where an engine's contexts begin with the
+    answer (``wm.marks_start``: vLLM's marks and SynthID) it is read from its first token on, with windows that −1 fills up;
+    for texts whose generation began in the prompt, give no prompts. Tokens that were made from strings differ from those
+    that were drawn in a share ``respelt``, for which p then allows (:meth:`radio_utils.stats.laws.Law.log10_allowing`). And
+    no text may have been chosen by its mark, which nothing here can see: :func:`radio_utils.remark_control` can.
 
     ``feeding`` says how B is fed (:meth:`radio_utils.suspects.feeding.Feeding.of`): behind his beginning-of-text token,
     prompts in his chat template. Without it he is fed the tokens as they are. With references it is that of all models, or
@@ -129,19 +131,21 @@ def read_open_model(
     --------
     >>> ru.read_open_model(bob, texts, wm).log10_p  # doctest: +SKIP
     """
+    from_start = wm.marks_start and prompts is not None
     if soft:
         _check_soft(reference, dedup, respelt)
         text_log10_p = None if skip_seen else _log10_p_of_plain(sequences, prompts, wm, "every place can be scored only in")
         weighted = read_soft(
             model, sequences, wm.window, wm.vocab_size, prompts=prompts, keep=keep, skip_seen=skip_seen,
-            full_context=full_context, shared=ev.shared_by(wm), feeding=feeding, batch_size=batch_size, top=top,
-            progress=progress,
+            full_context=full_context, from_start=from_start, shared=ev.shared_by(wm), feeding=feeding,
+            batch_size=batch_size, top=top, progress=progress,
         )  # fmt: skip
         return judge_soft(weighted, wm, text_log10_p=text_log10_p)
     if reference is None:
         found = read_evidence(
             model, sequences, wm.window, wm.vocab_size, prompts=prompts, keep=keep, dedup=dedup, skip_seen=skip_seen,
-            full_context=full_context, shared=ev.shared_by(wm), feeding=feeding, batch_size=batch_size, progress=progress,
+            full_context=full_context, from_start=from_start, shared=ev.shared_by(wm), feeding=feeding,
+            batch_size=batch_size, progress=progress,
         )  # fmt: skip
         return detection.judge(found, wm, respelt=respelt)
     # what can be refused is refused before any model runs
@@ -150,7 +154,7 @@ def read_open_model(
     text_log10_p = _log10_p_of_plain(sequences, prompts, wm, "contrastive reading needs")
     weighted = read_contrast(
         model, reference, sequences, wm.window, wm.vocab_size, prompts=prompts, keep=keep, skip_seen=skip_seen,
-        feeding=feeding, batch_size=batch_size, top=top, progress=progress,
+        from_start=from_start, feeding=feeding, batch_size=batch_size, top=top, progress=progress,
     )  # fmt: skip
     return contrast.judge_contrast(weighted, wm, text_log10_p=text_log10_p)
 
@@ -160,9 +164,11 @@ MARKED = detection.MARKED
 
 def _log10_p_of_plain(sequences: Any, prompts: Any, wm: Watermark, wanted: str) -> float:
     """log10 p of what B is fed, or an error if it carries the mark."""
-    found = detection.detect(_Contexts.of(sequences, prompts, wm.window, wm.vocab_size).ids, wm)
-    check_plain(found.log10_p, wanted)
-    return found.log10_p
+    shortest = 0 if wm.marks_start and prompts is not None else wm.window
+    fed = [ids for ids in _Contexts.of(sequences, prompts, shortest, wm.vocab_size).ids if ids.size > wm.window]
+    log10_p = detection.detect(fed, wm).log10_p if fed else 0.0
+    check_plain(log10_p, wanted)
+    return log10_p
 
 
 def check_plain(log10_p: float, wanted: str = "contrastive reading needs") -> None:
@@ -214,6 +220,7 @@ def read_evidence(
     dedup: ev.Dedup = "window+token",
     skip_seen: bool = True,
     full_context: bool = False,
+    from_start: bool = False,
     shared: ev.SharesColours | None = None,
     feeding: Feeding | Sequence[Feeding] | None = None,
     batch_size: int = 64,
@@ -241,6 +248,8 @@ def read_evidence(
         Whether predictions after windows that the prompt holds are left out.
     full_context : bool
         Whether the prompts hold all that stood before the texts.
+    from_start : bool
+        Whether texts are answers that are scored from their first token on (:attr:`Watermark.marks_start`).
     shared : SharesColours, optional
         The watermark, where windows share lists.
     feeding : Feeding or sequence of them, optional
@@ -260,15 +269,17 @@ def read_evidence(
     It depends on no key.
     """
     ev.check_dedup(dedup)
-    _Contexts.of(sequences, prompts, window, vocab_size)  # too short a text is refused before any model runs
+    # too short a text is refused before any model runs
+    _Contexts.of(sequences, prompts, 0 if from_start else window, vocab_size)
     if keep is not None:
         ev.checked_filter(keep, window, vocab_size)
     found = read_predictions(
         model, sequences, vocab_size, prompts=prompts, feeding=feeding, batch_size=batch_size, progress=progress
     )
     return found.evidence(
-        window, vocab_size, shared=shared, keep=keep, dedup=dedup, skip_seen=skip_seen, full_context=full_context
-    )
+        window, vocab_size, shared=shared, keep=keep, dedup=dedup, skip_seen=skip_seen, full_context=full_context,
+        from_start=from_start,
+    )  # fmt: skip
 
 
 def read_predictions(
@@ -306,6 +317,7 @@ def read_contrast(
     prompts: Sequence[ArrayLike] | None = None,
     keep: ArrayLike | None = None,
     skip_seen: bool = True,
+    from_start: bool = False,
     feeding: Feeding | Sequence[Feeding] | None = None,
     batch_size: int = 64,
     top: int = 128,
@@ -317,14 +329,15 @@ def read_contrast(
     of the text too faint to be refused. ``skip_seen=False`` uses it too; it is there to show why. ``seen`` of the pairs
     counts all positions, also those that ``keep`` or ``skip_seen`` leave out.
 
-    ``reference`` is that of :func:`read_open_model`; for each twin the contrast holds what tests it for the mark.
+    ``from_start`` is that of :func:`read_evidence`. ``reference`` is that of :func:`read_open_model`; for each twin the
+    contrast holds what tests it for the mark.
 
     The models are run side by side, one batch at a time; what is kept are sums for each distinct window and each of its
     likeliest tokens, never a matrix of vocabulary by vocabulary.
     """
     return collect_contrast(
-        model, reference, sequences, window, vocab_size, prompts=prompts, keep=keep, skip_seen=skip_seen, feeding=feeding,
-        batch_size=batch_size, top=top, progress=progress,
+        model, reference, sequences, window, vocab_size, prompts=prompts, keep=keep, skip_seen=skip_seen,
+        from_start=from_start, feeding=feeding, batch_size=batch_size, top=top, progress=progress,
     ).contrast()  # fmt: skip
 
 
@@ -338,21 +351,22 @@ def collect_contrast(
     prompts: Sequence[ArrayLike] | None = None,
     keep: ArrayLike | None = None,
     skip_seen: bool = True,
+    from_start: bool = False,
     feeding: Feeding | Sequence[Feeding] | None = None,
     batch_size: int = 64,
     top: int = 128,
     progress: str | None = None,
 ) -> contrast.ContrastCollector:
     """What :func:`read_contrast` weighs, added up: the sums of several corpora can be added in turn."""
-    models = _models(model, reference)
-    contexts = _Contexts.of(sequences, prompts, window, vocab_size)
+    models, from_start = _models(model, reference), from_start and prompts is not None
+    contexts = _Contexts.of(sequences, prompts, 0 if from_start else window, vocab_size)
     allowed = None if keep is None else {tuple(w) for w in ev.checked_filter(keep, window, vocab_size).tolist()}
     collector = contrast.ContrastCollector(window, vocab_size, len(models), top=top)
     slice_size = max(1, _LARGEST // vocab_size)
     for rows, all_logits in read(
         models, contexts.ids, vocab_size, fed=contexts.fed(feeding, len(models)), batch_size=batch_size, progress=progress
     ):
-        found = [contexts.scored(i, window, skip_seen) for i in rows]
+        found = [contexts.scored(i, window, skip_seen, from_start) for i in rows]
         windows = np.concatenate([w for w, _, _ in found])
         row_of = np.repeat(np.arange(len(rows)), [ends.size for _, ends, _ in found])
         ends = np.concatenate([e for _, e, _ in found])
@@ -377,6 +391,7 @@ def read_soft(
     keep: ArrayLike | None = None,
     skip_seen: bool = True,
     full_context: bool = False,
+    from_start: bool = False,
     shared: ev.SharesColours | None = None,
     feeding: Feeding | Sequence[Feeding] | None = None,
     batch_size: int = 64,
@@ -406,6 +421,8 @@ def read_soft(
         Whether lists are sealed, as marked text needs; without it every place is scored, as plain text allows.
     full_context : bool
         Whether the prompts hold all that stood before the texts.
+    from_start : bool
+        Whether texts are answers that are scored from their first token on (:attr:`Watermark.marks_start`).
     shared : SharesColours, optional
         The watermark, where windows share draws.
     feeding : Feeding or sequence of them, optional
@@ -431,8 +448,8 @@ def read_soft(
     -----
     Where the list depends on the token too, each token's draw is looked for in what was drawn earlier in the context.
     """
-    contexts = _Contexts.of(sequences, prompts, window, vocab_size)
-    places = Places.of_texts(contexts.ids, np.array(contexts.prompt_sizes, np.int64), window, full_context)
+    contexts = _Contexts.of(sequences, prompts, 0 if from_start else window, vocab_size)
+    places = Places.of_texts(contexts.ids, np.array(contexts.prompt_sizes, np.int64), window, full_context, from_start)
     by_token = skip_seen and shared is not None and not shared.one_list_a_window
     chosen_places = places.known.copy()
     if skip_seen and not by_token:
@@ -455,6 +472,11 @@ def read_soft(
             for ending, token in hidden.get(i, ()):  # any window may have the hidden one's list where windows share lists
                 told = np.all(windows[:, window - ending.size :] == ending, axis=1) | (shared is not None)
                 expected[torch.from_numpy(told).to(expected.device), token] = 0.0
+            for row in np.flatnonzero(windows[:, 0] < 0).tolist():  # and any run of the prompt an earlier answer's start
+                begun, before = windows[row][windows[row] >= 0], contexts.ids[i][: contexts.prompt_sizes[i]]
+                for j in range(begun.size, before.size):
+                    if np.array_equal(before[j - begun.size : j], begun):
+                        expected[row, before[j]] = 0.0
             if by_token and shared is not None:
                 tokens = expected.topk(collector.top, dim=-1).indices
                 before = begin + np.flatnonzero(places.drawn[begin:end])
@@ -507,7 +529,12 @@ class _Contexts:
         split = [(ids[:size], ids[size:]) for ids, size in zip(self.ids, self.prompt_sizes, strict=True)]
         return [[np.concatenate([one.prompt(prompt), text]) for prompt, text in split] for one in each]
 
-    def scored(self, i: int, window: int, skip_seen: bool) -> tuple[Ids, Ids, int]:
+    def scored(self, i: int, window: int, skip_seen: bool, from_start: bool) -> tuple[Ids, Ids, int]:
         """Windows of context i whose next token lies in the sequence, where each ends, and how many could be scored."""
-        windows, places, seen = ev.following(self.ids[i], self.prompt_sizes[i], window, skip_seen=skip_seen)
-        return windows, places - 1, seen
+        context, start = self.ids[i], self.prompt_sizes[i]
+        if not from_start:
+            windows, places, seen = ev.following(context, start, window, skip_seen=skip_seen)
+            return windows, places - 1, seen
+        answer = np.concatenate([np.full(window, -1), context[start:]])
+        windows, places, seen = ev.following(answer, window + (start == 0), window, skip_seen=skip_seen)
+        return windows, places - window + start - 1, seen

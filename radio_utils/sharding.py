@@ -178,7 +178,7 @@ def detect_shards(
     Evidence merges like a set, whatever the sharding.
     """
     wanted = None if keep is None else ev.checked_filter(keep, wm.window, wm.vocab_size)
-    options = {"keep": wanted, "dedup": dedup, "sample": sample}
+    options = {"keep": wanted, "dedup": dedup, "sample": sample, "from_start": wm.marks_start}
     ev.Collector(ev.Packing(wm.window, wm.vocab_size), **options)  # type: ignore[arg-type]  # options at fault, said at once
     work = partial(
         detection.collect_file, window=wm.window, vocab_size=wm.vocab_size, tokenizer=tokenizer, options=options,
@@ -284,9 +284,10 @@ def read_shards(
         return _read_contrast(models, files, wm, folder, settings, how, keep=wanted, skip_seen=skip_seen, top=top)
     parts = _with_models("read", _read, models, files, folder, ".npz", how, **settings)
     predictions = [Predictions.load(part) for part in parts]
-    pairs = predictions[0].merge(*predictions[1:]).evidence(
+    found = predictions[0].merge(*predictions[1:])
+    pairs = found.evidence(
         wm.window, wm.vocab_size, shared=ev.shared_by(wm), keep=wanted, dedup=dedup, skip_seen=skip_seen,
-        full_context=full_context,
+        full_context=full_context, from_start=wm.marks_start and bool(np.any(found.starts)),
     )  # fmt: skip
     return detection.judge(pairs, wm)
 
@@ -305,7 +306,17 @@ def _read_contrast(
     check_plain(of_texts.log10_p)
     collector = contrast.ContrastCollector(wm.window, wm.vocab_size, len(models), top=options["top"])
     for part in _with_models(
-        "contrast", _contrast, models, files, folder, ".npz", how, window=wm.window, **settings, **options
+        "contrast",
+        _contrast,
+        models,
+        files,
+        folder,
+        ".npz",
+        how,
+        window=wm.window,
+        from_start=wm.marks_start,
+        **settings,
+        **options,
     ):
         collector.take(part)
     return contrast.judge_contrast(collector.contrast(), wm, text_log10_p=of_texts.log10_p)

@@ -130,7 +130,10 @@ def control(case: Case, seed: int) -> Control:
     def test(written: Sequence[Ids], key: Watermark) -> Detection:
         read = [(text, prompt) for text, prompt in zip(written, prompts, strict=True) if text.size]
         found = case.models.read(suspect, case, [text for text, _ in read], [prompt for _, prompt in read])
-        pairs = found.evidence(key.window, key.vocab_size, shared=ev.shared_by(key), full_context=request.full_context)
+        pairs = found.evidence(
+            key.window, key.vocab_size, shared=ev.shared_by(key), full_context=request.full_context,
+            from_start=case.from_start(texts),
+        )  # fmt: skip
         return detection.judge(pairs, key, respelt=case.allowance(texts))
 
     def build(folder: Path) -> None:

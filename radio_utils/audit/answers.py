@@ -87,11 +87,11 @@ def look_ahead(case: Case, prompts: Sequence[Ids], answers: Sequence[Ids], level
     half = first[: len(first) // 2]
 
     def pairs(of: Sequence[tuple[Ids, Ids]], kept: Ids | None) -> int:
-        long = [(asked, said) for asked, said in of if said.size > wm.window]
+        long = [(asked, said) for asked, said in of if said.size > (0 if wm.marks_start else wm.window)]
         if not long:
             return 0
         asked, said = [one for one, _ in long], [one for _, one in long]
-        options: dict[str, Any] = {"shared": ev.shared_by(wm), "hidden": True}
+        options: dict[str, Any] = {"shared": ev.shared_by(wm), "hidden": True, "from_start": wm.marks_start}
         return len(ev.collect(said, wm.window, wm.vocab_size, prompts=asked, keep=kept, **options))
 
     with case.timed("statistics"):

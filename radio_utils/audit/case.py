@@ -101,7 +101,12 @@ class Case:
     @cached_property
     def windows(self) -> Ids:
         """The filter φ of answers: the windows of the texts that the suspect may have used."""
-        return ev.frequent_windows(self.texts.ids, self.wm.window, self.wm.vocab_size)
+        start = self.from_start(self.texts)
+        return ev.frequent_windows(self.texts.ids, self.wm.window, self.wm.vocab_size, from_start=start)
+
+    def from_start(self, texts: Texts) -> bool:
+        """Whether texts are answers whose first tokens are scored too, after windows that −1 fills up."""
+        return self.wm.marks_start and texts.prompts is not None
 
     def allowance(self, texts: Texts) -> float:
         """The share of these texts' tokens for which a p-value of reading must allow, as they may not be those drawn."""

@@ -76,11 +76,21 @@ def too_short(name: str, size: int, shortest: int) -> str:
 
 
 def checked_filter(keep: ArrayLike, window: int, vocab_size: int) -> Ids:
-    """The filter φ as int64 [m, k], or an error that says what is wrong with it."""
-    rows = as_ids("keep", keep, vocab_size)
+    """The filter φ as int64 [m, k], or an error that says what is wrong with it; rows may begin with −1."""
+    try:
+        given = np.asarray(keep)
+        started = given.dtype.kind == "i" and given.size > 0 and bool(np.any(given == -1))
+    except ValueError:
+        started = False
+    rows = as_ids("keep", np.where(given == -1, 0, given) if started else keep, vocab_size)
     if rows.ndim != 2 or rows.shape[1] != window:
         raise ValueError(f"keep must be windows of shape [m, {window}], got {list(rows.shape)}")
-    return rows
+    if not started:
+        return rows
+    missing = given == -1
+    if np.any(missing[:, 1:] & ~missing[:, :-1]):
+        raise ValueError("keep holds -1 after a token id; -1 stands for positions before an answer's start only")
+    return np.where(missing, -1, rows)
 
 
 def check_dedup(dedup: Dedup) -> None:

@@ -24,7 +24,8 @@ _SORTED_AT_ONCE = 1 << 16
 class Packing:
     """How a window of ``window`` ids and a token become words: fields of equal width, the window's oldest id first.
 
-    The order of the words is the order of (window, token), so that equal windows are neighbours.
+    A position before an answer's start, −1 in a window, is packed as the id ``vocab_size``. The order of the
+    words is the order of (window, token), so that equal windows are neighbours.
     """
 
     window: int
@@ -41,8 +42,8 @@ class Packing:
 
     @cached_property
     def bits(self) -> int:
-        """Bits of one id."""
-        return max(1, int(self.vocab_size - 1).bit_length())
+        """Bits of one id, or of ``vocab_size``."""
+        return int(self.vocab_size).bit_length()
 
     @cached_property
     def words(self) -> int:
@@ -77,6 +78,8 @@ class Packing:
                 field = ids[position].view(np.uint64)
                 np.right_shift(words[:, number], np.uint64(place * self.bits), out=field)
                 field &= mask
+        if ids[0].size and ids[0].max() == self.vocab_size:
+            ids[:-1][ids[:-1] == self.vocab_size] = -1
         return ids[:-1].T, ids[-1]
 
     def windows_of(self, words: Words) -> Words:
@@ -85,9 +88,19 @@ class Packing:
         cleared[:, -1] &= ~np.uint64((1 << self.bits) - 1)
         return cleared
 
+    def from_start(self, words: Words) -> NDArray[np.bool_]:
+        """Whether each window begins with −1: [n, words] → bool [n]."""
+        above = np.uint64((len(self._fields[0]) - 1) * self.bits)
+        begins: NDArray[np.bool_] = words[:, 0] >> above == self.vocab_size
+        return begins
+
+    def pack_pairs(self, windows: Ids, tokens: NDArray[Any]) -> Words:
+        """Windows [m, window], which may begin with −1, and tokens [m] as words."""
+        return self.pack([*np.where(windows < 0, self.vocab_size, windows).T, tokens])
+
     def pack_windows(self, windows: Ids) -> Words:
         """Windows [m, window] as :meth:`windows_of` gives them."""
-        return self.pack([*windows.T, np.zeros(windows.shape[0], np.uint64)])
+        return self.pack_pairs(windows, np.zeros(windows.shape[0], np.uint64))
 
 
 NOTHING: Words = np.zeros((0, 1), np.uint64)

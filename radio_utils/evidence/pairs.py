@@ -208,16 +208,17 @@ class Collector:
         sample: float = 1.0,
         shared: SharesColours | None = None,
         hidden: bool = False,
+        from_start: bool = False,
     ) -> None:
         """``keep`` is the filter φ [m, k]. ``sample`` < 1 keeps that share of the *windows*, chosen by a public hash.
 
-        ``shared`` and ``hidden`` are those of :func:`collect`.
+        ``shared``, ``hidden`` and ``from_start`` are those of :func:`collect`.
         """
         check_dedup(dedup)
         if not 0.0 < sample <= 1.0:
             raise ValueError(f"sample must lie in (0, 1], the share of windows that is scored, got {sample}")
         self.packing, self.dedup, self.sample, self.seen = packing, dedup, sample, 0
-        self._shared, self._hidden = shared, hidden
+        self._shared, self._hidden, self._from_start = shared, hidden, from_start
         self._keep: Words | None = None
         if keep is not None:
             self._keep = unique_words(packing.pack_windows(checked_filter(keep, packing.window, packing.vocab_size)))
@@ -230,6 +231,8 @@ class Collector:
         if prompts is None and (joined := joined_lists(texts, shortest, self.packing.vocab_size)) is not None:
             self._add_flat(*joined, None)
             return
+        if prompts is not None and self._from_start:
+            shortest = 1
         sequences = checked_texts("texts", texts, self.packing.vocab_size, shortest=shortest, first=first)
         given = None
         if prompts is not None:
@@ -257,6 +260,9 @@ class Collector:
             self.add_words(self.packing.pack(columns))
 
     def _add_block(self, sequences: list[Ids], prompts: list[Ids] | None) -> None:
+        if prompts is not None and self._from_start:
+            before = np.full(self.packing.window, self.packing.vocab_size, np.int64)
+            sequences = [np.concatenate([before, sequence]) for sequence in sequences]
         flat = sequences[0] if len(sequences) == 1 else np.concatenate(sequences)
         self._add_flat(flat, np.array([s.size for s in sequences]), prompts)
 
@@ -334,6 +340,7 @@ def collect(
     sample: float = 1.0,
     shared: SharesColours | None = None,
     hidden: bool = False,
+    from_start: bool = False,
 ) -> Evidence:
     """Every token of the texts with the ``window`` tokens before it, less what may not be scored.
 
@@ -341,7 +348,9 @@ def collect(
     what follows. With ``shared``, the watermark, a window is left out as well if its list, or the pair's colour, is one
     that the prompt has drawn from. With ``hidden`` the prompt's first ``window`` tokens may have been drawn after windows
     that it does not show, so the same token is not scored after any window that may have been one of those. With ``keep``,
-    an array [m, k], only those windows are scored (the filter φ). Windows lie wholly inside the text.
+    an array [m, k], only those windows are scored (the filter φ). Windows lie wholly inside the text. With ``from_start``
+    and prompts each text is an answer of an engine whose contexts begin with the answer: its first ``window`` tokens are
+    scored too, after windows that −1 fills up, save where the prompt holds the same run of tokens.
 
     ``texts`` is read once, a block of about a million tokens at a time, and is never held whole. Memory is 8 bytes for
     each distinct pair (16 where (k + 1) ids need more than 64 bits), a half more while they are merged, and about 100 MB.
@@ -369,6 +378,8 @@ def collect(
         The watermark, where windows share lists.
     hidden : bool
         Whether something may have stood before the prompts.
+    from_start : bool
+        Whether texts that have prompts are scored from their first token on (:attr:`Watermark.marks_start`).
 
     Returns
     -------
@@ -391,7 +402,10 @@ def collect(
     >>> len(found), found.seen
     (3, 4)
     """
-    collector = Collector(Packing(window, vocab_size), keep=keep, dedup=dedup, sample=sample, shared=shared, hidden=hidden)
+    collector = Collector(
+        Packing(window, vocab_size), keep=keep, dedup=dedup, sample=sample, shared=shared, hidden=hidden,
+        from_start=from_start,
+    )  # fmt: skip
     if isinstance(texts, np.ndarray) and texts.ndim == 2 and texts.shape[0] and prompts is None:
         rows = check_ids("texts", texts, vocab_size)
         if rows.shape[1] <= window:
@@ -505,6 +519,8 @@ def _shown_by_prompt(
 
     known = unique_words(owned(packing.pack_windows(windows), whose))
     found = is_member(owned(packing.windows_of(words), owner), known)
+    started = np.flatnonzero(packing.from_start(words))
+    found[started] |= after_start(*packing.unpack(words[started]), owner[started], prompts)
     if hidden:
         begun = [(i, p[:t], int(p[t])) for i, p in enumerate(prompts) for t in range(min(packing.window, p.size))]
         found |= after_hidden(*packing.unpack(words), owner, begun, any_window=shared is not None)
@@ -527,6 +543,20 @@ def after_hidden(
         told = [(i, token, *([] if any_window else ending)) for i, ending, token in hidden if ending.size == known]
         own = () if any_window else windows.T[windows.shape[1] - known :]
         found |= rows_among(np.column_stack([owner, tokens, *own]), np.array(told, np.int64))
+    return found
+
+
+def after_start(windows: Ids, tokens: Ids, owner: Ids, prompts: Sequence[Ids]) -> NDArray[np.bool_]:
+    """Which pairs [n] with windows that begin with −1 are a run of tokens in their own prompt.
+
+    The prompt may hold an earlier answer, whose first tokens were drawn after the same windows.
+    """
+    found, known = np.zeros(tokens.size, bool), np.count_nonzero(windows >= 0, axis=1)
+    for size in np.unique(known[windows[:, 0] < 0]).tolist():
+        at = np.flatnonzero(known == size)
+        runs, whose = all_windows(prompts, size + 1)
+        own = np.column_stack([owner[at], windows[at, windows.shape[1] - size :], tokens[at]])
+        found[at] = rows_among(own, np.column_stack([whose, runs]))
     return found
 
 

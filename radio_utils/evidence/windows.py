@@ -54,7 +54,9 @@ def first_appearances(values: NDArray[np.uint64]) -> NDArray[np.bool_]:
     return found
 
 
-def frequent_windows(texts: Iterable[ArrayLike], window: int, vocab_size: int, *, at_least: int = 1) -> Ids:
+def frequent_windows(
+    texts: Iterable[ArrayLike], window: int, vocab_size: int, *, at_least: int = 1, from_start: bool = False
+) -> Ids:
     """The filter φ: windows that occur in at least ``at_least`` of the texts, as a sorted array [m, k].
 
     Supervised, the texts are D̃ᴬ and one is enough; unsupervised they are fresh texts of A, where the number of texts stands
@@ -72,6 +74,8 @@ def frequent_windows(texts: Iterable[ArrayLike], window: int, vocab_size: int, *
         V, the number of token ids.
     at_least : int
         In how many texts a window must occur.
+    from_start : bool
+        Whether texts are whole answers, whose first windows −1 fills up (:attr:`Watermark.marks_start`).
 
     Returns
     -------
@@ -96,7 +100,10 @@ def frequent_windows(texts: Iterable[ArrayLike], window: int, vocab_size: int, *
     """
     if at_least < 1:
         raise ValueError(f"at_least must be 1 or more, got {at_least}")
-    windows, owner = all_windows(checked_texts("texts", texts, vocab_size, shortest=0), window)
+    rows = checked_texts("texts", texts, vocab_size, shortest=0)
+    if from_start:
+        rows = [np.concatenate([np.full(window, -1), row]) for row in rows]
+    windows, owner = all_windows(rows, window)
     if windows.shape[0] == 0:
         return windows
     once = first_rows(np.column_stack([windows, owner]))

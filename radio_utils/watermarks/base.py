@@ -27,6 +27,7 @@ class Watermark(abc.ABC):
     window: int
     asked_gamma: float | None = None  # γ as its maker asked for it, of schemes with green lists
     law_of_key: bool = False  # whether the law differs from key to key
+    marks_start: bool = False  # whether an answer's first tokens are drawn after windows that −1 fills up
 
     @property
     @abc.abstractmethod

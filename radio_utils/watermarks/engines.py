@@ -59,6 +59,11 @@ class EngineMark(Watermark):
         return self.repeats == "all"
 
     @property
+    def marks_start(self) -> bool:  # type: ignore[override]
+        """Whether an answer's first tokens are drawn after windows that −1 fills up."""
+        return self.pads_start and not self.reaches_prompt and not self.starts_full
+
+    @property
     def law(self) -> Law:
         """The law of one score under the null hypothesis."""
         return self._law

@@ -73,6 +73,7 @@ class MarkedReading(SuspectTest):
             decided = sum(int(np.count_nonzero(tokens >= 0)) for tokens in predicted.tokens)
             note = f"Of {places:,} places the suspect's tokenizer decides {decided:,}; the others are not scored."
         options: dict[str, Any] = {"shared": ev.shared_by(wm), "full_context": case.request.full_context}
+        options["from_start"] = case.from_start(texts)
         with case.timed("statistics"):
             found = predicted.evidence(wm.window, wm.vocab_size, **options)
         base = None
