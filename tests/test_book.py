@@ -66,6 +66,11 @@ class TestParameters:
         assert literal(text) == value
         assert type(literal(text)) is type(value)
 
+    @pytest.mark.parametrize("text", ["{1, 2}", "b'x'", "[1, {2: 3}]", "1j"])
+    def test_what_no_cell_can_be_given_is_refused(self, book: Project, text: str) -> None:
+        with pytest.raises(BookError, match=r"parameter names holds .*, which a cell cannot be given"):
+            run(book, "01_first", {"names": literal(text)})
+
     def test_defaults_are_those_of_the_cell(self, book: Project) -> None:
         assert defaults(book.chapter("01_first")) == {
             "preset": "laptop", "seed": 0, "rho": 0.1, "quick": True, "names": ["a", "b"], "label": "x",
@@ -99,6 +104,12 @@ class TestParameters:
             run(book, "07_nothing", {})
         with pytest.raises(BookError, match="unknown chapter"):
             execute(book, "smoke", ["07_nothing"])
+
+    def test_a_tuple_arrives_as_a_list(self, book: Project) -> None:
+        """Papermill makes text of it."""
+        write(book, "01_first", chapter("01_first", "print(names)"))
+        given = {"names": literal("('a', (1, 0.5), {'b': (None, True)})")}
+        assert outputs(run(book, "01_first", given)).strip() == "['a', [1, 0.5], {'b': [None, True]}]"
 
     def test_no_parameters_cell(self, book: Project) -> None:
         write(book, "01_first", chapter("01_first", parameters=None))

@@ -86,6 +86,15 @@ def test_texts_may_be_an_endless_looking_stream() -> None:
         ("a.jsonl", '{"ids": [1, 2, 3], "prompt_ids": 5}\n', r"a.jsonl, row 1: prompt_ids must be a flat sequence"),
         ("a.jsonl", '{"ids": [1, 2, 3], "prompt_ids": [900]}\n', r"a.jsonl, row 1: prompt_ids holds token id 900"),
         ("a.jsonl", '{"text": 5}\n', r"a.jsonl, row 1: 'text' must be a string, got int"),
+        ("a.jsonl", '{"ids": [1, true, 3]}\n', r"a.jsonl, row 1: ids must hold integer token ids, got true or false"),
+        ("a.jsonl", '{"ids": [false, 2, 3]}\n', r"a.jsonl, row 1: ids must hold integer token ids, got true or false"),
+        (
+            "a.jsonl",
+            '{"ids": [1, 2, 3], "prompt_ids": [0, 5]}\n{"ids": [1, 2, 3], "prompt_ids": [5, true]}\n',
+            r"a.jsonl, row 2: prompt_ids must hold integer token ids, got true or false",
+        ),
+        ("a.jsonl", '{"ids": [1, 2, 3]}\r{"ids": [1, 2, 3]}\r', r"row 1: holds a carriage return that no line feed"),
+        ("a.txt", "1 2 3\n4 5\r\r6 7 8\n", r"a.txt, row 2: holds a carriage return that no line feed follows"),
         ("a.jsonl", b'{"ids": [1, 2, 3]}\n\xff\xfe\n', r"a.jsonl, row 2: not UTF-8"),
         ("a.jsonl.gz", b"hello", r"a.jsonl.gz, row 1: the file is damaged or cut short"),
         (
@@ -146,6 +155,8 @@ def test_bad_calls_are_named(tmp_path: Path) -> None:
         (lambda: detect(path, WM, dedup="both"), "^dedup must be one of"),
         (lambda: detect(Path(__file__), WM), "unknown kind of file; it must end in .jsonl"),
         (lambda: detect(path, WM, prompts=PROMPTS), "prompts must stand in the files"),
+        (lambda: detect([*TEXTS, [5, True, 7]], WM), r"texts\[30\] must hold integer token ids, got true or false"),
+        (lambda: detect([(True, 6, 7)], WM), r"texts\[0\] must hold integer token ids, got true or false"),
         (lambda: detect(TEXTS, WM, tokenizer=Words()), "tokenizer is for files"),
     ):
         with pytest.raises(ValueError, match=words):

@@ -63,6 +63,20 @@ def literal(text: str) -> Any:
         return text
 
 
+def _as_cell(name: str, value: Any) -> Any:
+    """A parameter as papermill writes it into a cell: it makes text of what is not one of JSON's types."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [_as_cell(name, one) for one in value]
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: _as_cell(name, one) for key, one in value.items()}
+    raise BookError(
+        f"parameter {name} holds {value!r}, which a cell cannot be given; give numbers, text, lists, or dicts with names "
+        "(-r for text as it stands)"
+    )
+
+
 def defaults(path: Path) -> dict[str, Any]:
     """The parameters of a chapter and their default values.
 
@@ -96,7 +110,8 @@ def run(
     ``book/_build/runs/results``).
 
     Raises:
-        BookError: unknown chapter or parameter, no ``parameters`` cell, an output inside the book's executed tree.
+        BookError: unknown chapter or parameter, a value that no cell can be given, no ``parameters`` cell, an output inside
+            the book's executed tree.
         ChapterFailed: a cell failed, the kernel died or gave no sign of life for ``silence`` seconds, or the chapter took
             longer than ``timeout`` seconds, where that is given.
     """
@@ -105,6 +120,7 @@ def run(
     for parameter in parameters:
         if parameter not in known:
             raise BookError(f"chapter {name} has no parameter {parameter!r}; it has {', '.join(known)}")
+    given = {parameter: _as_cell(parameter, value) for parameter, value in parameters.items()}
     target = (output or project.build / "runs" / f"{name}.ipynb").resolve()
     for taken in (project.build / "executed", project.root / "notebooks"):
         if target.is_relative_to(taken.resolve()):
@@ -112,9 +128,7 @@ def run(
     records = results or Path(os.environ.get("RADIO_UTILS_RESULTS") or project.build / "runs" / "results")
     preset = str(parameters.get("preset", known.get("preset", "laptop")))
     with environment(RADIO_UTILS_RESULTS=_from_root(project, records)):
-        notebook, seconds = _papermill(
-            project, name, dict(parameters), target, silence, timeout, Progress(project, preset, [name])
-        )
+        notebook, seconds = _papermill(project, name, given, target, silence, timeout, Progress(project, preset, [name]))
     atomic_write(target, notebook_text(notebook))
     logger.info("%-24s %7.1f s  → %s", name, seconds, target)
     return target

@@ -8,7 +8,8 @@ so is an error that names the file and the row. In plain text (``.txt``) blank l
 prompt; a text is named by its first line's number.
 
 Files are UTF-8 and JSON is strict where it matters: a name that stands twice in an object, half of a character, or NaN in
-place of a text is an error. None of them is mended, because nobody can say what was meant.
+place of a text is an error, and so is a carriage return without a line feed. None of them is mended, because nobody can say
+what was meant.
 """
 
 from __future__ import annotations
@@ -212,6 +213,11 @@ class CorpusFile:
                 if b"\0" in line:  # as UTF-8 it would be read, and be something else
                     raise CorpusError(
                         f"{self.path}, row {number}: holds zero bytes, as UTF-16 does; write the file as UTF-8"
+                    )
+                if b"\r" in line.rstrip(b"\r\n"):  # nobody can say whether it ends a line
+                    raise CorpusError(
+                        f"{self.path}, row {number}: holds a carriage return that no line feed follows; end lines "
+                        "with line feeds, and write one within a text of JSON as \\r"
                     )
                 try:
                     yield number, line.decode("utf-8")

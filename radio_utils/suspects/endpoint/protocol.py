@@ -59,9 +59,13 @@ class Answer:
     completion_tokens: int | None
 
 
+GARBAGE = "answers garbage"
+
+
 def garbage(what: str) -> Failure:
-    """The failure of a server that answers what the protocol does not know."""
-    found = Failure(f"answers garbage: {what}", "check that url is a server of OpenAI's protocol", final=False)
+    """The failure of a server that answers what the protocol does not know, perhaps to this prompt only."""
+    remedy = "check that url is a server of OpenAI's protocol"
+    found = Failure(f"{GARBAGE}: {what}", remedy, final=False, of_prompt=True)
     found.garbled = True
     return found
 

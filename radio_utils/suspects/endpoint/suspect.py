@@ -29,6 +29,7 @@ from radio_utils.suspects.endpoint.errors import BudgetError, EndpointError, Lis
 from radio_utils.suspects.endpoint.log import AnswerLog, Request, Settings, Usage
 from radio_utils.suspects.endpoint.pacing import LONGEST_BACKOFF, Clock, Pace
 from radio_utils.suspects.endpoint.protocol import (
+    GARBAGE,
     Answer,
     Failure,
     Stopped,
@@ -53,6 +54,7 @@ _LONGEST_WAIT = 600.0  # seconds that a server may ask to wait; beyond it, a per
 _GUARDED = 12  # characters of a secret that no text holds by chance
 _OF_PROMPT = {400, 413, 422, 451}  # refusals that may be about the one prompt: a filter, or a text that is too long
 _OF_SERVER = 16  # prompts refused one after another that are a matter of the server's
+_GARBLED = 3  # prompts, and one in a hundred of those answered, whose replies may be garbage; more are the server's fault
 _ODD_ATTEMPTS = 3  # for a reply without an answer, which may have been paid for
 _FLAGGED = re.compile(r"flagged|moderation|safety|content policy", re.IGNORECASE)  # what a 403 about credentials says not
 _NO_LIST = {404, 405, 500, 501}  # a server that cannot list its models may answer all the same
@@ -232,6 +234,11 @@ class EndpointSuspect:
                 request, failure = refused.pop(0)
                 self._log.add(request, "", refused=failure.what)
 
+        def too_many_garbled() -> bool:
+            known = sum(why.startswith(GARBAGE) for why in self._log.refused.values())
+            garbled = known + sum(failure.garbled for _, failure in refused)
+            return garbled > _GARBLED + self.usage.answers // 100
+
         def work() -> None:
             while not stop.is_set():
                 with lock:
@@ -249,7 +256,7 @@ class EndpointSuspect:
                         if failure.of_prompt:
                             refused.append((request, failure))
                             self._in_a_row += 1
-                        if not failure.of_prompt or self._in_a_row >= _OF_SERVER:
+                        if not failure.of_prompt or self._in_a_row >= _OF_SERVER or too_many_garbled():
                             failures.append(failure)
                             stop.set()
                 except BaseException:  # a full disk: no answer could be kept
