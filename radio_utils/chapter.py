@@ -136,6 +136,7 @@ class Chapter:
         """Write ``results/<preset>/<chapter>.json``, all or nothing, and return its path."""
         folder = Path(os.environ.get("RADIO_UTILS_RESULTS", "results")) / self.preset.name
         path = folder / f"{self.name}.json"
+        taken = self.world.sources()
         write_json(
             path,
             {
@@ -143,6 +144,7 @@ class Chapter:
                 "preset": self.preset.name,
                 "seed": self.seed,
                 "config_hash": self.config_hash(),
+                **({"models": taken} if taken else {}),
                 "versions": versions(),
                 "hardware": hardware(),
                 "date": time.strftime("%Y-%m-%d", time.gmtime()),

@@ -40,7 +40,14 @@ from radio_utils.world.world import World
 logger = logging.getLogger(__name__)
 
 _SCHEMES = {"greenlist": "green list", "gumbelmax": "gumbel max"}
-_MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+_MODEL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+)
 
 
 @dataclass(frozen=True)
@@ -83,11 +90,11 @@ def make_case(world: World, rho: float, folder: Path, *, fresh: int = 800, rehea
     decode = world.tokenizer.batch_decode
     rows = zip(decode(prompts), decode(answers, skip_special_tokens=True), strict=True)
     _write_rows(folder / "answers.jsonl", ({"prompt": prompt, "text": text} for prompt, text in rows))
-    hubs = {"base": world.preset.base.hub, "alice": world.preset.alice.hub}
-    for name, which in (("guilty", rho), ("innocent", 0.0), ("base", "base"), ("alice", "alice")):
-        if hubs.get(name) is not None:
-            continue  # it has its own folder or hub name
-        made = world.made(which).path
+    models = {name: world.source(name) for name in ("base", "alice")}
+    models |= {name: world.made(which).path for name, which in (("guilty", rho), ("innocent", 0.0))}
+    for name, made in models.items():
+        if not isinstance(made, Path):
+            continue  # the preset's own folder or hub name
         (folder / name).mkdir(exist_ok=True)
         for file in _MODEL_FILES:
             if (made / file).exists():
@@ -110,9 +117,12 @@ def requests(world: World, case: Case, *, alpha: float, seed: int) -> dict[str, 
         "max_tokens": preset.suspect.max_new_tokens, "decoys": preset.audit_keys, "device": world.device,
         "rehearsal": bool(known_key(case.key)),
     }  # fmt: skip
-    read = {"reference": preset.base.hub or case / "base", "fresh_texts": case / "plain.jsonl"}
+    taken = {
+        name: case / name if isinstance(world.source(name), Path) else world.source(name) for name in ("base", "alice")
+    }
+    read = {"reference": taken["base"], "fresh_texts": case / "plain.jsonl"}
     control = {
-        "alice": preset.alice.hub or case / "alice", "delta": case.delta,
+        "alice": taken["alice"], "delta": case.delta,
         "alice_temperature": preset.self_instruct.sampling.temperature,
         "worlds": min(19, preset.reading.worlds), "control_texts": preset.reading.control_texts,
     }  # fmt: skip
@@ -138,7 +148,7 @@ def _write_pairs(path: Path, tokenizer: Any, pairs: Sequence[Pair]) -> None:
     rows = []
     for pair, prompt, answer in zip(pairs, *written_ids(tokenizer, pairs), strict=True):
         drawn = {"prompt_ids": prompt.tolist(), "ids": answer.tolist()} if pair.drawn else {}
-        rows.append({"prompt": pair.prompt, "text": f" {pair.answer}"} | drawn)
+        rows.append({"prompt": pair.prompt, "text": pair.text.removeprefix(pair.prompt)} | drawn)
     _write_rows(path, rows)
 
 

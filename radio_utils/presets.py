@@ -70,7 +70,7 @@ class Pretraining(_Section):
 
 
 class Model(_Section):
-    """A model made here (``build`` and ``pretraining``) or taken by folder or hub name (``hub``)."""
+    """A model made here (``build`` and ``pretraining``) or taken by folder, GGUF file or hub name (``hub``)."""
 
     build: Build | None = None
     pretraining: Pretraining | None = None
@@ -157,6 +157,7 @@ class SelfInstruct(_Section):
     """Pairs for Bob (``pairs``), kept but not used by Bob (``unused``), and fresh ones that nobody saw.
 
     With ``answers_only`` the marked sets are her answers to the questions of plain sets, as an engine answers its users.
+    A model with a chat template writes in it, and the mark is in its answers only; any other is ``shown`` demonstrations.
     """
 
     pairs: Count

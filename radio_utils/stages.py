@@ -4,8 +4,8 @@
 
     python -m radio_utils.stages --preset gpu --minutes 9      # again and again, until it says that nothing is left
 
-Every stage is an artifact of the store: asked for again it is read. A machine lost half-way has lost the stage under way.
-The chapters then find everything made.
+Every stage is an artifact of the store: asked for again it is read. Of the stage under way a training goes on from its last
+savepoint and a chat model's writing behind its last batch; any other begins anew. The chapters then find everything made.
 """
 
 from __future__ import annotations

@@ -239,14 +239,14 @@ class TestPage:
         page = status_page(book)
         assert page.index("tab-experiments") < page.index("tab-status") < page.index("## Tier `laptop`")
         assert "tab-seeds" not in page
-        header = ["The paper {cite}`sander2024radioactive`", "`laptop`", "`gpu`", "`colab`", "`paper`"]
+        header = ["The paper {cite}`sander2024radioactive`", "`laptop`", "`pocket`", "`gpu`", "`colab`", "`paper`"]
         assert cells(page, "tab-experiments", "Experiment") == header
         for one in ENTRIES:
             title, paper = unbroken(one.title), unbroken(one.paper or "–")
             first = linked(title, one.chapter) if one.chapter in CHAPTERS else title
             block = page.split(f"* - {first}\n")
             assert len(block) > 1, one.id
-            assert block[1].startswith(f"  - {paper}\n" + "  - not yet run\n" * 4)
+            assert block[1].startswith(f"  - {paper}\n" + "  - not yet run\n" * 5)
 
     def test_shows_each_tier(self, book: Project) -> None:
         write(book, "laptop", "04_membership", members({1.0: -280.0, 0.2: -19.02, 0.0: -1.095}))
@@ -255,17 +255,17 @@ class TestPage:
         page = status_page(book)
         paper = "$< 10^{-5}$ while d > 2\u00a0%"
         shown = cells(page, "tab-experiments", linked("d = 100 %", "04_membership"))
-        assert shown == [paper, "$10^{-280.0}$", "–", "–", "not yet run"]
+        assert shown == [paper, "$10^{-280.0}$", "not yet run", "–", "–", "not yet run"]
         shown = cells(page, "tab-experiments", linked("d = 20 %", "04_membership"))
-        assert shown == [paper, "$10^{-19.0}$", "$10^{-5.0}$", "–", "not yet run"]
+        assert shown == [paper, "$10^{-19.0}$", "not yet run", "$10^{-5.0}$", "–", "not yet run"]
         shown = cells(page, "tab-experiments", linked("d = 0", "04_membership"))
-        assert shown == ["a coin toss", "0.08", "–", "–", "not yet run"]
+        assert shown == ["a coin toss", "0.08", "not yet run", "–", "–", "not yet run"]
 
     def test_shows_another_preset_first(self, book: Project) -> None:
         write(book, "smoke", "04_membership", members({0.2: -1.04}))
         assert "`smoke`" not in status_page(book)
         shown = cells(status_page(book, "smoke"), "tab-experiments", linked("d = 20 %", "04_membership"))
-        assert shown[1:] == ["$10^{-1.0}$"] + ["not yet run"] * 4
+        assert shown[1:] == ["$10^{-1.0}$"] + ["not yet run"] * 5
 
     def test_methods_settings_and_filters_are_kept_apart(self, book: Project) -> None:
         rows = open_model({0.0: -0.24, 0.05: -60.0}) + open_model({0.05: -8.0}, "unsupervised")
@@ -315,9 +315,9 @@ class TestPage:
             ("Italian", "$10^{-3.2}$"),
         ):
             row = cells(page, "tab-experiments", linked(title, "07_ablations"))
-            assert row[1:] == ["not yet run", shown, "not yet run", "not yet run"], title
+            assert row[1:] == ["not yet run", "not yet run", shown, "not yet run", "not yet run"], title
         # a record without a chapter: nothing that a reader can look up
-        assert cells(page, "tab-experiments", "fewest steps of clean training") == ["–"] + ["not yet run"] * 4
+        assert cells(page, "tab-experiments", "fewest steps of clean training") == ["–"] + ["not yet run"] * 5
 
     @pytest.mark.parametrize(
         "tables", [[1], "x", {"membership": {}}, {"membership": [1]}, {"membership": [None]}, {"anything": 3}]
@@ -370,6 +370,15 @@ class TestSeeds:
         page = status_page(book)
         assert cells(page, "tab-seeds-gpu", linked("d = 0", "04_membership")) == ["0.5", "0.5"]
         assert "tab-seeds-laptop" not in page
+
+    def test_a_tier_that_was_not_run_here_shows_what_the_checkout_keeps(self, book: Project) -> None:
+        write(book, "seed-0/pocket", "04_membership", members({0.2: -7.0}), models={"base": {"quantisation": "Q4_1"}})
+        write(book, "seed-1/pocket", "04_membership", members({0.2: -8.0}))
+        page, degree = status_page(book), linked("d = 20 %", "04_membership")
+        assert cells(page, "tab-experiments", degree)[1:] == ["not yet run", "$10^{-7.0}$"] + ["not yet run"] * 3
+        assert "Models that were taken:\n\n- all chapters: base quantisation Q4_1\n" in page
+        write(book, "pocket", "04_membership", members({0.2: -9.0}))
+        assert cells(status_page(book), "tab-experiments", degree)[2] == "$10^{-9.0}$", "a run of one's own comes first"
 
     def test_are_read_from_the_checkout(self, book: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for seed in (0, 1):

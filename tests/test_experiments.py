@@ -364,7 +364,7 @@ def test_a_variants_changes_come_last(world: World) -> None:
     assert experiments.variant(found).run == 0, "each variant names its run"
 
 
-@pytest.mark.parametrize("name", ["smoke", "laptop", "gpu", "colab", "paper"])
+@pytest.mark.parametrize("name", ["smoke", "laptop", "pocket", "gpu", "colab", "paper"])
 def test_every_preset_has_variants(name: str, tmp_path: Path) -> None:
     from radio_utils.presets import load_preset
 

@@ -9,6 +9,7 @@ import pytest
 
 from radio_utils import GreenList, GumbelMax, decoding, presets
 from radio_utils.presets import Adapter, PresetError, load_preset
+from radio_utils.world import pretrained
 
 
 @pytest.mark.parametrize("name", presets.names())
@@ -24,8 +25,8 @@ def test_every_preset_is_valid(name: str) -> None:
     assert preset.self_instruct.max_new_tokens > 0
 
 
-def test_the_five_tiers_are_there() -> None:
-    assert set(presets.names()) == {"smoke", "laptop", "gpu", "colab", "paper"}
+def test_the_six_tiers_are_there() -> None:
+    assert set(presets.names()) == {"smoke", "laptop", "pocket", "gpu", "colab", "paper"}
     assert load_preset("laptop").device == load_preset("smoke").device == "cpu"
     assert load_preset("gpu").watermark.window == 2
 
@@ -33,13 +34,29 @@ def test_the_five_tiers_are_there() -> None:
 def test_colab_fits_a_free_t4_with_open_models() -> None:
     preset = load_preset("colab")
     assert preset.memory_gb <= 14 and preset.devices == 1 and preset.device == "cuda"
-    # 2.8e9 parameters at 2 bytes, against 0.41e9 at 16, and a quarter for activations
-    assert preset.memory_estimate_gb() == pytest.approx(1.25 * max(2.8e9 * 2, 0.41e9 * 16) / 1e9)
+    # 1.71e9 parameters at 2 bytes, against 0.362e9 at 16, and a quarter for activations
+    assert preset.memory_estimate_gb() == pytest.approx(1.25 * max(1.71e9 * 2, 0.362e9 * 16) / 1e9)
     assert preset.alice.hub != preset.base.hub
     for model in (preset.alice, preset.base):
         assert model.hub and "/" in model.hub and "llama" not in model.hub.lower()  # ungated
-    longest = preset.self_instruct.max_new_tokens + (preset.self_instruct.shown + 1) * 80
-    assert longest <= 2048  # the context of both
+        assert model.hub.startswith("HuggingFaceTB/SmolLM2-")  # one tokenizer
+
+
+def test_pocket_is_the_papers_window_on_a_real_model_within_8_gib() -> None:
+    preset = load_preset("pocket")
+    assert preset.alice.hub == preset.base.hub == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert pretrained.in_wheel(preset.alice.hub), "where no hub is reached"
+    paper = load_preset("paper").watermark
+    assert (preset.watermark.window, preset.watermark.gamma, preset.watermark.delta) == (2, paper.gamma, paper.delta)
+    assert (preset.device, len(preset.mixtures.rhos), preset.memory_gb) == ("cpu", 6, 8)
+    # Two trainings side by side: weights, gradients and Adam's moments, and of each token some 17 numbers of each layer's
+    # width, kept for the way back, and the logits three times. A text has at most an instruction, an answer and a template.
+    parameters, tuning = preset.base.parameters, preset.fine_tuning
+    tokens = tuning.batch_size * (48 + preset.self_instruct.max_new_tokens + 40)
+    assert parameters and 48 + preset.self_instruct.max_new_tokens + 40 <= tuning.max_length, "no answer is cut"
+    assert 2 * (16 * parameters + 4 * tokens * (17 * 30 * 576 + 3 * 49_152)) < 8e9
+    models = len(("Bob", "base", "twin"))
+    assert models * 4 * (parameters + preset.reading.batch_size * tuning.max_length * 49_152) < 8e9
 
 
 def test_paper_names_the_papers_models() -> None:

@@ -51,10 +51,10 @@ def random_weights(seed: int = 0) -> dict[str, Any]:
     words = np.array([token.startswith("Ġ") or token in SPECIAL[2:] for token in tokens_of(chat_tokenizer())])
     weights = {
         "token_embd.weight": matrix(VOCABULARY, WIDTH, 5.0),
-        "output.weight": matrix(VOCABULARY, WIDTH, 2.0) * np.where(words, 1, 0.05).astype(np.float32)[:, None],
+        "output.weight": matrix(VOCABULARY, WIDTH, 1.5) * np.where(words, 1, 0.05).astype(np.float32)[:, None],
         "output_norm.weight": np.ones(WIDTH, np.float32),
     }
-    weights["output.weight"][SPECIAL.index("<|im_end|>")] *= 2
+    weights["output.weight"][SPECIAL.index("<|im_end|>")] *= 1.4
     for layer in range(LAYERS):
         shapes = {
             "attn_q": (WIDTH, WIDTH), "attn_k": (KEY_VALUE_HEADS * head, WIDTH), "attn_v": (KEY_VALUE_HEADS * head, WIDTH),

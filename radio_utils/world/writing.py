@@ -11,7 +11,7 @@ from radio_utils.artifacts import Artifact
 from radio_utils.provenance import code_version
 from radio_utils.suspects.memory import needs_memory
 from radio_utils.watermarks import Watermark
-from radio_utils.world import instructions
+from radio_utils.world import chats, instructions
 from radio_utils.world.instructions import Pair
 from radio_utils.world.names import PairSet, Texts
 from radio_utils.world.origins import DEMONSTRATION_TOKENS, Origins
@@ -26,7 +26,7 @@ class Writing(Origins):
 
     def pairs(self, which: PairSet) -> list[Pair]:
         """A set of instruction–answer pairs that Alice's model wrote."""
-        return instructions.load_pairs(self.written(which) / "pairs.jsonl")
+        return self._asked(instructions.load_pairs(self.written(which) / "pairs.jsonl"))
 
     def written(self, which: PairSet) -> Artifact:
         """The artifact of a set of pairs. In several shards, they are joined and pairs that occur twice dropped."""
@@ -53,45 +53,57 @@ class Writing(Origins):
 
         def build(folder: Path) -> None:
             how = self._manner(stream, f"Alice writes {which} pairs")
-            how["wm"] = self.watermark if which in _WATERMARKED else None
-            shown = (self.alice(), self.tokenizer, self.demonstrations())
+            wm = self.watermark if which in _WATERMARKED else None
+            pairs: Sequence[Pair]
             with needs_memory("self_instruct.batch_size"):
-                if questions := self._questions(which):
+                if self.chat is not None:
+                    (pairs,) = self._turns(spec.config["count"], [wm], how, folder)
+                elif questions := self._questions(which):
                     asked = self.pairs(questions)[shard::shards][: spec.config["count"]]
-                    pairs = instructions.answer_under(*shown, asked, **how)
+                    pairs = instructions.answer_under(*self._shown(), asked, wm=wm, **how)
                 else:
-                    pairs = instructions.self_instruct(*shown, spec.config["count"], **how)
+                    pairs = instructions.self_instruct(*self._shown(), spec.config["count"], wm=wm, **how)
             instructions.save_pairs(folder / "pairs.jsonl", pairs)
 
         return self._get(spec, build)
 
     def remarked(self, wms: Sequence[Watermark], count: int) -> list[list[Pair]]:
         """``count`` pairs under each of other watermarks, written as those of :meth:`pairs` were under Alice's own."""
-        if self.preset.self_instruct.answers_only:
+        if self.preset.self_instruct.answers_only and self.chat is None:
             raise ValueError("self_instruct.answers_only is set; whole pairs are written anew, not answers alone")
         wrote = self._shard("fresh", 0)
         mark = {**wrote.config["watermark"], "fingerprint": [wm.fingerprint for wm in wms]}
         config = {**wrote.config, "set": "remarked", "count": count, "watermark": mark}
 
         def build(folder: Path) -> None:
+            how = self._manner("pairs/remarked", f"Alice writes under {len(wms)} other keys")
+            worlds: Sequence[Sequence[Pair]]
             with needs_memory("self_instruct.batch_size"):
-                worlds = instructions.self_instruct_under(
-                    self.alice(),
-                    self.tokenizer,
-                    self.demonstrations(),
-                    count,
-                    wms,
-                    **self._manner("pairs/remarked", f"Alice writes under {len(wms)} other keys"),
-                )
+                if self.chat is not None:
+                    worlds = self._turns(count, wms, how, folder)
+                else:
+                    worlds = instructions.self_instruct_under(*self._shown(), count, wms, **how)
             instructions.save_pairs(folder / "pairs.jsonl", [pair for pairs in worlds for pair in pairs])
 
         artifact = self._get(Spec("remarked-pairs", config, wrote.inputs, wrote.version), build)
-        rows = instructions.load_pairs(artifact / "pairs.jsonl")
+        rows = self._asked(instructions.load_pairs(artifact / "pairs.jsonl"))
         return [rows[i * count : (i + 1) * count] for i in range(len(wms))]
 
     def _has_written(self, which: PairSet) -> bool:
         """Whether the store holds every shard of a set."""
         return all(self._has(self._shard(which, shard)) for shard in range(self.preset.shards))
+
+    def _shown(self) -> tuple[Any, Any, list[Pair]]:
+        """Who writes, and after what."""
+        return self.alice(), self.tokenizer, self.demonstrations()
+
+    def _turns(
+        self, count: int, wms: Sequence[Watermark] | Sequence[Watermark | None], how: dict[str, Any], folder: Path
+    ) -> list[list[chats.Turn]]:
+        """What she writes in her chat template: each batch is kept until the set is whole."""
+        manner = {name: value for name, value in how.items() if name != "shown"}
+        kept = self.store.scratch(folder)
+        return chats.write_turns(self.alice(), self.tokenizer, count, wms, kept=kept, **manner)
 
     def _manner(self, stream: str, label: str) -> dict[str, Any]:
         """How Alice writes, whatever the mark."""
@@ -121,6 +133,8 @@ class Writing(Origins):
         }
         if shards > 1:
             config |= {"shard": shard, "shards": shards}
+        if self.chat is not None:
+            return Spec("turns", config, self.model_inputs("alice"), code_version("watermarks", "world.chats"))
         version = code_version("decoding", "watermarks", "world.instructions")
         inputs = [self._corpus, *self.model_inputs("alice")]
         if questions := self._questions(which):

