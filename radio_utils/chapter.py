@@ -47,11 +47,12 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "closed_model": ("rho", "setting", "filtered", "scored", "score", "log10_p"),
     "null_audit": ("test", "keys", "ks_p", "min_log10_p"),
     "re_marking": ("test", "worlds", "log10_p", "rank", "p", "ks_p"),
-    "finetuning": ("factor", "value", "log10_p", "loss"),
+    "finetuning": ("factor", "value", "log10_p", "loss", "held_out"),
     "window": ("scheme", "k", "log10_p_text", "log10_p"),
     "watermark": ("scheme", "k", "gamma", "delta", "setting", "log10_p_text", "stderr_text", "log10_p"),
     "languages": ("language", "setting", "scored", "log10_p"),
-    "languages_equal": ("language", "pairs", "log10_p"),
+    "marks": ("scheme", "k", "log10_p_text", "setting", "log10_p", "log10_p_40", "stderr_text", "temperature", "scored"),
+    "languages_equal": ("language", "pairs", "log10_p", "stderr"),
     "purification": ("steps", "log10_p"),
     "evasion": ("method", "value", "log10_p_text", "log10_p", "loss"),
     "power": ("rho", "effect", "pairs", "tokens", "extrapolated", "simulated"),
@@ -121,6 +122,13 @@ class Chapter:
         """:meth:`value` in this run, and then in each of :meth:`other_seeds` that has the row."""
         others = [_matching(rows, where) for rows in self.other_seeds(table)]
         return [self.value(table, column, **where), *(rows[0][column] for rows in others if len(rows) == 1)]
+
+    def mean(self, table: str, column: str, **where: Any) -> float:
+        """The mean of a column over the rows, of several runs say, that match ``where``."""
+        rows = _matching(self.tables.get(table, []), where)
+        if not rows:
+            raise LookupError(f"no row of {table!r} matches {where}")
+        return float(np.mean([row[column] for row in rows]))
 
     def say(self, text: str) -> None:
         """Show a paragraph. Its numbers are filled in from the record by the caller, never typed."""

@@ -62,7 +62,10 @@ def verdict(world: World, setting: str) -> Detection:
 
 
 def rows(name: str, world: World) -> list[dict[str, Any]]:
-    """The rows of the table ``marks`` of one mark: its strength in 40 pairs of the text, and each setting's verdict."""
+    """The rows of the table ``marks`` of one mark: its strength in 40 pairs of the text, and each setting's verdict.
+
+    ``log10_p_40`` is what 40 pairs of Bob's would give, to compare with as many pairs of the text.
+    """
     text, error = experiments.strength(world, world.pairs("watermarked"))
     found = {setting: verdict(world, setting) for setting in SETTINGS}
     return [
@@ -72,6 +75,7 @@ def rows(name: str, world: World) -> list[dict[str, Any]]:
             "log10_p_text": text,
             "setting": setting,
             "log10_p": one.log10_p,
+            "log10_p_40": experiments.log10_p_at(world.watermark, one.score, 40) if one.scored else 0.0,
             "stderr_text": error,
             "temperature": world.preset.self_instruct.sampling.temperature,
             "scored": one.scored,
@@ -92,18 +96,19 @@ def wide(table: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def write_case(world: World, folder: Path) -> dict[str, str]:
     """The files that an audit of this world's Bob is given: the engine's configuration, what Alice kept and fresh texts.
 
-    Returns their paths by the names that :class:`radio_utils.audit.Request` has for them. The configuration holds the key.
+    Fresh answers that Bob was given word for word are left out. Returns the paths by the names that
+    :class:`radio_utils.audit.Request` has for them. The configuration holds the key.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "engine.json", world.preset.watermark.engine_config(world.key))
-    found = {"engine_config": str(folder / "engine.json")}
-    texts = {"watermarked_texts": world.used_by(BOB), "fresh_texts": world.pairs("fresh")}
-    for name, pairs in texts.items():
-        atomic_write(folder / f"{name}.jsonl", "".join(json.dumps(_row(world, pair)) + "\n" for pair in pairs))
-        found[name] = str(folder / f"{name}.jsonl")
-    return found
+    used, fresh = (_texts(world, pairs) for pairs in (world.used_by(BOB), world.pairs("fresh")))
+    given = {tuple(row["ids"]) for row in used}
+    texts = {"watermarked_texts": used, "fresh_texts": [row for row in fresh if tuple(row["ids"]) not in given]}
+    for name, rows in texts.items():
+        atomic_write(folder / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    return {"engine_config": str(folder / "engine.json"), **{name: str(folder / f"{name}.jsonl") for name in texts}}
 
 
-def _row(world: World, pair: Pair) -> dict[str, Any]:
-    prompts, answers = instructions.written_ids(world.tokenizer, [pair])
-    return {"prompt_ids": prompts[0].tolist(), "ids": answers[0].tolist()}
+def _texts(world: World, pairs: Sequence[Pair]) -> list[dict[str, list[int]]]:
+    both = zip(*instructions.written_ids(world.tokenizer, pairs), strict=True)
+    return [{"prompt_ids": prompt.tolist(), "ids": answer.tolist()} for prompt, answer in both]

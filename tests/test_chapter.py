@@ -129,6 +129,15 @@ def test_value_needs_exactly_one_row() -> None:
         chapter.value("open_model", "log10_p", colour="blue")
 
 
+def test_the_mean_of_runs_needs_a_row() -> None:
+    chapter = smoke()
+    for p in (-2.0, -4.0):
+        chapter.add("window", scheme="green list", k=1, log10_p_text=-15.0, log10_p=p)
+    assert chapter.mean("window", "log10_p", k=1) == -3.0
+    with pytest.raises(LookupError, match="no row of 'window'"):
+        chapter.mean("window", "log10_p", k=2)
+
+
 def test_the_key_comes_from_the_environment_and_stays_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(KeyError, match=r"ALICES_KEY.*not set"):
         smoke(key_env="ALICES_KEY")

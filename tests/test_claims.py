@@ -260,6 +260,44 @@ def test_a_longer_window_is_less_radioactive_in_texts_that_are_marked_alike(fold
     assert max(abs(strength / np.mean(text) - 1) for strength in text) < 0.1, "strengths in the text agree within a tenth"
 
 
+WITH_MARKS = pytest.mark.parametrize(
+    "folder",
+    [one for one in RECORDS if "marks" in json.loads((one / "07_ablations.json").read_text())["tables"]],
+    ids=lambda one: one.relative_to(ROOT / "results").as_posix(),
+)
+LOGS, FRESH = "reading, supervised", "reading, unsupervised"
+DEFAULTS = ("vLLM Gumbel", "vLLM dual key", "vLLM SynthID", "vLLM SBW", "transformers SynthID")  # all of them at k = 4
+
+
+@WITH_MARKS
+def test_engines_marks_are_in_the_text_and_reach_a_distiller_through_the_logs(folder: Path) -> None:
+    found = rows(folder, "07_ablations", "marks")
+    for scheme in DEFAULTS:
+        assert only(found, scheme=scheme, k=4, setting=LOGS) <= -3
+        assert next(row["log10_p_text"] for row in found if row["scheme"] == scheme) <= -3
+
+
+@WITH_MARKS
+@pytest.mark.parametrize("scheme", ["vLLM Gumbel", "vLLM SynthID", "our green list"])
+def test_a_short_window_is_louder_pair_for_pair_and_logs_always_help(folder: Path, scheme: str) -> None:
+    found = {
+        (row["setting"], row["k"]): row["log10_p_40"]
+        for row in rows(folder, "07_ablations", "marks")
+        if row["scheme"] == scheme
+    }
+    for setting in (LOGS, FRESH):
+        assert found[setting, 1] < found[setting, 4]
+    assert all(found[LOGS, k] < found[FRESH, k] for k in (1, 2, 4))
+
+
+@WITH_MARKS
+def test_a_higher_temperature_makes_the_text_louder(folder: Path) -> None:
+    found = {(row["scheme"], row["k"]): row for row in rows(folder, "07_ablations", "marks")}
+    usual, warm = found["vLLM Gumbel", 4], found["vLLM Gumbel, warmer", 4]
+    assert warm["temperature"] > usual["temperature"]
+    assert warm["log10_p_text"] < usual["log10_p_text"]
+
+
 def test_other_languages(folder: Path) -> None:
     found = {row["language"]: row["log10_p"] for row in rows(folder, "07_ablations", "languages")}
     assert len(found) == 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import shutil
 from pathlib import Path
@@ -379,6 +380,22 @@ def test_every_preset_has_variants(name: str, tmp_path: Path) -> None:
         assert experiments.variant(whole, base=model.model_dump(exclude_none=True)).preset.base == model
     rival = experiments.variant(whole, watermark__gamma=settings.rival.gamma, watermark__window=settings.rival.window)
     assert (rival.preset.watermark.gamma, rival.preset.mixtures.size) == (settings.rival.gamma, settings.size)
+
+
+def test_held_out_loss_is_that_of_fresh_answers(world: World) -> None:
+    pairs = world.pairs("fresh")
+    texts, prompts = [f" {pair.answer}" for pair in pairs], [pair.prompt for pair in pairs]
+    tokens = sum(text.size for text in instructions.answer_ids(world.tokenizer, pairs))
+    expected = losses(world.bob(1.0), world.tokenizer, texts, prompts=prompts).sum() / tokens
+    assert experiments.held_out_loss(world, 1.0) == pytest.approx(expected, rel=1e-4)
+
+
+def test_an_equal_number_of_pairs_has_an_error_that_shrinks_with_the_pairs_behind_it(world: World) -> None:
+    found = detect(list(instructions.answer_ids(world.tokenizer, world.pairs("watermarked"))), world.watermark)
+    few, many = (dataclasses.replace(found, scored=n, total=found.score * n) for n in (100, 400))
+    (p, error), (same, half) = (experiments.log10_p_with_error(world.watermark, one, 50) for one in (few, many))
+    assert p == pytest.approx(same) and p < -2
+    assert error == pytest.approx(2 * half, rel=0.05)
 
 
 # --- strength of a watermark in the text ------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from radio_utils.world.world import World
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "vllm-gumbel-1": {"algorithm": "gumbel", "context_width": 1},
-    "vllm-gumbel-4": {"algorithm": "gumbel"},
+    "vllm-gumbel-4": {"algorithm": "gumbel", "context_width": 4},
     "vllm-dual-key-4": {"algorithm": "dual_key_gumbel"},
     "vllm-synthid-1": {"algorithm": "synthid", "context_width": 1},
     "vllm-sbw-4": {"algorithm": "sbw"},
