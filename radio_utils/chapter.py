@@ -59,6 +59,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "audit": ("case", "test", "scored", "log10_p", "log10_corrected", "ks_p", "outcome"),
     "summary": ("rho", "setting", "access", "watermark", "log10_p"),
 }
+_REAL = "pocket"  # the tier of a real model
 
 
 class Chapter:
@@ -110,13 +111,41 @@ class Chapter:
 
         A run of other sizes is none of these, and an installed package has no records: the list may be empty.
         """
-        found = []
-        for path in sorted(_RECORDS.glob(f"seed-*/{self.preset.name}/{self.name}.json")):
+        return [rows for seed, rows in self._committed(self.preset, table).items() if seed != self.seed]
+
+    def on_real_model(self, table: str, *, by: Iterable[str], column: str = "log10_p") -> Any:
+        """A column of a table in this run beside the committed runs on a real model: one more column for each seed.
+
+        Those are the records of the tier ``pocket`` as it is now; without any "not yet run" is said, and this run is shown.
+        ``by`` are the columns that name a row. A row that a run lacks is a dash there. Raises ``ValueError`` where ``by``
+        names several rows.
+        """
+        names = tuple(by)
+        runs = {self.preset.name: self.tables.get(table, [])}
+        real = self._committed(load_preset(_REAL), table) if self.preset.name != _REAL else {}
+        runs |= {f"{_REAL}, seed {seed}": rows for seed, rows in real.items()}
+        found: dict[tuple[Any, ...], dict[str, Any]] = {}
+        for run, rows in runs.items():
+            for row in rows:
+                key = tuple(row[name] for name in names)
+                shown = found.setdefault(
+                    key, dict(zip(names, key, strict=True)) | {f"{column}, {one}": None for one in runs}
+                )
+                if shown[f"{column}, {run}"] is not None:
+                    raise ValueError(f"by={list(names)} names several rows of {table!r}; add another of its columns")
+                shown[f"{column}, {run}"] = row[column]
+        if not real and self.preset.name != _REAL:
+            self.say(f"On a real model (the tier `{_REAL}`): not yet run.")
+        return figures.table(list(found.values()))
+
+    def _committed(self, preset: Preset, table: str) -> dict[int, list[dict[str, Any]]]:
+        """The rows of a table in the committed runs of this chapter at these sizes, by seed."""
+        found = {}
+        for path in _RECORDS.glob(f"seed-*/{preset.name}/{self.name}.json"):
             record = json.loads(path.read_text(encoding="utf-8"))
-            same = record["config_hash"] == config_hash(self.preset, record["seed"])
-            if same and record["seed"] != self.seed and table in record["tables"]:
-                found.append(record["tables"][table])
-        return found
+            if record["config_hash"] == config_hash(preset, record["seed"]) and table in record["tables"]:
+                found[int(record["seed"])] = record["tables"][table]
+        return dict(sorted(found.items()))
 
     def across_seeds(self, table: str, column: str, **where: Any) -> list[Any]:
         """:meth:`value` in this run, and then in each of :meth:`other_seeds` that has the row."""

@@ -13,7 +13,7 @@ import pytest
 
 from radio_utils import chapter as chapter_module
 from radio_utils.chapter import COLUMNS, Chapter, least_and_most, of_seeds, percent, power_of_ten
-from radio_utils.presets import PresetError
+from radio_utils.presets import PresetError, load_preset
 
 
 @pytest.fixture(autouse=True)
@@ -111,6 +111,39 @@ def test_other_seeds_are_those_of_the_same_sizes(folders: Path, monkeypatch: pyt
     assert run.other_seeds("detection") == []
     assert of_seeds(p > 0.5 for p in run.across_seeds("null_audit", "ks_p", test="a")) == "in 1 of 2 seeds"
     assert least_and_most([0.7, 0.1]) == "0.10 to 0.70" and least_and_most([0.1]) == "0.10"
+
+
+def test_a_run_stands_beside_those_on_a_real_model(
+    folders: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(chapter_module, "_RECORDS", folders)
+    run = smoke()
+    said: list[str] = []
+    monkeypatch.setattr(Chapter, "say", lambda _, text: said.append(text))
+    for rho, p in ((0.0, -0.5), (0.1, -9.0)):
+        run.add("open_model", rho=rho, setting="supervised", method="reading", scored=5, score=0.3, log10_p=p)
+    alone = run.on_real_model("open_model", by=["rho"])
+    assert said == ["On a real model (the tier `pocket`): not yet run."] and list(alone.data["log10 p, smoke"]) == [
+        -0.5,
+        -9.0,
+    ]
+    rows = [{"rho": 0.1, "log10_p": -30.0}, {"rho": 1.0, "log10_p": -99.0}]
+    for seed, sizes in ((0, load_preset("pocket")), (1, load_preset("pocket", audit_keys=99))):
+        record = {"seed": seed, "config_hash": chapter_module.config_hash(sizes, seed), "tables": {"open_model": rows}}
+        place = folders / f"seed-{seed}" / "pocket" / f"{run.name}.json"
+        place.parent.mkdir(parents=True)
+        place.write_text(json.dumps(record))
+    both = run.on_real_model("open_model", by=["rho"]).data
+    assert len(said) == 1 and list(both.columns[1:]) == ["log10 p, smoke", "log10 p, pocket, seed 0"], (
+        "other sizes are none"
+    )
+    assert both.iloc[:, 1].fillna(0).tolist() == [-0.5, -9.0, 0.0] and both.iloc[:, 2].fillna(0).tolist() == [
+        0.0,
+        -30.0,
+        -99.0,
+    ]
+    with pytest.raises(ValueError, match=r"by=\['setting'\] names several rows of 'open_model'"):
+        run.on_real_model("open_model", by=["setting"])
 
 
 def test_value_needs_exactly_one_row() -> None:
