@@ -16,7 +16,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("artifacts", "watermarks"),
     ("compat", "engines", "decoding", "evidence"),
     ("detection", "eprocess", "keys", "predictions", "presets", "shown", "suspects"),
-    ("contrast", "costs", "membership", "remarking", "commit", "figures"),
+    ("contrast", "costs", "membership", "optout", "remarking", "commit", "figures"),
     ("soft", "planning"),
     ("reading", "advise"),
     ("counts", "informed", "retokenising", "sharding"),

@@ -13,7 +13,7 @@ import math
 import re
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from radio_utils import keys
@@ -65,6 +65,12 @@ def run(request: Request, *, progress: bool = False) -> Verdict:
     for one in planned:
         logger.info("%s: %s, %s", one.test.name, "yes" if one.applies else "no", one.why)
     logger.info("re-marking control: %s", f"no, {no_control}" if no_control else "yes, her model is at hand")
+    with case.timed("statistics"):
+        unmarked = preflight.unmarked(case.texts, case.wm)
+    logger.info(
+        "of %s about %.0f %% carry no mark, or too faint a one (%.0f to %.0f %%), which dilutes every effect by as much",
+        case.texts.name, 100 * unmarked.share, 100 * unmarked.low, 100 * unmarked.high,
+    )  # fmt: skip
     estimate = estimated(case, planned)
     for name, value in estimate.items():
         if value is not None:
@@ -77,6 +83,10 @@ def run(request: Request, *, progress: bool = False) -> Verdict:
             "tests": [{"test": one.test.name, "applies": one.applies, "why": one.why} for one in planned],
             "fed": vocabulary,
             "no_remarking_control": no_control,
+            "unmarked_texts": asdict(unmarked),
+            "smallest_effect_where_marked": {
+                name: preflight.where_marked(need, unmarked.high) for name, need in needs.items()
+            },
             "estimate": estimate,
             "settings": request.public(),
             "fingerprint": case.wm.fingerprint,

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from radio_utils import detection, planning
+from radio_utils import detection, optout, planning
 from radio_utils.audit.errors import AuditError, blamed
 from radio_utils.audit.request import Request
 from radio_utils.audit.texts import Texts
@@ -34,6 +34,12 @@ def detected(texts: Texts, wm: Watermark) -> detection.Detection:
     """The plain detector's verdict on texts, prompts excluded."""
     with blamed(texts.name, ValueError):
         return detection.detect(texts.ids, wm, prompts=texts.prompts)
+
+
+def unmarked(texts: Texts, wm: Watermark) -> optout.UnmarkedShare:
+    """About what share of the texts carries no mark: those of users who opted out, for instance."""
+    with blamed(texts.name, ValueError):
+        return optout.unmarked_share(texts.ids, wm, prompts=texts.prompts)
 
 
 def log10_p_of(texts: Texts, wm: Watermark) -> float:
@@ -187,6 +193,7 @@ class Need:
     """What a test of about ``pairs`` distinct pairs can find, nine times in ten: an effect of ``smallest`` or more.
 
     The marked texts themselves have ``strongest``. ``smallest`` is None if not even a perfect score would reach the level.
+    Both are means over all texts. Where a share of these carries no mark, it dilutes both alike.
     """
 
     pairs: int
@@ -197,6 +204,11 @@ class Need:
     def enough(self) -> bool:
         """Whether a suspect that marks as strongly as Alice's texts do would be convicted."""
         return self.smallest is not None and self.smallest <= self.strongest
+
+
+def where_marked(need: Need, unmarked_share: float) -> float | None:
+    """The smallest effect that can be found, as a mean over the texts that carry the mark; None where none can."""
+    return None if need.smallest is None or unmarked_share >= 1.0 else need.smallest / (1.0 - unmarked_share)
 
 
 def power(wm: Watermark, pairs: int, of_texts: detection.Detection, log10_level: float) -> Need:
