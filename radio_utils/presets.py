@@ -125,7 +125,8 @@ class Scheme(_Section):
             raise ValueError(f"scheme={self.scheme!r} is this package's; only that of an engine has a configuration")
         if "ngram_len" in self.engine:
             return {"keys": [_derived(key, f"layer {layer}", 31) for layer in range(_LAYERS)], **self.engine}
-        return {"key": _derived(key, "key", 63) | 1, **self.engine}  # odd, as an even key leaves SBW fewer seeds
+        label = f"{self.engine.get('algorithm', '')}/key"  # two marks of one engine must not share their words
+        return {"key": _derived(key, label, 63) | 1, **self.engine}  # odd, as an even key leaves SBW fewer seeds
 
     def named(self, wm: Watermark) -> dict[str, Any]:
         """What a text written under this watermark depends on, without the key."""

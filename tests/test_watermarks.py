@@ -260,7 +260,7 @@ def test_green_list_processor_adds_delta_to_green_logits_only() -> None:
 )
 def test_gumbel_max_processor_is_argmax_of_r_to_the_one_over_p(sampling: Sampling | None) -> None:
     wm = GumbelMax("alice", 300, 2)
-    processor = GumbelMaxProcessor(wm, sampling)
+    processor = GumbelMaxProcessor(wm, sampling, wm.lane_buffer())
     torch.manual_seed(3)
     ids, logits = torch.from_numpy(random_windows(40, 4, 300)), 3 * torch.randn(40, 320)
     out = processor(ids, logits)

@@ -47,11 +47,6 @@ def is_path(value: object) -> bool:
     return isinstance(value, Path) or (isinstance(value, str) and bool(_NAMED.search(value)))
 
 
-def is_corpus(name: str) -> bool:
-    """Whether a file of this name is one of those that are read."""
-    return name.lower().endswith(ENDINGS)
-
-
 @dataclass(frozen=True)
 class CorpusFile:
     """One JSONL (plain or gzip), Parquet or plain text file of texts."""

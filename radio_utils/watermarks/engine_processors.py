@@ -8,14 +8,16 @@ batch are padded on the left.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from radio_utils.watermarks.engines import EngineMark, GreenMark, GumbelMark, TournamentMark
 from radio_utils.watermarks.processors import Logits, check_logits
+
+if TYPE_CHECKING:  # a mark makes its writer, not the other way round
+    from radio_utils.watermarks.engines import EngineMark, GreenMark, GumbelMark, TournamentMark
 
 Ints = NDArray[np.int64]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from radio_utils.watermarks.base import Watermark
 from radio_utils.watermarks.keyed import LaneBuffer
-from radio_utils.watermarks.schemes import GreenList, GumbelMax
+
+if TYPE_CHECKING:  # a scheme makes its processor, not the other way round
+    from radio_utils.watermarks.schemes import GreenList, GumbelMax
 
 Logits = torch.Tensor
 
@@ -57,10 +59,10 @@ class WindowedProcessor:
 class GreenListProcessor(WindowedProcessor):
     """Adds δ to the logits of the green tokens of each row's window."""
 
-    def __init__(self, wm: GreenList) -> None:
+    def __init__(self, wm: GreenList, lanes: LaneBuffer | None = None) -> None:
+        """``lanes`` is the scheme's own memory for whole rows of colours, where it has one: the same, sooner."""
         super().__init__(wm)
-        self.wm = wm
-        self._lanes: LaneBuffer | None = wm.lane_buffer() if type(wm) is GreenList else None
+        self.wm, self._lanes = wm, lanes
 
     def __call__(self, input_ids: torch.Tensor, scores: Logits) -> Logits:
         """input_ids [n, t], scores [n, ≥V] → scores with the bias; padding logits beyond V are left alone."""
@@ -85,11 +87,13 @@ class GumbelMaxProcessor(WindowedProcessor):
 
     draws = True  # what comes out needs no truncation any more
 
-    def __init__(self, wm: GumbelMax, sampling: Warps | None = None) -> None:
-        """``sampling`` makes the logits that are drawn from of those that the model gives; by default, the same."""
+    def __init__(self, wm: GumbelMax, sampling: Warps | None = None, lanes: LaneBuffer | None = None) -> None:
+        """``sampling`` makes the logits that are drawn from of those that the model gives; by default, the same.
+
+        ``lanes`` is the scheme's own memory for whole rows of numbers, where it has one: the same draw, sooner.
+        """
         super().__init__(wm)
-        self.wm, self.sampling = wm, sampling
-        self._lanes: LaneBuffer | None = wm.lane_buffer() if type(wm) is GumbelMax else None
+        self.wm, self.sampling, self._lanes = wm, sampling, lanes
 
     def __call__(self, input_ids: torch.Tensor, scores: Logits) -> Logits:
         """input_ids [n, t], scores [n, ≥V] → scores that are 0 at the chosen token and −∞ elsewhere."""

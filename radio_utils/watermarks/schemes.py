@@ -161,7 +161,8 @@ class GreenList(Keyed):
         """A processor for transformers' ``generate(logits_processor=[…])``."""
         from radio_utils.watermarks.processors import GreenListProcessor
 
-        return GreenListProcessor(self)
+        # a subclass may colour in its own way
+        return GreenListProcessor(self, self.lane_buffer() if type(self) is GreenList else None)
 
 
 _OWN_WORDS = 1 << 40  # numbers of the words that belong to one token, beyond those of the shared lanes
@@ -286,4 +287,4 @@ class GumbelMax(Keyed):
         """A processor for transformers' ``generate(logits_processor=[…])``."""
         from radio_utils.watermarks.processors import GumbelMaxProcessor
 
-        return GumbelMaxProcessor(self)
+        return GumbelMaxProcessor(self, lanes=self.lane_buffer() if type(self) is GumbelMax else None)

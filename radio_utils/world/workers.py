@@ -53,14 +53,15 @@ class WorkerError(RuntimeError):
 def make_all(jobs: Sequence[Job], *, workers: int | None = None) -> None:
     """Make those that the store lacks, named as ``World.made`` does. On a processor several at once, one for each core.
 
-    What a job is made from is made before, one after the other: ask for it in an earlier call. A machine lost half-way has
-    lost what was under way and nothing else. Raises :class:`WorkerError` when a process fails.
+    There each is made by a process with one thread, be it one of many or the last that was missing: sums in another order
+    would make another model. What a job is made from is made before, one after the other: ask for it in an earlier call. A
+    machine lost half-way has lost what was under way and nothing else. Raises :class:`WorkerError` when a process fails.
     """
     missing = [(world, which) for world, which in jobs if not world.has(which)]
     if not missing:
         return
     count = workers if workers is not None else torch.get_num_threads() if missing[0][0].device == "cpu" else 1
-    if count > 1 and len(missing) > 1:
+    if count > 1:
         _make_side_by_side(missing, min(count, len(missing)))
     for world, which in missing:
         world.made(which)

@@ -94,13 +94,23 @@ def test_a_failing_worker_is_named_and_the_others_are_kept(world: World, started
     assert not impossible.has(0.5)
 
 
-def test_one_worker_or_one_model_is_trained_here(world: World, trainings: list[str], started: list[list[str]]) -> None:
+def test_one_worker_trains_here_and_nothing_is_made_twice(
+    world: World, trainings: list[str], started: list[list[str]]
+) -> None:
     make_all([(world, 0.1), (world, 0.5)], workers=1)
-    make_all([(world, 0.1), (world, 1.0), (world, 0.5)], workers=4)  # all but one are there
-    assert trainings == 3 * ["gpt_neox"] and started == []
+    assert trainings == 2 * ["gpt_neox"] and started == []
     make_all([], workers=2)
     make_all([(world, 0.1), (world, 0.5)])
-    assert len(trainings) == 3
+    assert len(trainings) == 2 and started == []
+
+
+def test_the_last_that_is_missing_is_made_as_the_others_were(
+    world: World, trainings: list[str], started: list[list[str]]
+) -> None:
+    """By a process with one thread: whether a run was interrupted must not decide a model's last bits."""
+    make_all([(world, 0.1)], workers=1)
+    make_all([(world, 0.1), (world, 0.5)], workers=4)
+    assert len(started) == 1 and len(trainings) == 1 and world.has(0.5)
 
 
 def test_a_world_makes_all_that_it_is_asked_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
