@@ -16,6 +16,7 @@ from radio_utils import experiments, querying
 from radio_utils.detection import Detection, judge
 from radio_utils.evidence import frequent_windows
 from radio_utils.files import atomic_write, write_json
+from radio_utils.reading import read_open_model
 from radio_utils.world import instructions
 from radio_utils.world.instructions import Pair
 from radio_utils.world.names import PairSet
@@ -44,14 +45,20 @@ def marked(world: World, config: Mapping[str, Any] | None = None, **changes: Any
 def verdict(world: World, setting: str) -> Detection:
     """The test of one of :data:`SETTINGS` on the Bob of a small world.
 
-    Answers are those to the questions of texts that Alice kept, with the filter φ of their windows, or of fresh ones.
+    Answers are those to the questions of texts that Alice kept, with the filter φ of their windows, or of fresh ones. Read
+    without what she kept are :func:`unseen` texts.
     """
     access, _, supervision = setting.partition(", ")
     if setting not in SETTINGS:
         raise ValueError(f"setting must be one of {', '.join(map(repr, SETTINGS))}, got {setting!r}")
     wm = world.watermark
+    if setting == SETTINGS[0]:
+        return judge(experiments.reading(world, BOB, "supervised"), wm)
     if access == "reading":
-        return judge(experiments.reading(world, BOB, "supervised" if supervision == "supervised" else "unsupervised"), wm)
+        asked, texts = instructions.written_ids(world.tokenizer, unseen(world)[: world.preset.reading.texts])
+        found = read_open_model(world.bob(BOB), texts, wm, prompts=asked, full_context=True)
+        assert isinstance(found, Detection)
+        return found
     prompts_of: PairSet = "watermarked" if supervision == "supervised" else "fresh"
     asked, given = experiments.answers(world, BOB, prompts_of, world.preset.reading.texts)
     keep = None
@@ -59,6 +66,15 @@ def verdict(world: World, setting: str) -> Detection:
         texts = instructions.answer_ids(world.tokenizer, world.used_by(BOB))
         keep = frequent_windows(texts, wm.window, wm.vocab_size)
     return querying.score_answers(asked, given, wm, keep=keep)
+
+
+def unseen(world: World) -> list[Pair]:
+    """Fresh pairs whose answers Bob was not given word for word, to another question.
+
+    An engine's draws at the start of an answer are the same for every question, so that short answers come again.
+    """
+    given = {pair.answer for pair in world.used_by(BOB)}
+    return [pair for pair in world.pairs("fresh") if pair.answer not in given]
 
 
 def rows(name: str, world: World) -> list[dict[str, Any]]:
@@ -96,14 +112,12 @@ def wide(table: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def write_case(world: World, folder: Path) -> dict[str, str]:
     """The files that an audit of this world's Bob is given: the engine's configuration, what Alice kept and fresh texts.
 
-    Fresh answers that Bob was given word for word are left out. Returns the paths by the names that
+    The fresh texts are those that are :func:`unseen`. Returns the paths by the names that
     :class:`radio_utils.audit.Request` has for them. The configuration holds the key.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "engine.json", world.preset.watermark.engine_config(world.key))
-    used, fresh = (_texts(world, pairs) for pairs in (world.used_by(BOB), world.pairs("fresh")))
-    given = {tuple(row["ids"]) for row in used}
-    texts = {"watermarked_texts": used, "fresh_texts": [row for row in fresh if tuple(row["ids"]) not in given]}
+    texts = {"watermarked_texts": _texts(world, world.used_by(BOB)), "fresh_texts": _texts(world, unseen(world))}
     for name, rows in texts.items():
         atomic_write(folder / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     return {"engine_config": str(folder / "engine.json"), **{name: str(folder / f"{name}.jsonl") for name in texts}}

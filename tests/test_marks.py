@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from worlds import small
 from radio_utils import engines, experiments, marks, querying, reading
 from radio_utils.artifacts import Store
 from radio_utils.chapter import COLUMNS
-from radio_utils.detection import detect, judge
+from radio_utils.detection import detect
 from radio_utils.evidence import frequent_windows
 from radio_utils.presets import PresetError, load_preset
 from radio_utils.world import instructions
@@ -68,12 +69,21 @@ def test_each_setting_is_the_test_that_it_names(bob: World) -> None:
     asked, given = experiments.answers(bob, marks.BOB, "watermarked", 6)
     keep = frequent_windows(instructions.answer_ids(bob.tokenizer, bob.used_by(marks.BOB)), wm.window, wm.vocab_size)
     assert found["answers, supervised"]["log10_p"] == querying.score_answers(asked, given, wm, keep=keep).log10_p
-    fresh = judge(experiments.reading(bob, marks.BOB, "unsupervised"), wm)
+    prompts, texts = instructions.written_ids(bob.tokenizer, marks.unseen(bob)[:6])
+    fresh = reading.read_open_model(bob.bob(marks.BOB), texts, wm, prompts=prompts, full_context=True)
     assert found["reading, unsupervised"]["scored"] == fresh.scored
     wide = marks.wide(list(found.values()))
     assert [row["reading, unsupervised"] for row in wide] == [fresh.log10_p]
     with pytest.raises(ValueError, match="setting must be one of"):
         marks.verdict(bob, "reading")
+
+
+def test_what_bob_was_given_is_not_called_unseen(bob: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    used, fresh = bob.used_by(marks.BOB), bob.pairs("fresh")
+    copied = replace(fresh[0], answer=used[3].answer)
+    monkeypatch.setattr(World, "pairs", lambda self, which: [copied, *fresh[1:]] if which == "fresh" else [])
+    monkeypatch.setattr(World, "used_by", lambda self, which: used)
+    assert copied not in marks.unseen(bob) and fresh[1] in marks.unseen(bob)
 
 
 def test_an_audit_gets_configuration_and_texts_and_no_more(bob: World, tmp_path: Path) -> None:
