@@ -24,11 +24,11 @@ Ids = np.ndarray[Any, np.dtype[np.int64]]
 MARKED = {
     "gumbel": VLLMGumbel(5, V), "two keys": VLLMDualKey(5, V), "synthid": VLLMSynthID(5, V),
     "red-green": VLLMGreenList(5, V, delta=4.0), "lefthash": SBW(5, V, K, "lefthash", delta=4.0),
-    "selfhash": SBW(5, V, delta=4.0), "transformers": ru.SynthID([3, 1, 4, 1, 5, 9, 2, 6], V),
+    "transformers": ru.SynthID([3, 1, 4, 1, 5, 9, 2, 6], V),
 }  # fmt: skip
 UNMARKED = {
     "windows that reach into the prompt": SGLangGumbel(5, V), "starts left unmarked": VLLMGumbel(5, V, repeats="all"),
-    "ours": ru.GumbelMax("a", V, K),
+    "colours that no key decides": SBW(5, V), "ours": ru.GumbelMax("a", V, K),
 }  # fmt: skip
 
 

@@ -532,6 +532,11 @@ class SBW(_VLLM, GreenMark):
         self.one_list_a_window = seeding == "lefthash"
 
     @property
+    def marks_start(self) -> bool:  # type: ignore[override]
+        """Not for selfhash: h(−1) is 0, and with it the seed, whatever the key."""
+        return self.seeding == "lefthash" and super().marks_start
+
+    @property
     def parameters(self) -> dict[str, Any]:
         """All that scores depend on but the keys and the law."""
         return super().parameters | {"seeding": self.seeding, "gamma": self._asked}
