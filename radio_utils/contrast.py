@@ -346,11 +346,12 @@ def judge_contrast(found: Contrast, wm: Watermark, *, text_log10_p: float | None
 def verdict_on(found: Contrast, wm: Watermark, null: NullSum, raw: int) -> dict[str, Any]:
     """What every verdict on weighted pairs holds, from the law of their sum under H₀ and the sum."""
     values, chances = wm.law.mark_distribution
-    size = float(np.abs(found.weights).sum())
+    weights = _weights(found, wm)
+    size = float(np.abs(weights).sum())
     total = raw - null.mean
     return {
         "seen": found.pairs.seen,
-        "scored": len(found.pairs) if size else 0,
+        "scored": int(np.count_nonzero(weights)),
         "total": total,
         "score": float(values @ chances) + total / size if size else math.nan,
         "z": total / math.sqrt(null.variance) if size else 0.0,
@@ -412,6 +413,13 @@ def _merges(wm: Watermark) -> bool:
     return isinstance(wm, ev.SharesColours) and not wm.one_list_a_window
 
 
+def _weights(found: Contrast, wm: Watermark) -> NDArray[np.int64]:
+    """The weights, but for pairs that no key decides."""
+    if not isinstance(wm, ev.SharesColours) or not len(found.pairs):
+        return found.weights
+    return np.where(wm.keyless(found.pairs.windows, found.pairs.tokens), 0, found.weights)
+
+
 def null_of(found: Contrast, wm: Watermark) -> tuple[NullSum, int]:
     """The law of S under H₀, and S: 0 where nothing has a weight, of which every p is 1.
 
@@ -423,7 +431,7 @@ def null_of(found: Contrast, wm: Watermark) -> tuple[NullSum, int]:
     scheme: Any = wm  # a watermark and one that shares colours, which no type says at once
     _, first, owner = np.unique(scheme.colour_ids(windows, tokens), return_index=True, return_inverse=True)
     weights = np.zeros(first.size, np.int64)
-    np.add.at(weights, owner.ravel(), found.weights)
+    np.add.at(weights, owner.ravel(), _weights(found, wm))
     windows, tokens = windows[first], tokens[first]
     lists = scheme.list_ids(windows, tokens) if scheme.law.without_return else None
     return scheme.law.weighted(weights, lists), int(weights @ scheme.law.marks(scheme.scores(windows, tokens)))
@@ -437,9 +445,8 @@ def _log10_p_two_sided(found: Contrast, wm: Watermark) -> float:
 
 
 def _totals(found: Contrast, wm: Watermark, keys: Sequence[Watermark]) -> Floats:
-    totals, start = np.zeros(len(keys)), 0
+    totals, start, weights = np.zeros(len(keys)), 0, _weights(found, wm)
     for windows, tokens in found.pairs.blocks():
-        weights = found.weights[start : start + tokens.size]
-        totals += wm.totals(windows, tokens, keys, weights)
+        totals += wm.totals(windows, tokens, keys, weights[start : start + tokens.size])
         start += tokens.size
     return totals

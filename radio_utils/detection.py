@@ -410,7 +410,7 @@ def _shares(found: ev.Evidence, wm: Watermark) -> bool:
 
 
 def _independent(found: ev.Evidence, wm: Watermark) -> Iterator[Pairs]:
-    """The evidence in blocks; of pairs that have one colour under this key only the first."""
+    """The evidence in blocks; of pairs that have one colour under this key only the first, and none that no key decides."""
     if not _shares(found, wm):
         yield from found.blocks()
         return
@@ -419,7 +419,7 @@ def _independent(found: ev.Evidence, wm: Watermark) -> Iterator[Pairs]:
     first = ev.first_appearances(np.concatenate(ids)) if ids else np.zeros(0, bool)
     start = 0
     for windows, tokens in found.blocks():
-        chosen = first[start : start + tokens.size]
+        chosen = first[start : start + tokens.size] & ~wm.keyless(windows, tokens)
         start += tokens.size
         if chosen.any():
             yield windows[chosen], tokens[chosen]
@@ -486,7 +486,9 @@ def curve(found: ev.Evidence, wm: Watermark, *, points: int = 60) -> tuple[NDArr
     windows, tokens = found.windows, found.tokens
     counted = _colour_counts(found, [wm])
     if counted is None and _shares(found, wm):
-        windows, tokens = (np.concatenate(parts) for parts in zip(*_independent(found, wm), strict=True))
+        if not (parts := list(_independent(found, wm))):
+            raise ValueError("no pair of the evidence depends on the key; there is no curve to draw")
+        windows, tokens = (np.concatenate(part) for part in zip(*parts, strict=True))
     counts = np.unique(np.geomspace(1, tokens.size, points).round().astype(np.int64))
     order = np.random.default_rng(0).permutation(tokens.size)
     if counted is not None:

@@ -479,7 +479,7 @@ class Watch:
             self._scored += len(fresh)
             self._total += detection.judge(fresh, self.wm).total
         else:
-            new = ev.first_appearances(ids) & ~np.isin(ids, self._met)
+            new = ev.first_appearances(ids) & ~np.isin(ids, self._met) & ~self.wm.keyless(fresh.windows, fresh.tokens)
             self._met = np.union1d(self._met, ids[new])
             self._scored += int(np.count_nonzero(new))
             self._total += float(self.wm.scores(fresh.windows[new], fresh.tokens[new]).sum())
@@ -573,10 +573,11 @@ def _highest_of_sharing(batches: Sequence[ev.Evidence], wm: Watermark, bet: EPro
     ids = [_shared_ids(wm, found) for found in batches if len(found)]
     if not ids:
         return 0.0
-    first = ev.first_appearances(np.concatenate([one for one in ids if one is not None]))
+    windows = np.concatenate([found.windows for found in batches])
+    tokens = np.concatenate([found.tokens for found in batches])
+    first = ev.first_appearances(np.concatenate([one for one in ids if one is not None])) & ~wm.keyless(windows, tokens)
     batch_of = np.repeat(np.arange(len(batches)), [len(found) for found in batches])[first]
-    windows = np.concatenate([found.windows for found in batches])[first]
-    tokens = np.concatenate([found.tokens for found in batches])[first]
+    windows, tokens = windows[first], tokens[first]
     scores = wm.scores(windows, tokens)
     totals = np.bincount(batch_of, scores, len(batches)).cumsum()
     counts = np.bincount(batch_of, minlength=len(batches)).cumsum()

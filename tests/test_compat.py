@@ -353,7 +353,10 @@ def test_keys_that_leave_few_lists_convict_no_innocent_text(key: int) -> None:
     found = [detect(natural_texts(seed), wm) for seed in range(25)]
     assert min(one.log10_p for one in found) > -3.5
     if key in (0, 2**32):
-        assert [one.scored for one in found] == [len(np.unique(one.evidence.tokens)) for one in found]
+        for one in found:  # each token once; those met after token 0 first, whose list is every key's, not at all
+            after_zero = np.unique(one.evidence.tokens[one.evidence.windows[:, -1] == 0])
+            assert len(np.unique(one.evidence.tokens)) - len(after_zero) <= one.scored
+            assert one.scored <= len(np.unique(one.evidence.tokens))
 
 
 def test_colliding_windows_of_the_release_count_once() -> None:

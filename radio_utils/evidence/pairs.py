@@ -40,6 +40,10 @@ class SharesColours(Protocol):
         """Which draw decides each pair's score: [n, k] and [n] → unsigned [n]. Equal numbers mean equal scores."""
         ...
 
+    def keyless(self, windows: Ids, tokens: Ids) -> NDArray[np.bool_]:
+        """Which pairs score alike under every key: bool [n]."""
+        ...
+
 
 @runtime_checkable
 class CountsColours(SharesColours, Protocol):

@@ -43,6 +43,13 @@ class Watermark(abc.ABC):
     def law(self) -> Law:
         """The law of one score under the null hypothesis: all that a test knows of the scheme besides the scores."""
 
+    def keyless(self, windows: ArrayLike, tokens: ArrayLike) -> NDArray[np.bool_]:
+        """Pairs that score alike under every key, as where a seed is key times a token id and the id is 0: bool [n].
+
+        They tell nothing of a key, and all of another key's text: no test counts them.
+        """
+        return np.zeros(len(np.asarray(tokens)), bool)
+
     @property
     def parameters(self) -> dict[str, Any]:
         """All that scores depend on but the key and the law, by name."""

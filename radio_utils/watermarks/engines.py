@@ -577,6 +577,11 @@ class SBW(_VLLM, GreenMark):
     def _scores(self, windows: Ints, tokens: Ints) -> Floats:
         return self._green(windows, tokens).astype(np.float64)
 
+    def keyless(self, windows: ArrayLike, tokens: ArrayLike) -> NDArray[np.bool_]:
+        """Those whose context sums to 0 (lefthash): the seed is then 0. −1 before an answer's start counts as −1."""
+        w, t = self.checked(windows, tokens)
+        return (w.sum(axis=1) == 0) if self.seeding == "lefthash" else np.zeros(t.size, bool)
+
     def colour_ids(self, windows: ArrayLike, tokens: ArrayLike) -> NDArray[np.uint64]:
         """Seed and token of each pair in one number; pairs of equal numbers have one colour."""
         return self._in_blocks(  # type: ignore[no-any-return]

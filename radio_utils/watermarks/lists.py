@@ -181,6 +181,19 @@ class KirchenbauerGreenList(PermutationList):
         seeds = found.view(np.uint64)
         return low_bits(np.where(found < 0, seeds - np.uint64(1), seeds))  # a negative one mod 2⁶⁴ − 1 is one less
 
+    @cached_property
+    def _others(self) -> list[Self]:
+        return [self.with_decoy(0, index) for index in range(8)]
+
+    def keyless(self, windows: ArrayLike, tokens: ArrayLike) -> NDArray[np.bool_]:
+        """Those that have one seed under this key and any of eight others: the key is multiplied by ids, which may be 0."""
+        w, t = self.checked(windows, tokens)
+        found: NDArray[np.bool_] = (w == 0).any(axis=1) | (t == 0)
+        w, t = w[found], t[found]
+        own = self._pair_seeds(w, t)
+        found[found] = np.any([wm._pair_seeds(w, t) == own for wm in self._others], axis=0)
+        return found
+
     def _window_seeds(self, windows: Ints) -> UInt32s:
         return self._seeds(windows)
 

@@ -460,6 +460,11 @@ class TransformersGreenList(PermutationList):
     def _hash(self, ids: Ints) -> Ints:
         return self._hashes[ids % _TABLE_SIZE]
 
+    def keyless(self, windows: ArrayLike, tokens: ArrayLike) -> NDArray[np.bool_]:
+        """With lefthash those after token 0: their list is that of the seed 0."""
+        w, t = self.checked(windows, tokens)
+        return (w[:, -1] == 0) if self.seeding_scheme == "lefthash" else np.zeros(t.size, bool)
+
     def _window_seeds(self, windows: Ints) -> UInt32s:
         ids, inverse = np.unique(windows[:, -1], return_inverse=True)
         seeds = np.array([self._key * token % _MODULUS for token in ids.tolist()], np.uint64)
