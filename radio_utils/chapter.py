@@ -13,7 +13,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,17 +101,34 @@ class Chapter:
 
     def value(self, table: str, column: str, **where: Any) -> Any:
         """The one recorded value of a column in the row that matches ``where``: what prose quotes."""
-        rows = _matching(self.tables.get(table, []), where)
+        rows = self.rows(table, **where)
         if len(rows) != 1:
             raise LookupError(f"{len(rows)} rows of {table!r} match {where}; exactly one is needed")
         return rows[0][column]
 
-    def other_seeds(self, table: str) -> list[list[dict[str, Any]]]:
-        """The rows of a table in the committed runs of this chapter with other seeds: what figures draw faintly.
+    def rows(self, table: str, **where: Any) -> list[dict[str, Any]]:
+        """The rows of a table in this run that match ``where``."""
+        return _matching(self.tables.get(table, []), where)
+
+    def other_seeds(self, table: str, **where: Any) -> list[list[dict[str, Any]]]:
+        """:meth:`rows` in the committed runs of this chapter with other seeds: what figures draw faintly.
 
         A run of other sizes is none of these, and an installed package has no records: the list may be empty.
         """
-        return [rows for seed, rows in self._committed(self.preset, table).items() if seed != self.seed]
+        runs = self._committed(self.preset, table).items()
+        return [_matching(rows, where) for seed, rows in runs if seed != self.seed]
+
+    def all_seeds(self, table: str, **where: Any) -> list[list[dict[str, Any]]]:
+        """:meth:`rows` in this run, and then in each of :meth:`other_seeds`."""
+        return [self.rows(table, **where), *self.other_seeds(table, **where)]
+
+    def lower(self, table: str, column: str, one: dict[str, Any], other: dict[str, Any], **where: Any) -> str:
+        """In how many seeds the mean of a column is lower where ``one`` holds than where ``other`` does: "in 2 of 3 seeds".
+
+        ``where`` is common to both. A seed that lacks either counts as none.
+        """
+        both = zip(self.all_seeds(table, **where, **one), self.all_seeds(table, **where, **other), strict=True)
+        return of_seeds(_mean(first, column) < _mean(second, column) for first, second in both if first and second)
 
     def on_real_model(self, table: str, *, by: Iterable[str], column: str = "log10_p") -> Any:
         """A column of a table in this run beside the committed runs on a real model: one more column for each seed.
@@ -149,15 +166,24 @@ class Chapter:
 
     def across_seeds(self, table: str, column: str, **where: Any) -> list[Any]:
         """:meth:`value` in this run, and then in each of :meth:`other_seeds` that has the row."""
-        others = [_matching(rows, where) for rows in self.other_seeds(table)]
+        others = self.other_seeds(table, **where)
         return [self.value(table, column, **where), *(rows[0][column] for rows in others if len(rows) == 1)]
 
     def mean(self, table: str, column: str, **where: Any) -> float:
         """The mean of a column over the rows, of several runs say, that match ``where``."""
-        rows = _matching(self.tables.get(table, []), where)
+        rows = self.rows(table, **where)
         if not rows:
             raise LookupError(f"no row of {table!r} matches {where}")
-        return float(np.mean([row[column] for row in rows]))
+        return _mean(rows, column)
+
+    def means(self, table: str, columns: Sequence[str], *, by: Sequence[str], **where: Any) -> list[dict[str, Any]]:
+        """The means of ``columns`` over the rows (of several runs, say) that agree in the columns ``by``: a short table."""
+        groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+        for row in self.rows(table, **where):
+            groups.setdefault(tuple(row[name] for name in by), []).append(row)
+        return [
+            dict(zip(by, key, strict=True)) | {name: _mean(rows, name) for name in columns} for key, rows in groups.items()
+        ]
 
     def say(self, text: str) -> None:
         """Show a paragraph. Its numbers are filled in from the record by the caller, never typed."""
@@ -235,6 +261,10 @@ def percent(share: float) -> str:
 
 def _matching(rows: list[dict[str, Any]], where: dict[str, Any]) -> list[dict[str, Any]]:
     return [row for row in rows if all(_same(row[name], value) for name, value in where.items())]
+
+
+def _mean(rows: list[dict[str, Any]], column: str) -> float:
+    return float(np.mean([row[column] for row in rows]))
 
 
 def _key_from(variable: str) -> str | None:

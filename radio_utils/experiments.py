@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -40,6 +40,7 @@ from radio_utils.world.world import World
 
 Ids = NDArray[np.int64]
 Setting = Literal["supervised", "unsupervised", "plain"]
+BOB = "keys/1"  # the Bob of a small world: everything he is trained on is Alice's
 
 
 def answers(world: World, which: float | str, prompts_of: PairSet, count: int) -> tuple[list[Ids], list[Ids]]:
@@ -379,10 +380,7 @@ def reading_of_language(world: World, which: float | str, language: str) -> Evid
 
 
 def variant(world: World, *, run: int = 0, **changes: Any) -> World:
-    """The small world of the ablations: few pairs, few epochs, and ``changes`` to the preset's fields.
-
-    Its Bob is ``"keys/1"``: everything he is trained on is Alice's.
-    """
+    """The small world of the ablations: few pairs, few epochs, and ``changes`` to the preset's fields. Its Bob is BOB."""
     settings = world.preset.ablations
     size = settings.size
     small = {
@@ -396,6 +394,27 @@ def variant(world: World, *, run: int = 0, **changes: Any) -> World:
         "fine_tuning__epochs": float(settings.epochs),
     }
     return world.changed(run=run, **(small | changes))
+
+
+class Mark(NamedTuple):
+    """A watermark of the ablations. Gumbel-max has neither a share γ of greens nor a bias δ."""
+
+    scheme: Literal["green list", "gumbel max"]
+    k: int
+    gamma: float | None = None
+    delta: float | None = None
+
+    def changes(self) -> dict[str, Any]:
+        """What it changes in a preset, for :func:`variant`."""
+        if self.scheme == "gumbel max":
+            return {"watermark__scheme": "gumbelmax", "watermark__window": self.k}
+        return {"watermark__window": self.k, "watermark__gamma": self.gamma, "watermark__delta": self.delta}
+
+
+def loudness(world: World, setting: Setting, *, which: float | str = BOB, epoch: int | None = None) -> float:
+    """log10 p of ``ablations.scored`` pairs with the mean score of :func:`reading` Bob: what compares between tests."""
+    found = judge(reading(world, which, setting, epoch=epoch), world.watermark)
+    return log10_p_at(world.watermark, found.score, world.preset.ablations.scored)
 
 
 def held_out_loss(world: World, which: float | str, *, epoch: int | None = None) -> float:

@@ -259,7 +259,7 @@ def with_errors(rows: Rows, *, series: str, ylabel: str, others: Sequence[Rows] 
 
 
 def means(
-    rows: Sequence[Mapping[str, Any]],
+    rows: Rows,
     *,
     x: str,
     y: str,
@@ -268,16 +268,24 @@ def means(
     xlabel: str,
     ylabel: str = "log10 p  (lower: stronger evidence)",
     log: bool = False,
+    others: Sequence[Rows] = (),
     ax: Axes | None = None,
 ) -> Axes:
-    """Mean of ``y`` at each ``x`` over the rows that share it (runs), with its standard error; one line a series."""
+    """Mean of ``y`` at each ``x`` over the rows that share it (runs), with its standard error; one line a series.
+
+    ``others`` are the rows of other seeds, whose means are drawn faintly.
+    """
     ax = ax or plt.subplots()[1]
     frame, markers = pd.DataFrame(list(rows)), itertools.cycle("osD^vP")
     groups = [("", frame)] if series is None else list(frame.groupby(series, sort=False))
     for name, part in groups:
         found = part.groupby(x)[y].agg(["mean", "sem"]).reset_index()
         label = None if series is None else (labels or {}).get(name, str(name))
-        ax.errorbar(found[x], found["mean"], yerr=found["sem"].fillna(0.0), marker=next(markers), capsize=4, label=label)
+        errors = found["sem"].fillna(0.0)
+        drawn = ax.errorbar(found[x], found["mean"], yerr=errors, marker=next(markers), capsize=4, label=label)
+        for run in others:
+            same = pd.DataFrame([row for row in run if series is None or row[series] == name], columns=[x, y])
+            ax.plot(same.groupby(x)[y].mean(), color=drawn.lines[0].get_color(), lw=1, alpha=0.35)
     if log:
         ax.set_xscale("log")
     ticks = sorted(frame[x].unique())
@@ -289,19 +297,46 @@ def means(
     return ax
 
 
-def fit_and_loudness(rows: Sequence[Mapping[str, Any]], labels: Mapping[str, str], *, ax: Axes | None = None) -> Axes:
-    """log10 p against Bob's training loss, one marker a factor: does the better fit make the louder trace?"""
-    ax = ax or plt.subplots()[1]
-    markers = itertools.cycle("osD^vP")
-    for factor, label in labels.items():
-        points = [(row["loss"], row["log10_p"]) for row in rows if row["factor"] == factor]
-        if points:
-            losses, found = zip(*points, strict=True)
-            ax.scatter(losses, found, marker=next(markers), s=45, alpha=0.8, label=label)
-    ax.invert_xaxis()
-    ax.set(xlabel="training loss of the last epoch (nats a token); better fit to the right", ylabel="log10 p")
-    ax.legend()
-    return ax
+def means_in_panels(
+    panels: Mapping[str, Sequence[Rows]],
+    *,
+    x: str,
+    y: str,
+    series: str | None = None,
+    xlabel: str = "",
+    ylabel: str = "log10 p  (lower: stronger evidence)",
+    log: bool = False,
+) -> Figure:
+    """:func:`means` side by side on one axis of ``y``: under each title this run's rows, then those of other seeds."""
+    size = (min(5.0 * len(panels), 12), 3.8)
+    figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
+    for ax, (title, (rows, *others)) in zip(axes[0], panels.items(), strict=True):
+        means(rows, x=x, y=y, series=series, xlabel=xlabel, ylabel=ylabel, log=log, others=others, ax=ax)
+        ax.set_title(title, fontsize=10)
+        ax.label_outer()
+        if series is not None:
+            ax.get_legend().remove()
+    if series is not None:
+        axes[0, -1].legend(*axes[0, 0].get_legend_handles_labels(), bbox_to_anchor=(1, 1), loc="upper left")
+    figure.tight_layout()
+    return figure
+
+
+def fit_and_loudness(rows: Rows, labels: Mapping[str, str], *, losses: Mapping[str, str]) -> Figure:
+    """log10 p against Bob's losses, one panel a loss and one marker a factor: does the better fit make the louder trace?"""
+    figure, axes = plt.subplots(1, len(losses), figsize=(5 * len(losses), 3.8), sharey=True, squeeze=False)
+    for ax, (loss, name) in zip(axes[0], losses.items(), strict=True):
+        markers = itertools.cycle("osD^vP")
+        for factor, label in labels.items():
+            points = [(row[loss], row["log10_p"]) for row in rows if row["factor"] == factor]
+            if points:
+                ax.scatter(*np.transpose(points), marker=next(markers), s=45, alpha=0.8, label=label)
+        ax.invert_xaxis()
+        ax.set(xlabel=f"{name} (nats a token); better fit to the right", ylabel="log10 p")
+        ax.label_outer()
+    axes[0, -1].legend()
+    figure.tight_layout()
+    return figure
 
 
 def strength_and_loudness(rows: Sequence[Mapping[str, Any]], groups: Mapping[str, Sequence[tuple[Any, ...]]]) -> Axes:

@@ -12,17 +12,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from radio_utils import experiments, querying
 from radio_utils.detection import Detection, judge
 from radio_utils.evidence import frequent_windows
 from radio_utils.files import atomic_write, write_json
+from radio_utils.predictions import Predictions
 from radio_utils.reading import read_open_model
 from radio_utils.world import instructions
 from radio_utils.world.instructions import Pair
 from radio_utils.world.names import PairSet
 from radio_utils.world.world import World
 
-BOB = "keys/1"
+BOB = experiments.BOB
 # whether Alice kept what she wrote for Bob, and how far she may look into his model
 SETTINGS = ("reading, supervised", "reading, unsupervised", "answers, supervised", "answers, unsupervised")
 
@@ -56,6 +59,8 @@ def verdict(world: World, setting: str) -> Detection:
         return judge(experiments.reading(world, BOB, "supervised"), wm)
     if access == "reading":
         asked, texts = instructions.written_ids(world.tokenizer, unseen(world)[: world.preset.reading.texts])
+        if not texts:  # of a mark so narrow, or a model so small, that every answer came again
+            return judge(experiments.scored(world, Predictions((), np.zeros(0, np.int64), ())), wm)
         found = read_open_model(world.bob(BOB), texts, wm, prompts=asked, full_context=True)
         assert isinstance(found, Detection)
         return found
@@ -100,13 +105,24 @@ def rows(name: str, world: World) -> list[dict[str, Any]]:
     ]
 
 
-def wide(table: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The table ``marks`` with one row a mark and one column a setting."""
+def wide(table: Sequence[Mapping[str, Any]], column: str = "log10_p") -> list[dict[str, Any]]:
+    """The table ``marks`` with one row a mark, and ``column`` in each setting."""
     found: dict[tuple[str, int], dict[str, Any]] = {}
     for row in table:
         mark = found.setdefault((row["scheme"], row["k"]), {name: row[name] for name in ("scheme", "k", "log10_p_text")})
-        mark[row["setting"]] = row["log10_p"]
+        mark[row["setting"]] = row[column]
     return list(found.values())
+
+
+def convicted(seeds: Sequence[Sequence[Mapping[str, Any]]], level: float = -3.0) -> list[dict[str, Any]]:
+    """For each mark of the first of several tables ``marks``, how many of them convict in each setting: "2 of 3"."""
+    runs = [{(mark["scheme"], mark["k"]): mark for mark in wide(rows)} for rows in seeds]
+    found = []
+    for name in runs[0]:
+        those = [run[name] for run in runs if name in run]
+        counts = {one: sum(mark[one] <= level for mark in those) for one in SETTINGS}
+        found.append({"scheme": name[0], "k": name[1]} | {one: f"{hits} of {len(those)}" for one, hits in counts.items()})
+    return found
 
 
 def write_case(world: World, folder: Path) -> dict[str, str]:

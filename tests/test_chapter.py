@@ -113,6 +113,27 @@ def test_other_seeds_are_those_of_the_same_sizes(folders: Path, monkeypatch: pyt
     assert least_and_most([0.7, 0.1]) == "0.10 to 0.70" and least_and_most([0.1]) == "0.10"
 
 
+def test_seeds_are_compared_by_their_means(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chapter_module, "_RECORDS", folders)
+
+    def run_of(seed: int, short: float, long: float) -> Chapter:
+        run = smoke(seed=seed)
+        for k, mean in ((1, short), (4, long)):
+            for log10_p in (mean - 1, mean + 1):
+                run.add("window", scheme="green list", k=k, log10_p_text=-10.0, log10_p=log10_p)
+        return run
+
+    for seed, short in ((0, 5.0), (1, -5.0), (2, -3.0)):
+        monkeypatch.setenv("RADIO_UTILS_RESULTS", str(folders / f"seed-{seed}"))
+        run_of(seed, short, -4.0).record()
+    run = run_of(0, -8.0, -2.0)  # in place of seed-0's record
+    assert run.lower("window", "log10_p", {"k": 1}, {"k": 4}, scheme="green list") == "in 2 of 3 seeds"
+    assert run.lower("window", "log10_p", {"k": 1}, {"k": 2}) == "in 0 of 0 seeds"  # no seed has k = 2
+    assert [[row["log10_p"] for row in rows] for rows in run.all_seeds("window", k=1)] == [[-9, -7], [-6, -4], [-4, -2]]
+    assert run.means("window", ["log10_p"], by=["k"]) == [{"k": 1, "log10_p": -8.0}, {"k": 4, "log10_p": -2.0}]
+    assert run.mean("window", "log10_p", k=4) == -2.0 and len(run.rows("window", scheme="green list", k=4)) == 2
+
+
 def test_a_run_stands_beside_those_on_a_real_model(
     folders: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

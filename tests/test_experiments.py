@@ -382,6 +382,22 @@ def test_every_preset_has_variants(name: str, tmp_path: Path) -> None:
     assert (rival.preset.watermark.gamma, rival.preset.mixtures.size) == (settings.rival.gamma, settings.size)
 
 
+def test_loudness_is_the_p_of_so_many_pairs(world: World) -> None:
+    found = experiments.variant(world)
+    score = detection.judge(experiments.reading(found, experiments.BOB, "unsupervised"), found.watermark).score
+    scored = world.preset.ablations.scored
+    assert experiments.loudness(found, "unsupervised") == experiments.log10_p_at(found.watermark, score, scored)
+
+
+def test_a_mark_of_the_presets_own_values_is_no_other_world(world: World) -> None:
+    here = world.preset.watermark
+    same = experiments.Mark("green list", here.window, here.gamma, here.delta)
+    assert experiments.variant(world, **same.changes()).made("keys/1") == experiments.variant(world).made("keys/1")
+    gumbel = experiments.variant(world, **experiments.Mark("gumbel max", 3).changes())
+    assert (gumbel.preset.watermark.scheme, gumbel.watermark.window) == ("gumbelmax", 3)
+    assert gumbel.preset.watermark.delta == here.delta
+
+
 def test_held_out_loss_is_that_of_fresh_answers(world: World) -> None:
     pairs = world.pairs("fresh")
     texts, prompts = [f" {pair.answer}" for pair in pairs], [pair.prompt for pair in pairs]

@@ -202,14 +202,32 @@ def test_means_and_standard_errors_of_the_runs() -> None:
     assert figures.means(rows, x="k", y="log10_p", xlabel="window").get_legend() is None
 
 
+def test_panels_share_an_axis_and_a_legend_and_draw_other_seeds_faintly() -> None:
+    rows = [{"k": k, "kind": kind, "log10_p": -k - run} for k in (4, 1) for kind in "ab" for run in (0.0, 2.0)]
+    other = [row | {"log10_p": 3 * row["log10_p"]} for row in rows if row["kind"] == "a"]
+    figure = figures.means_in_panels({"one": [rows], "two": [rows, other]}, x="k", y="log10_p", series="kind")
+    one, two = figure.axes
+    assert [ax.get_title() for ax in figure.axes] == ["one", "two"] and one.get_ylim() == two.get_ylim()
+    assert one.get_legend() is None
+    assert [text.get_text() for text in two.get_legend().get_texts()] == ["a", "b"]
+    faint = [line for line in two.get_lines() if line.get_alpha() == 0.35]
+    assert [line.get_xydata().tolist() for line in faint if line.get_xydata().size] == [[[1, -6], [4, -15]]]
+    assert faint[0].get_color() == two.containers[0].lines[0].get_color()
+
+
 def test_fit_and_loudness_has_the_better_fit_on_the_right() -> None:
-    rows = [{"factor": "epochs", "loss": 2.0, "log10_p": -5.0}, {"factor": "epochs", "loss": 1.0, "log10_p": -50.0}]
-    ax = figures.fit_and_loudness(rows, {"epochs": "epochs", "size": "size, not run"})
-    (dots,) = ax.collections
-    assert np.asarray(dots.get_offsets()).tolist() == [[2.0, -5.0], [1.0, -50.0]]
-    left, right = ax.get_xlim()
-    assert left > right
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["epochs"]
+    rows = [
+        {"factor": "epochs", "loss": 2.0, "held_out": 4.0, "log10_p": -5.0},
+        {"factor": "epochs", "loss": 1.0, "held_out": 5.0, "log10_p": -50.0},
+    ]
+    losses = {"loss": "his own", "held_out": "fresh"}
+    figure = figures.fit_and_loudness(rows, {"epochs": "epochs", "size": "size, not run"}, losses=losses)
+    for ax, expected in zip(figure.axes, ([[2.0, -5.0], [1.0, -50.0]], [[4.0, -5.0], [5.0, -50.0]]), strict=True):
+        (dots,) = ax.collections
+        assert np.asarray(dots.get_offsets()).tolist() == expected
+        left, right = ax.get_xlim()
+        assert left > right
+    assert [text.get_text() for text in figure.axes[-1].get_legend().get_texts()] == ["epochs"]
 
 
 def test_strength_and_loudness_joins_watermarks_of_one_share() -> None:

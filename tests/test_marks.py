@@ -86,6 +86,25 @@ def test_what_bob_was_given_is_not_called_unseen(bob: World, monkeypatch: pytest
     assert copied not in marks.unseen(bob) and fresh[1] in marks.unseen(bob)
 
 
+def test_where_every_answer_came_again_nothing_is_read(bob: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(marks, "unseen", lambda world: [])
+    found = marks.verdict(bob, "reading, unsupervised")
+    assert (found.scored, found.log10_p) == (0, 0.0)
+
+
+def test_convictions_are_counted_over_the_seeds_that_have_a_mark() -> None:
+    def seed(**found: float) -> list[dict[str, object]]:
+        return [
+            {"scheme": scheme, "k": 4, "log10_p_text": -9.0, "setting": setting, "log10_p": log10_p - i}
+            for scheme, log10_p in found.items()
+            for i, setting in enumerate(marks.SETTINGS)
+        ]
+
+    narrow, wide = marks.convicted([seed(a=-2.0, b=-3.5), seed(a=-1.0), seed(c=-9.0)])
+    assert [narrow[one] for one in marks.SETTINGS] == ["0 of 2", "1 of 2", "2 of 2", "2 of 2"]
+    assert (wide["scheme"], wide["k"], wide["reading, supervised"]) == ("b", 4, "1 of 1")
+
+
 def test_an_audit_gets_configuration_and_texts_and_no_more(bob: World, tmp_path: Path) -> None:
     given = marks.write_case(bob, tmp_path)
     config = json.loads(Path(given["engine_config"]).read_text())

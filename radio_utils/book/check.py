@@ -26,7 +26,6 @@ logger = logging.getLogger(__name__)
 _COLAB = re.compile(r"https://colab\.research\.google\.com/github/([\w.-]+/[\w.-]+)/blob/([\w.-]+)/([^\s)\"'>\]]+)")
 _BRANCH = "main"
 _NAMING = ("*.md", "*.cff", "pyproject.toml", "book/*.md", ".github/**/*.yml")
-_UNREVISED = ("07_ablations",)  # whose cells and terms are not yet as the others'
 _WIDTH = 88  # characters of code that a page 1,280 pixels wide shows without scrolling
 
 
@@ -41,8 +40,7 @@ def check(project: Project) -> list[str]:
         path = project.chapter(name)
         notebook = read_notebook(path)
         found = _structure(notebook) + _address(notebook, f"notebooks/{name}.ipynb", address)
-        if name not in _UNREVISED:
-            found += prose_problems(notebook, terms)
+        found += prose_problems(notebook, terms)
         setup = _tagged(notebook, "setup")
         if len(setup) == 1:
             setups[name] = setup[0].source
