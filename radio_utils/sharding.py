@@ -91,8 +91,10 @@ def map_shards(
     parameters), the shard's file name and its content; one that is there is not made again. ``work`` must be picklable,
     such as a :func:`functools.partial` of a module's function. "here" is this process, "processes" are ``workers``
     processes of this machine, "ray" as many tasks at once of the Ray that is running, of the cluster at ``address`` (or in
-    ``RAY_ADDRESS``), or of a Ray that is started here and stopped at the end. ``gpus`` is what Ray sets aside for a task.
-    An executor that is handed in is left running; it is given ``workers`` shards at once, by default all.
+    ``RAY_ADDRESS``), or of a Ray that is started here and stopped at the end. A cluster may ask
+    for a token: set ``RAY_AUTH_MODE=token`` and the same ``RAY_AUTH_TOKEN`` on each of its machines and here. ``gpus`` is
+    what Ray sets aside for a task. An executor that is handed in is left running; it is given ``workers`` shards at once,
+    by default all.
 
     A worker that dies is replaced and its shard done again, until it was tried ``attempts`` times. Raises
     :class:`ShardError` where that does not help or ``work`` raises, once the shards under way are done; ``ValueError`` for
