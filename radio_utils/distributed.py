@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from torch.nn import functional
 from radio_utils import experiments
 from radio_utils.artifacts import Store, default_root
 from radio_utils.presets import load_preset
+from radio_utils.world.names import SETS, Which, fine_tuned, parse
 from radio_utils.world.training import IGNORED, Recipe, Steps, optimiser_of
 from radio_utils.world.world import World
 
@@ -90,13 +92,13 @@ class SharedSteps(Steps):
 
 def write(world: World, accelerator: Any) -> None:
     """Every set of Alice's pairs, its shards shared out among the processes."""
-    for which in ("watermarked", "plain", "kept", "fresh", "outside"):
+    for which in SETS:
         for shard in range(accelerator.process_index, world.preset.shards, accelerator.num_processes):
             world.written_shard(which, shard)
     accelerator.wait_for_everyone()
 
 
-def tune(world: World, accelerator: Any, models: list[float | str]) -> None:
+def tune(world: World, accelerator: Any, models: Sequence[Which]) -> None:
     """Fine-tune these models that the store lacks, all processes on one model at a time."""
     for which in models:
         missing = torch.tensor([int(accelerator.is_main_process and not world.has(which))], device=accelerator.device)
@@ -111,7 +113,7 @@ def tune(world: World, accelerator: Any, models: list[float | str]) -> None:
         accelerator.free_memory()
 
 
-def read(world: World, accelerator: Any, models: list[float | str]) -> None:
+def read(world: World, accelerator: Any, models: Sequence[Which]) -> None:
     """Read every model in both settings, the texts' shards shared out among the processes."""
     for which in models:
         for setting in ("supervised", "unsupervised"):
@@ -130,6 +132,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", action="append", help="a share, or the name of another model (default: every share)")
     options = parser.parse_args(arguments)
+    try:
+        asked: list[Which] = [fine_tuned(parse(name)) for name in options.model or ()]
+    except ValueError as error:
+        parser.error(f"--model: {error}")
     accelerator = Accelerator()
     world = World(
         load_preset(options.preset),
@@ -138,9 +144,7 @@ def main(arguments: list[str] | None = None) -> int:
         progress=accelerator.is_main_process,
         device=str(accelerator.device),
     )
-    models: list[float | str] = list(world.preset.mixtures.rhos)
-    if options.model:
-        models = [float(name) if name.replace(".", "", 1).isdigit() else name for name in options.model]
+    models = asked or list(world.preset.mixtures.rhos)
     if options.stage == "write":
         write(world, accelerator)
     elif options.stage == "tune":

@@ -34,7 +34,7 @@ from radio_utils.watermarks import Watermark
 from radio_utils.watermarks.prf import derive_bytes
 from radio_utils.world import instructions, openings, training
 from radio_utils.world.instructions import Pair
-from radio_utils.world.names import PairSet
+from radio_utils.world.names import PairSet, Which
 from radio_utils.world.savepoints import Savepoint
 from radio_utils.world.world import World
 
@@ -93,7 +93,7 @@ def scored(world: World, found: Predictions, *, skip_seen: bool = True) -> Evide
 
 def read_shard(
     world: World,
-    which: float | str,
+    which: Which,
     setting: Setting,
     shard: int = 0,
     *,

@@ -23,6 +23,7 @@ from radio_utils.detection import judge
 from radio_utils.distributed import SharedSteps
 from radio_utils.suspects import load_model
 from radio_utils.world import training
+from radio_utils.world.names import Bob, Purified, Twin
 from radio_utils.world.training import Example, Recipe, Steps
 from radio_utils.world.world import World
 
@@ -296,8 +297,8 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Any, ..
     [
         (["write"], "write", None),
         (["tune"], "tune", [0.0, 0.01, 0.05, 0.1, 0.5, 1.0]),
-        (["tune", "--model", "0.5", "--model", "twin", "--model", "1"], "tune", [0.5, "twin", 1.0]),
-        (["read", "--model", "purified/0.5"], "read", ["purified/0.5"]),
+        (["tune", "--model", "0.5", "--model", "twin", "--model", "1"], "tune", [Bob(0.5), Twin(), Bob(1.0)]),
+        (["read", "--model", "purified/0.5"], "read", [Purified(0.5)]),
     ],
 )
 def test_the_command_line(
@@ -313,3 +314,10 @@ def test_the_command_line_refuses_other_stages(capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit):
         distributed.main(["erase"])
     assert "invalid choice: 'erase'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["nobody", "base", "pairs/fresh", "1.5", "purified/2", "keys/0"])
+def test_the_command_line_refuses_what_is_no_fine_tuned_model(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        distributed.main(["tune", "--preset", "smoke", "--model", name])
+    assert "--model: " in capsys.readouterr().err
