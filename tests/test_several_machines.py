@@ -1,7 +1,7 @@
 """Two hosts: network namespaces of this machine, joined by a cable, each with a Ray of its own in one cluster.
 
 Reading, contrastive reading, answering and detection are shared out between them, and the second host is lost while it has
-a shard in hand. It takes a minute and needs root, so it runs where it is asked for: ``RADIO_UTILS_TWO_HOSTS=1``.
+a shard in hand. It takes up to two minutes and needs root, so it runs where asked for: ``RADIO_UTILS_TWO_HOSTS=1``.
 """
 
 from __future__ import annotations
