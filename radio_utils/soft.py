@@ -25,7 +25,7 @@ were opened before. All windows have one variance, so that nothing that B does c
 windows there are depends on the texts. ``log10_p`` is the tail for the weights as they came. ``log10_bound`` needs no such
 clause: by the martingale property E exp(θS − Σ K_W(θ)) = 1 for each θ however weights depend on the past, so that the
 mean over a fixed grid of θ is an e-value (V. de la Peña, T. Lai and Q.-M. Shao, *Self-normalized processes*, 2009, chapter
-11), whose inverse bounds p. It lies one to two decades higher by nature.
+11), whose inverse bounds p. It lies a few decades higher by nature.
 """
 
 from __future__ import annotations

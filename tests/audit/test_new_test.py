@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +63,10 @@ def test_it_is_planned_run_reported_and_counts(world: World, tmp_path: Path) -> 
         record, planned, page = files(found)
         (row,) = (one for one in record["tests"] if one["name"] == NEW)
         assert [one["test"] for one in planned["tests"]] == [one.name for one in tests.TESTS]
-        assert planned["level_of_each_test"] == 1e-3 / 2 and record["counted"] == 2  # reading, and this one
+        assert planned["level_of_each_test"] == 1e-3 / 3 and record["counted"] == 3  # two readings, and this one
         assert planned["estimate"]["tokens_written_at_most"] == 200 * 16
         assert row["applied"] and row["why"] == "plain texts begin its answers" and row["scored"] > 100 and row["sound"]
-        assert row["log10_corrected"] == pytest.approx(min(0.0, row["log10_p"] + 0.30103)) and row["decoys"] == 99
+        assert row["log10_corrected"] == pytest.approx(min(0.0, row["log10_p"] + math.log10(3))) and row["decoys"] == 99
         assert row["smallest_effect"] is not None
         assert "How it &lt;goes on&gt; from plain words" in page and "No key began them." in page
         assert found.outcome == outcome and (row["log10_p"] < -3.4) == (outcome == "convicted")

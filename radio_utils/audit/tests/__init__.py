@@ -9,13 +9,14 @@ from radio_utils.audit.tests.answers import AllAnswers, WatchedAnswers
 from radio_utils.audit.tests.base import SuspectTest
 from radio_utils.audit.tests.contrastive import ContrastiveReading
 from radio_utils.audit.tests.reading import SupervisedReading, UnsupervisedReading
+from radio_utils.audit.tests.soft import SoftReading
 
 __all__ = ["TESTS", "SuspectTest", "named"]
 
-# In the order in which they are run and reported. Contrastive reading of plain text comes first: it is the only open test
-# into which no text can whisper. What the watched test is answered goes on to the test of all answers.
+# In the order in which they are run and reported. Readings of plain text come first: no text can whisper into them. What
+# the watched test is answered goes on to the test of all answers.
 TESTS: tuple[SuspectTest, ...] = (
-    ContrastiveReading(), SupervisedReading(), UnsupervisedReading(), WatchedAnswers(), AllAnswers(),
+    ContrastiveReading(), SoftReading(), SupervisedReading(), UnsupervisedReading(), WatchedAnswers(), AllAnswers(),
 )  # fmt: skip
 
 
