@@ -364,7 +364,7 @@ def test_the_stated_power_is_that_of_what_was_scored(world: World, tmp_path: Pat
     with serving(Server(guilty=False)) as server:
         assert main(command(world, tmp_path / "out", server.address, max_queries=40)) == 0
     found = verdict(tmp_path / "out")
-    watched, fixed = found["tests"][3:]
+    watched, fixed = found["tests"][3:5]
     assert watched["smallest_effect"] is None and watched["needed_pairs"] is None
     smallest, level = fixed["smallest_effect"], math.log10(1e-3 / found["counted"])
     simulated = planning.simulate_power(

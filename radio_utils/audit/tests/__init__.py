@@ -13,10 +13,11 @@ from radio_utils.audit.tests.soft import SoftReading
 
 __all__ = ["TESTS", "SuspectTest", "named"]
 
-# In the order in which they are run and reported. Readings of plain text come first: no text can whisper into them. What
-# the watched test is answered goes on to the test of all answers.
+# In the order in which they are run and reported. Contrastive reading of plain text comes first: no text can whisper into
+# it. Soft reading comes last, as it applies where nothing better does. What the watched test is answered goes on to the
+# test of all answers.
 TESTS: tuple[SuspectTest, ...] = (
-    ContrastiveReading(), SoftReading(), SupervisedReading(), UnsupervisedReading(), WatchedAnswers(), AllAnswers(),
+    ContrastiveReading(), SupervisedReading(), UnsupervisedReading(), WatchedAnswers(), AllAnswers(), SoftReading(),
 )  # fmt: skip
 
 
