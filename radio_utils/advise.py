@@ -73,7 +73,7 @@ def mark_of(config: Any, vocab_size: int, **options: Any) -> Watermark:
 
 
 def as_text(advice: Advice) -> str:
-    """The table, in columns."""
+    """The table, in columns, and what it rests on."""
     head = ("setting", "logs", "learned", "effect", "pairs", "tokens")
     lines = [head]
     for row in advice.table:
@@ -86,7 +86,11 @@ def as_text(advice: Advice) -> str:
         f"rho = {advice.rho:g}; log10 p = {advice.log10_p:g} with power {advice.power:g}"
     )
     return "\n".join(
-        [title, *("  ".join(word.ljust(w) for word, w in zip(line, widths, strict=True)).rstrip() for line in lines)]
+        [
+            title,
+            *("  ".join(word.ljust(w) for word, w in zip(line, widths, strict=True)).rstrip() for line in lines),
+            "A model's rows rest on --inertia, the meetings that teach half of a window's mark: a guess until measured.",
+        ]
     )
 
 

@@ -164,7 +164,12 @@ def test_the_command_prints_a_table_and_saves_a_figure(tmp_path: Path, capsys: p
     common = ["--engine-config", str(config), "--vocab-size", "1000", "--tokens", "1e6", "--rho", "0.1"]
     assert command.main([*common, "--entropy", "1.0", "--plot", str(figure)]) == 0
     printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == 9 and printed[0].startswith("vllm gumbel, k = 2") and printed[1].split()[0] == "setting"
+    assert (
+        len(printed) == 10
+        and "--inertia" in printed[9]
+        and printed[0].startswith("vllm gumbel, k = 2")
+        and printed[1].split()[0] == "setting"
+    )
     assert "Tokens to read" in figure.read_text()
     assert command.main([*common, "--texts", str(texts), "--window", "3"]) == 0
     assert "k = 3" in capsys.readouterr().out
