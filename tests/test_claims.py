@@ -201,8 +201,9 @@ def test_reading_what_bob_used_is_ahead_at_a_small_share_and_asking_at_a_large_o
 
 
 def test_contrastive_reading_is_ahead_at_small_shares_too(folder: Path) -> None:
+    """From 1 % on. At half of that neither reading is above its noise at every seed, and the book claims nothing there."""
     z = {(row["rho"], row["reference"]): row["z"] for row in rows(folder, "05_open_model", "contrast")}
-    for rho in (0.005, 0.01):
+    for rho in sorted({rho for rho, _ in z if rho >= 0.01}):
         assert z[rho, "base and twin"] > z[rho, "none"]
 
 
