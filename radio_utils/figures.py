@@ -477,6 +477,8 @@ def table(rows: Sequence[Mapping[str, Any]], *, columns: Iterable[str] | None = 
             formats[header] = lambda v: "–" if v is None or v != v else f"{v:.3f}"
         elif pd.api.types.is_integer_dtype(frame[name]):
             formats[header] = "{:,}"
+        elif pd.api.types.is_float_dtype(frame[name]):
+            formats[header] = _three_digits
     frame = frame.rename(columns=lambda name: _HEADERS.get(name, name.replace("_", " ")))
     return frame.style.hide(axis="index").format(formats).set_caption(caption)
 

@@ -136,6 +136,7 @@ def test_table_rounds_and_survives_missing_values() -> None:
         assert shown in page, shown
     assert ">90.0\u00a0%<" in page and ">3.40<" in page and ">0<" in page
     assert "nan" not in page.lower().replace("nonan", "")
+    assert ">-0.0308<" in figures.table([{"reading, supervised": -0.030772}]).to_html()  # a column that no list names
     narrow = figures.table(rows, columns=["rho", "scored"]).to_html()
     assert "12,345" in narrow and "0.257" not in narrow
 
