@@ -224,9 +224,9 @@ sys.path.insert(0, sys.argv[1])
 from worlds import small
 from radio_utils import experiments
 from radio_utils.artifacts import Store
-from radio_utils.world import savepoints, training, world
+from radio_utils.world import origins, savepoints, training, tuning, world
 
-world.Savepoint = experiments.Savepoint = functools.partial(savepoints.Savepoint, every=0, clock=lambda: 0.0)
+origins.Savepoint = tuning.Savepoint = experiments.Savepoint = functools.partial(savepoints.Savepoint, every=0, clock=lambda: 0.0)
 left = [int(sys.argv[3])]
 loss = training.Steps.loss
 
