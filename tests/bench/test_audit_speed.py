@@ -14,6 +14,7 @@ from radio_utils.presets import Build
 from radio_utils.world import models
 
 V, TEXTS, LENGTH = 2048, 2000, 128
+KEY = "6f1d2c9e7ab84350d1e2f3a4b5c69788"
 
 
 def marked_ids(wm: Any, generator: np.random.Generator) -> Any:
@@ -46,13 +47,13 @@ def test_the_statistics_cost_little_beside_the_model(tmp_path: Path, contrastive
         words = Tokenizer(WordLevel({f"w{i}": i for i in range(V)}, unk_token="w0"))
         PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(str(tmp_path / name))
     generator = np.random.default_rng(0)
-    wm = ru.GreenList("alice", V, window=1)
+    wm = ru.GreenList(KEY, V, window=1)
     files = {"watermarked_texts": write(tmp_path / "marked.jsonl", marked_ids(wm, generator))}
     if contrastive:
         files |= {"fresh_texts": write(tmp_path / "plain.jsonl", generator.integers(0, V, (TEXTS, LENGTH)))}
         files |= {"reference": str(tmp_path / "base")}
     verdict = ru.audit_suspect(
-        str(tmp_path / "suspect"), key="alice", window=1, output_dir=str(tmp_path / "out"), **files
+        str(tmp_path / "suspect"), key=KEY, window=1, output_dir=str(tmp_path / "out"), **files
     )  # fmt: skip
     assert not verdict.convicted
     assert sum(test.applied for test in verdict.tests) == 1 + contrastive
