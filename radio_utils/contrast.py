@@ -181,9 +181,7 @@ class Sums:
 def _added_up(keys: ev.Words, values: NDArray[Any]) -> tuple[ev.Words, NDArray[np.float64]]:
     order = np.argsort(keys[:, 0], kind="stable") if keys.shape[1] == 1 else np.lexsort(keys.T[::-1])
     ordered = keys[order]
-    new = np.ones(order.size, bool)
-    new[1:] = np.any(ordered[1:] != ordered[:-1], axis=1)
-    starts = np.flatnonzero(new)
+    starts = np.flatnonzero(ev.run_begins(ordered))
     return ordered[starts], np.add.reduceat(values[order].astype(np.float64), starts, axis=0)
 
 
@@ -245,9 +243,7 @@ class ContrastCollector:
             if not self.seen:
                 raise ValueError("no position was read; give longer sequences")
             return np.zeros((0, self.packing.words), np.uint64), sums, np.zeros(0)
-        of_window, new = self.packing.windows_of(keys), np.ones(keys.shape[0], bool)
-        new[1:] = np.any(of_window[1:] != of_window[:-1], axis=1)
-        starts = np.flatnonzero(new)
+        starts = np.flatnonzero(ev.run_begins(self.packing.windows_of(keys)))
         assert starts.size == window_keys.shape[0]  # both are sorted, and every window has a token
         return keys, sums, np.repeat(counts[:, 0], np.diff(starts, append=keys.shape[0]))
 

@@ -86,9 +86,7 @@ class SoftReading:
 def weights_of(packing: ev.Packing, words: ev.Words, probabilities: NDArray[np.float64], seen: int) -> contrast.Contrast:
     """Whole-number weights of pairs, from B's mean probabilities [n] after their windows; ``words`` [n] are in order."""
     raw = probabilities / (probabilities + HALF)
-    windows, new = packing.windows_of(words), np.ones(words.shape[0], bool)
-    new[1:] = np.any(windows[1:] != windows[:-1], axis=1)
-    starts = np.flatnonzero(new)
+    starts = np.flatnonzero(ev.run_begins(packing.windows_of(words)))
     norms = np.sqrt(np.add.reduceat(raw**2, starts)) if starts.size else np.zeros(0)
     norms = np.repeat(np.maximum(norms, 1e-12), np.diff(starts, append=raw.size))
     q = np.rint(UNIT * raw / norms).astype(np.int64)

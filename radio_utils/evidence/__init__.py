@@ -40,6 +40,7 @@ from radio_utils.evidence.windows import (
     frequent_windows,
     padded,
     rows_among,
+    run_begins,
 )
 
 __all__ = [
@@ -68,6 +69,7 @@ __all__ = [
     "from_pairs",
     "padded",
     "rows_among",
+    "run_begins",
     "shared_by",
     "too_short",
 ]

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from radio_utils.evidence.checks import Ids
-from radio_utils.evidence.windows import grouped, lexicographic
+from radio_utils.evidence.windows import grouped, lexicographic, run_begins
 from radio_utils.parallel import side_by_side
 
 Words = NDArray[np.uint64]  # [n, words of a pair]
@@ -143,11 +143,7 @@ def distinct_words(ordered: Words) -> Words:
     """Words in order, each once."""
     if ordered.shape[0] < 2:
         return ordered
-    new = np.ones(ordered.shape[0], bool)
-    if ordered.shape[1] == 1:
-        np.not_equal(ordered[1:, 0], ordered[:-1, 0], out=new[1:])
-    else:
-        new[1:] = np.any(ordered[1:] != ordered[:-1], axis=1)
+    new = run_begins(ordered)
     return ordered if new.all() else ordered[new]
 
 

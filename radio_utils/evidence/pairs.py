@@ -25,7 +25,7 @@ from radio_utils.evidence.checks import (
     too_short,
 )
 from radio_utils.evidence.packing import NOTHING, Packing, Words, is_member, joined, merged, split_words, unique_words
-from radio_utils.evidence.windows import all_windows, rows_among
+from radio_utils.evidence.windows import all_windows, rows_among, run_begins
 from radio_utils.watermarks import as_ids, check_ids
 from radio_utils.watermarks.prf import PRF
 
@@ -598,8 +598,7 @@ def _first_of_each_window(packing: Packing, parts: tuple[Words, ...]) -> tuple[W
     chosen, last = [], None
     for part in parts:
         windows = packing.windows_of(part)
-        new = np.ones(part.shape[0], bool)
-        new[1:] = np.any(windows[1:] != windows[:-1], axis=1)
+        new = run_begins(windows)
         if last is not None and np.array_equal(windows[0], last):
             new[0] = False
         last = windows[-1]

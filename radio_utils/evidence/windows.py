@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -148,10 +149,17 @@ def lexicographic(words: NDArray[np.uint64], *, runs: bool = False) -> NDArray[n
 def grouped(rows: Ids) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """A stable order that puts equal rows together, and where each group starts in it."""
     order = lexicographic(rows.astype(np.uint64))
-    ordered = np.take(rows, order, axis=0)
-    new = np.ones(order.size, bool)
-    new[1:] = np.any(ordered[1:] != ordered[:-1], axis=1)
-    return order, np.flatnonzero(new)
+    return order, np.flatnonzero(run_begins(np.take(rows, order, axis=0)))
+
+
+def run_begins(ordered: NDArray[Any]) -> NDArray[np.bool_]:
+    """Where a run of equal rows begins: [n, m] → bool [n]."""
+    new = np.ones(ordered.shape[0], bool)
+    if ordered.shape[1] == 1:  # much quicker than any() of one
+        np.not_equal(ordered[1:, 0], ordered[:-1, 0], out=new[1:])
+    else:
+        new[1:] = np.any(ordered[1:] != ordered[:-1], axis=1)
+    return new
 
 
 def all_windows(sequences: Sequence[Ids], window: int) -> tuple[Ids, Ids]:

@@ -189,6 +189,8 @@ class KirchenbauerGreenList(PermutationList):
         """Those that have one seed under this key and any of eight others: the key is multiplied by ids, which may be 0."""
         w, t = self.checked(windows, tokens)
         found: NDArray[np.bool_] = (w == 0).any(axis=1) | (t == 0)
+        if not found.any():
+            return found
         w, t = w[found], t[found]
         own = self._pair_seeds(w, t)
         found[found] = np.any([wm._pair_seeds(w, t) == own for wm in self._others], axis=0)

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from radio_utils import detection
+from radio_utils import contrast, detection
 from radio_utils.audit.case import Case
 from radio_utils.audit.verdict import TestResult
+from radio_utils.contrast import Contrast, ContrastiveReading
 from radio_utils.evidence import Evidence
+from radio_utils.soft import SoftReading
 
 Judge = Callable[[int], TestResult]  # of evidence that is fixed: the seed of the decoy keys → the result
 
@@ -95,3 +97,10 @@ class SuspectTest(ABC):
             note = f"{note} No place could be scored, so p = 1.".strip()
         added = None if base is None else detection.compare(found, base, case.wm)
         return replace(TestResult.of(self.name, verdict, case.wm, decoys, note), added=added)
+
+    def weighed(self, case: Case, found: Contrast, verdict: ContrastiveReading | SoftReading, seed: int) -> TestResult:
+        """The verdict on weighted pairs, with the audit of their weights under decoys."""
+        decoys = None
+        if len(found.pairs):
+            decoys = contrast.audit_contrast(found, case.wm, keys=case.request.decoys, seed=seed)
+        return TestResult.of(self.name, verdict, case.wm, decoys)

@@ -10,7 +10,6 @@ from radio_utils.audit import alice, preflight
 from radio_utils.audit.case import Case
 from radio_utils.audit.tests.base import Applies, Cost, Judge, SuspectTest, Words
 from radio_utils.audit.tests.reading import not_read
-from radio_utils.audit.verdict import TestResult
 from radio_utils.provenance import code_version
 
 
@@ -77,11 +76,4 @@ class ContrastiveReading(SuspectTest):
         made = case.kept("contrast", config, build, f"suspect or {reference.name}", code_version("contrast"))
         found = contrast.Contrast.load(made.path)
 
-        def judge(seed: int) -> TestResult:
-            verdict = contrast.judge_contrast(found, wm, text_log10_p=own)
-            decoys = None
-            if len(found.pairs):
-                decoys = contrast.audit_contrast(found, wm, keys=case.request.decoys, seed=seed)
-            return TestResult.of(self.name, verdict, wm, decoys)
-
-        return judge
+        return lambda seed: self.weighed(case, found, contrast.judge_contrast(found, wm, text_log10_p=own), seed)

@@ -11,7 +11,6 @@ from radio_utils.audit import preflight
 from radio_utils.audit.case import Case
 from radio_utils.audit.tests.base import Applies, Cost, Judge, SuspectTest, Words
 from radio_utils.audit.tests.reading import not_read
-from radio_utils.audit.verdict import TestResult
 from radio_utils.provenance import code_version
 
 
@@ -69,11 +68,4 @@ class SoftReading(SuspectTest):
         made = case.kept("soft", config, build, "suspect", code_version("reading"))
         found = contrast.Contrast.load(made.path)
 
-        def judge(seed: int) -> TestResult:
-            verdict = soft_reading.judge_soft(found, wm, text_log10_p=own)
-            decoys = None
-            if len(found.pairs):
-                decoys = contrast.audit_contrast(found, wm, keys=case.request.decoys, seed=seed)
-            return TestResult.of(self.name, verdict, wm, decoys)
-
-        return judge
+        return lambda seed: self.weighed(case, found, soft_reading.judge_soft(found, wm, text_log10_p=own), seed)
