@@ -247,14 +247,17 @@ def contrast(world: World, which: float | str, *, references: Sequence[str] = ("
     if unknown or not references:
         raise ValueError(f"references must be some of 'base', 'twin' and 'alice', got {references!r}")
     models = {"alice": world.alice, "base": world.base, "twin": world.twin}
+    if world.source("alice") == world.source("base"):  # Bob began with Alice's own model
+        references = ["base" if name == "alice" else name for name in references]
 
     def build(folder: Path) -> None:
         pairs = world.pairs("outside")[: world.preset.reading.texts]
         prompts, answers = instructions.written_ids(world.tokenizer, pairs)
+        bob = world.bob(which)
         with needs_memory("reading.batch_size"):
             found = read_contrast(
-                world.bob(which),
-                [models[name]().float() for name in references],
+                bob,
+                [models[name]().to(bob.dtype) for name in references],
                 answers,
                 world.watermark.window,
                 world.watermark.vocab_size,

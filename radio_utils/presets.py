@@ -303,7 +303,9 @@ class Preset(_Section):
     """All sizes of one tier.
 
     ``questions`` are asked in the quality check. ``compile`` translates models before they are trained, where that pays.
-    Writing and reading are cut into ``shards``, which several machines may share out among them.
+    With ``precision`` bfloat16 models write, read and learn in it where the device has such arithmetic, in half the time;
+    the weights that are trained stay in float32. Writing and reading are cut into ``shards``, which several machines may
+    share out among them.
     """
 
     name: str
@@ -329,6 +331,7 @@ class Preset(_Section):
     ablations: Ablations
     limits: Limits
     compile: bool = False
+    precision: Literal["float32", "bfloat16"] = "float32"
     shards: Count = 1
 
     @pydantic.model_validator(mode="after")

@@ -135,7 +135,8 @@ class Origins(Setting):
             hub = self._model(name).hub
             if hub is not None and (pretrained.in_wheel(hub) or pretrained.is_gguf(hub)):
                 facts = self._facts(hub)
-                spec = Spec("given", facts | library_versions(), [], code_version("world.pretrained"))
+                precision = {} if self.precision == torch.float32 else {"precision": str(self.precision)}
+                spec = Spec("given", facts | precision | library_versions(), [], code_version("world.pretrained"))
                 artifact = self._get(spec, functools.partial(pretrained.unpack, facts, hub))
                 found[name] = artifact, pretrained.place(facts, artifact.path)
         return found
@@ -149,7 +150,7 @@ class Origins(Setting):
 
     def _load(self, name: str) -> Any:
         half_precision = name == "alice" and self.device.startswith("cuda") and self._model(name).hub is not None
-        return load_model(self.source(name), device=self.device, dtype=torch.float16 if half_precision else None)
+        return load_model(self.source(name), device=self.device, dtype=torch.float16 if half_precision else self.precision)
 
     def _model(self, name: str) -> Model:
         return self.preset.alice if name == "alice" else self.preset.base
@@ -183,7 +184,7 @@ class Origins(Setting):
                     recipe,
                     generator=generator,
                     progress=self._bar(f"pre-training {name}"),
-                    steps=training.Steps(compiled=self.preset.compile),
+                    steps=training.Steps(compiled=self.preset.compile, precision=self.precision),
                     savepoint=Savepoint(self.store.scratch(folder)),
                 )
             self._save(network, folder)

@@ -49,6 +49,7 @@ class Setting:
         self.store = store or Store(default_root())
         self.key: Key = key if key is not None else f"demonstration key {seed}"
         self.device = device or (preset.device if preset.device == "cpu" or torch.cuda.is_available() else "cpu")
+        self.precision = torch.bfloat16 if preset.precision == "bfloat16" and has_bf16(self.device) else torch.float32
 
     def changed(self, *, run: int | None = None, key: Key | None = None, **changes: Any) -> Self:
         """The same world but for another run, another key, or other fields of the preset (dots written as ``__``)."""
@@ -102,6 +103,14 @@ class Setting:
 
     def _has(self, spec: Spec) -> bool:
         return self.store.has(spec.kind, spec.config, inputs=spec.inputs, version=spec.version)
+
+
+def has_bf16(device: str) -> bool:
+    """Whether a device has arithmetic in bfloat16. One that only imitates it is slower so than in float32."""
+    if device.startswith("cuda"):
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    asked = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile"))
+    return any(ask is not None and ask() for ask in asked)
 
 
 def library_versions() -> dict[str, str]:

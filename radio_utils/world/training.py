@@ -79,9 +79,12 @@ class Steps:
 
     resumable = True  # whether ``state`` holds all that the next step depends on
 
-    def __init__(self, *, compiled: bool = False) -> None:
-        """``compiled`` translates the model's layers with ``torch.compile`` first: worth its minute on long trainings."""
-        self._compiled = compiled
+    def __init__(self, *, compiled: bool = False, precision: torch.dtype = torch.float32) -> None:
+        """``compiled`` translates the model's layers with ``torch.compile`` first: worth its minute on long trainings.
+
+        ``precision`` is what a processor computes with; a GPU takes the best half precision that it has.
+        """
+        self._compiled, self._on_cpu = compiled, precision
 
     def start(self, model: Any, recipe: Recipe, total: int) -> None:
         """Take a model for ``total`` steps."""
@@ -91,13 +94,13 @@ class Steps:
         self._on_gpu = self.device.type == "cuda"
         # a T4 has no bf16 of its own; fp16 needs its loss scaled, or small gradients vanish
         bf16 = self._on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
-        self._precision = torch.bfloat16 if bf16 or not self._on_gpu else torch.float16
+        self._precision = (torch.bfloat16 if bf16 else torch.float16) if self._on_gpu else self._on_cpu
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self._on_gpu and not bf16)
         self._optimiser, self._schedule = optimiser_of(model, recipe, total)
 
     def loss(self, ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Mean loss (nats a token) of a batch."""
-        with torch.autocast(self.device.type, self._precision, enabled=self._on_gpu):
+        with torch.autocast(self.device.type, self._precision, enabled=self._precision != torch.float32):
             return mean_loss(self.model, ids.to(self.device), mask.to(self.device), labels.to(self.device))
 
     def value(self, loss: torch.Tensor) -> float:

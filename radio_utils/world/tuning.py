@@ -46,7 +46,7 @@ class Tuning(Choosing):
     def _fine_tuned(self, name: FineTuned, steps: training.Steps | None = None) -> Artifact:
         """The artifact of a fine-tuned model, trained by ``steps`` if the store lacks it."""
         made = self._tuned(name)
-        taken = steps or training.Steps(compiled=self.preset.compile)
+        taken = steps or training.Steps(compiled=self.preset.compile, precision=self.precision)
         return self._get(made.spec, lambda folder: self._tune(made, taken, folder))
 
     def _tune(self, made: _Tuned, steps: training.Steps, folder: Path | None) -> None:

@@ -60,7 +60,7 @@ class World(Tuning):
 
         ``epoch`` (from 1) is the model after that epoch, where the recipe keeps checkpoints.
         """
-        return load_model(_weights(self.made(which), epoch), device=self.device)
+        return load_model(_weights(self.made(which), epoch), device=self.device, dtype=self.precision)
 
     def twin(self) -> Any:
         """An innocent twin of Bob: his base, fine-tuned by Alice on plain text of hers that Bob never saw.
