@@ -16,7 +16,9 @@ from radio_utils.artifacts import Store
 from radio_utils.chapter import Chapter
 from radio_utils.decoding import generation
 from radio_utils.presets import Preset, load_preset
+from radio_utils.suspects import load_model
 from radio_utils.world import chats, instructions, pretrained, training
+from radio_utils.world.setting import has_bf16
 from radio_utils.world.world import World
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -52,6 +54,28 @@ def test_everybody_starts_from_the_file_and_it_is_named(world: World, toy_gguf: 
     assert all(torch.equal(alice[name], base[name]) for name in alice), "Bob's base is Alice's model, and the book says so"
     assert any(not torch.equal(base[name], weight) for name, weight in world.bob(1.0).state_dict().items())
     assert world.model_inputs("alice") == world.model_inputs("base")
+
+
+def test_models_compute_in_half_precision_and_are_kept_whole(
+    world: World, toy_gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast = has_bf16("cpu")
+    assert world.bob(1.0).dtype == world.base().dtype == (torch.bfloat16 if fast else torch.float32)
+    assert load_model(world.made(1.0).path).dtype == torch.float32, "as it was trained"
+
+    monkeypatch.setattr("radio_utils.world.setting.has_bf16", lambda _: not fast)
+    other = World(toy(toy_gguf), store=world.store, progress=False)
+    assert other.base().dtype == (torch.float32 if fast else torch.bfloat16)
+    assert other.model_inputs("base") != world.model_inputs("base"), "another machine's numbers have other names"
+    assert World(load_preset("laptop"), progress=False).precision == torch.float32
+
+
+def test_where_bob_began_with_alices_model_one_contrast_is_enough(world: World) -> None:
+    before = len([*world.store.root.glob("contrast-*")])
+    with_base = experiments.contrast(world, 1.0, references=("base",))
+    with_alice = experiments.contrast(world, 1.0, references=("alice",))
+    assert np.array_equal(with_base.weights, with_alice.weights)
+    assert len([*world.store.root.glob("contrast-*")]) == before
 
 
 def test_alice_writes_in_her_template_and_only_her_answers_are_marked(world: World) -> None:
