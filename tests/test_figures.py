@@ -77,6 +77,22 @@ def test_p_curves() -> None:
     assert ax.get_xlabel() == "pairs"
 
 
+def test_small_multiples_share_axes_and_mark_the_knob() -> None:
+    panels = {f"ρ = {i}": {"a": ([1, 10], [-0.1, -20.0 * i]), "b": ([1, 10], [-0.2, -1])} for i in (1, 2, 3)}
+    figure = figures.curves_in_panels(panels, xlabel="answers", chosen=10)
+    shown = [ax for ax in figure.axes if ax.axison]
+    assert [ax.get_title() for ax in shown] == list(panels) and len({ax.get_ylim() for ax in shown}) == 1
+    for i, ax in enumerate(shown, start=1):
+        curves = {line.get_label(): line for line in ax.get_lines()}
+        np.testing.assert_allclose(curves["a"].get_ydata(), [-0.1, -20 * i])
+        assert [10, 10] in [list(line.get_xdata()) for line in ax.get_lines() if line.get_linestyle() == ":"]
+    assert shown[0].get_ylim()[0] <= -60
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
+    one = figures.curves_in_panels({"one": {"a": ([1, 2], [50, 9])}}, xlabel="δ", ylabel="tokens", log_x=False)
+    (ax,) = one.axes
+    assert (ax.get_xscale(), ax.get_yscale(), one.get_supylabel()) == ("linear", "log", "tokens")
+
+
 def test_audit_draws_the_empirical_distribution() -> None:
     texts = np.random.default_rng(0).integers(0, 50, (10, 40))
     audit = ru.null_audit(texts, ru.GreenList("k", 50, 1, 0.25, 2.0), keys=60)

@@ -1,43 +1,21 @@
-"""The book's figures: one style, a colour-blind-safe palette, labelled axes, error bars where there is an error."""
+"""Plots: labelled axes, one axis of ρ and one of log10 p for all chapters, error bars where there is an error."""
 
 from __future__ import annotations
 
-import html
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from radio_utils.detection import NullAudit
-from radio_utils.watermarks import Watermark
-
-# Okabe and Ito's palette, told apart in every common form of colour blindness
-BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY = (
-    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#6B6B6B",
-)  # fmt: skip
-_THRESHOLD = -3.0  # where the figures draw a line: p = 1/1000
-
-
-def set_style() -> None:
-    """The look of every figure."""
-    sns.set_theme(context="notebook", style="ticks", palette=[BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY])
-    matplotlib.rcParams.update(
-        {
-            "figure.figsize": (7.2, 4.0), "figure.dpi": 110, "savefig.bbox": "tight", "axes.spines.top": False,
-            "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "legend.frameon": False, "font.size": 11,
-        }
-    )  # fmt: skip
-
-
-Rows = Sequence[Mapping[str, Any]]
+from radio_utils.figures.pages import SETTINGS, with_series
+from radio_utils.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, THRESHOLD, VERMILION, Rows
 
 
 def log10_p_against_share(
@@ -122,17 +100,62 @@ def p_curves(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], *, xlabel: str, 
     return ax
 
 
-def _log10_p_axis(ax: Axes) -> None:
+def curves_in_panels(
+    panels: Mapping[str, Mapping[str, tuple[ArrayLike, ArrayLike]]],
+    *,
+    xlabel: str,
+    ylabel: str | None = None,
+    chosen: float | None = None,
+    log_x: bool = True,
+) -> Figure:
+    """What a knob does, as small multiples: curves of log10 p, or of ``ylabel`` on a logarithmic axis, on common axes.
+
+    Each curve is (x, y). A dotted line marks x = ``chosen``.
+    """
+    columns = min(len(panels), 2)
+    rows = -(-len(panels) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(3.3 * columns + 0.6, 2.6 * rows + 0.5), sharex=True, sharey=True, squeeze=False
+    )
+    lowest = min(float(np.nanmin(y)) for curves in panels.values() for _, y in curves.values())
+    for ax, (title, curves) in zip(axes.flat, panels.items(), strict=False):
+        colours = dict(zip(curves, itertools.cycle((BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY)), strict=False))
+        for (name, (x, y)), style in zip(curves.items(), itertools.cycle(["-", "--", "-.", ":"]), strict=False):
+            ax.plot(np.asarray(x), np.asarray(y), ls=style, lw=2, color=colours[name], label=name)
+        if log_x:
+            ax.set_xscale("log")
+        if ylabel is None:
+            _log10_p_axis(ax, lowest)
+        else:
+            ax.set_yscale("log")
+        ax.set_ylabel("")
+        if chosen is not None:
+            ax.axvline(chosen, color=GREY, ls=":", lw=1.5)
+        ax.set_xlabel(xlabel)
+        ax.set_title(title, fontsize=11)
+        ax.label_outer()
+    for ax in axes.flat[len(panels) :]:
+        ax.set_axis_off()
+    figure.supylabel(ylabel or "log10 p  (lower: stronger evidence)", fontsize=11)
+    handles = {name: line for ax in axes.flat for line, name in zip(*ax.get_legend_handles_labels(), strict=True)}
+    if len(handles) > 1:
+        figure.legend(handles.values(), handles, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=2)
+    figure.tight_layout()
+    return figure
+
+
+def _log10_p_axis(ax: Axes, lowest: float | None = None) -> None:
     """A log10 p axis: even steps down to -10, where verdicts are made, and compressed below; a line at p = 0.001."""
-    lowest = min(float(np.nanmin(line.get_ydata())) for line in ax.get_lines())
-    ax.axhline(_THRESHOLD, color=GREY, ls="--", lw=1)
-    ax.text(0.99, _THRESHOLD + 0.2, "p = 0.001", color=GREY, size=9, ha="right", transform=ax.get_yaxis_transform())
+    if lowest is None:
+        lowest = min(float(np.nanmin(line.get_ydata())) for line in ax.get_lines())
+    ax.axhline(THRESHOLD, color=GREY, ls="--", lw=1)
+    ax.text(0.99, THRESHOLD + 0.2, "p = 0.001", color=GREY, size=9, ha="right", transform=ax.get_yaxis_transform())
     ax.set_yscale("symlog", linthresh=10, linscale=1.6)
     ticks = [0, -3, -6, -10, *(-step * 10**power for power in range(1, 8) for step in (2, 5, 10))]
     last = next(i for i, tick in enumerate(ticks) if i == len(ticks) - 1 or tick <= lowest)
     ax.set_yticks(ticks[: last + 1], [f"{tick:,}".replace("-", "−") for tick in ticks[: last + 1]])
     ax.minorticks_off()
-    ax.set_ylim(min(1.15 * lowest, 1.5 * _THRESHOLD), 0.6)
+    ax.set_ylim(min(1.15 * lowest, 1.5 * THRESHOLD), 0.6)
     ax.set_ylabel("log10 p  (lower: stronger evidence)")
 
 
@@ -190,37 +213,6 @@ def two_distributions(panels: Mapping[str, tuple[ArrayLike, ArrayLike]], *, name
     axes[0, 0].set_ylabel("density")
     axes[0, 0].legend(fontsize=9)
     figure.tight_layout()
-    return figure
-
-
-def threat_model() -> Figure:
-    """Who gives what to whom: the diagram of the threat model."""
-    boxes = {
-        "Alice's model A\nkey s": (0.09, 0.75, BLUE), "watermarked text\n$D^A$": (0.36, 0.75, GREY),
-        "Bob's data D\nshare ρ from A": (0.63, 0.75, VERMILION), "suspect B": (0.91, 0.75, VERMILION),
-        "other data": (0.36, 0.2, GREY), "base model $B_0$": (0.63, 0.2, GREY),
-        "Alice's test\nkey s, p-value": (0.91, 0.2, BLUE),
-    }  # fmt: skip
-    arrows = {
-        (0, 1): "writes", (1, 2): "", (2, 3): "fine-tuning", (4, 2): "", (5, 3): "",
-        (3, 6): "open: logits\nclosed: answers",
-    }  # fmt: skip
-    figure, ax = plt.subplots(figsize=(10, 3.2))
-    ax.set(xlim=(0, 1), ylim=(0, 1))
-    ax.set_axis_off()
-    style = {"boxstyle": "round,pad=0.5", "fc": "white", "lw": 2}
-    drawn = [
-        ax.text(x, y, label, ha="center", va="center", bbox=style | {"ec": whose}) for label, (x, y, whose) in boxes.items()
-    ]
-    for (start, end), label in arrows.items():
-        (x0, y0), (x1, y1) = drawn[start].get_position(), drawn[end].get_position()
-        line = {"arrowstyle": "->", "color": GREY, "lw": 1.5, "shrinkA": 2, "shrinkB": 2}
-        patches = {"patchA": drawn[start].get_bbox_patch(), "patchB": drawn[end].get_bbox_patch()}
-        ax.annotate("", (x1, y1), (x0, y0), arrowprops=line | patches)
-        if label:
-            across = y0 == y1
-            where = ((x0 + x1) / 2, y0 + 0.09) if across else (x0 + 0.012, (y0 + y1) / 2)
-            ax.text(*where, label, ha="center" if across else "left", va="center", fontsize=9, color=GREY)
     return figure
 
 
@@ -366,166 +358,9 @@ def strength_and_loudness(rows: Sequence[Mapping[str, Any]], groups: Mapping[str
     return ax
 
 
-class Html:
-    """A piece of HTML that notebooks and the rendered book show as it is."""
-
-    def __init__(self, source: str) -> None:
-        self.source = source
-
-    def _repr_html_(self) -> str:
-        return self.source
-
-    def __repr__(self) -> str:
-        return "HTML for a page"
-
-
-def framed(page: str, *, height: int, title: str = "report") -> Html:
-    """A whole HTML page in a frame ``height`` pixels high, in which no script runs and no request is made."""
-    return Html(
-        f'<iframe sandbox title="{html.escape(title)}" srcdoc="{html.escape(page)}" '
-        f'style="width: 100%; height: {height}px; border: 1px solid #ccc"></iframe>'
-    )
-
-
-def coloured(tokenizer: Any, texts: Mapping[str, ArrayLike], wm: Watermark) -> Html:
-    """Texts with each token marked: green-list tokens filled and underlined, others plain, unscored ones grey.
-
-    In general a token is marked when its score is above the middle of its law: ½ for greens, ln 2 for Gumbel-max.
-    """
-    pairs: dict[str, list[tuple[ArrayLike | None, int]]] = {}
-    for title, text in texts.items():
-        ids = np.asarray(text, np.int64)
-        pairs[title] = [(None, int(token)) for token in ids[: wm.window]]
-        if ids.size > wm.window:
-            windows = np.lib.stride_tricks.sliding_window_view(ids, wm.window)[:-1]
-            pairs[title] += zip(windows, ids[wm.window :].tolist(), strict=True)
-    return coloured_pairs(tokenizer, pairs, wm)
-
-
-def coloured_pairs(tokenizer: Any, strips: Mapping[str, Sequence[tuple[ArrayLike | None, int]]], wm: Watermark) -> Html:
-    """As :func:`coloured`, of (window, token) pairs that need not be a text: what a model expects along one, for example.
-
-    A token without a window is grey.
-    """
-    level = wm.law.median
-    blocks = []
-    for title, pairs in strips.items():
-        windows = [np.asarray(window, np.int64) for window, _ in pairs if window is not None]
-        scores = iter(wm.scores(windows, [token for window, token in pairs if window is not None]) if windows else ())
-        marks = [None if window is None else bool(next(scores) > level) for window, _ in pairs]
-        spans = "".join(_token(tokenizer.decode([int(i)]), mark) for (_, i), mark in zip(pairs, marks, strict=True))
-        scored = [mark for mark in marks if mark is not None]
-        share = f"{100 * sum(scored) / len(scored):.0f} % marked" if scored else "too short to score"
-        heading = f'<div class="radio-title">{html.escape(title)} <small>({share})</small></div>'
-        blocks.append(f'<div class="radio-text">{heading}{spans}</div>')
-    return Html(_TEXT_STYLE + "".join(blocks))
-
-
-_TEXT_STYLE = (
-    "<style>.radio-text{margin:.6em 0;line-height:1.9;overflow-wrap:anywhere}.radio-title{font-weight:600}"
-    ".radio-g{background:#b9e3d6;color:#06281f;border-bottom:2px solid #009E73;border-radius:2px}"
-    ".radio-n{color:#888}</style>"
-)
-
-
-def _token(text: str, mark: bool | None) -> str:
-    shown = html.escape(text).replace("\n", "⏎ ")
-    if mark is None:
-        return f'<span class="radio-n">{shown}</span>'
-    return f'<span class="radio-g">{shown}</span>' if mark else f"<span>{shown}</span>"
-
-
-def dialogue(question: str, answers: Mapping[str, str]) -> Html:
-    """One question and several models' answers, as a table."""
-    rows = "".join(
-        f"<tr><th scope='row' style='white-space:nowrap;text-align:left'>{html.escape(name)}</th>"
-        f"<td style='text-align:left'>{html.escape(answer)}</td></tr>"
-        for name, answer in answers.items()
-    )
-    caption = f"<caption style='text-align:left'>{html.escape(question)}</caption>"
-    return Html(f"<table class='radio-dialogue'>{caption}{rows}</table>")
-
-
-_HEADERS = {
-    "rho": "ρ", "d": "d", "k": "k", "log10_p": "log10 p", "scored": "scored pairs", "score": "mean score", "ks_p": "KS p",
-    "log10_saddlepoint": "log10 p, saddlepoint", "log10_chernoff": "log10 p, Chernoff",
-    "log10_p_fixed": "log10 p, all answers",
-    "stderr_text": "standard error", "gamma": "γ", "delta": "δ", "effect": "effect (score − γ)",
-    "simulated": "power, simulated", "pairs": "pairs needed", "tokens": "tokens needed",
-    "min_log10_p": "smallest log10 p", "keys": "decoy keys", "log10_p_text": "log10 p of the text",
-}  # fmt: skip
-
-
-_MEASURES = ("min_log10_p", "z", "statistic", "value", "ks_p", "loss_first", "loss_last", "loss", "effect", "stderr_text")
-
-
-def table(rows: Sequence[Mapping[str, Any]], *, columns: Iterable[str] | None = None, caption: str = "") -> Any:
-    """Rows as a table with readable headers and rounded numbers."""
-    frame = pd.DataFrame(list(rows))
-    if columns is not None:
-        frame = frame[list(columns)]
-    formats: dict[str, Any] = {}
-    for name in frame.columns:
-        header = _HEADERS.get(name, name.replace("_", " "))
-        if name in ("rho", "d", "alpha", "false_alarms"):
-            formats[header] = lambda v: f"{100 * v:g}\u00a0%"
-        elif name == "simulated":
-            formats[header] = lambda v: f"{100 * v:.1f}\u00a0%"
-        elif name in _MEASURES or name.startswith("log10_"):
-            formats[header] = _three_digits
-        elif name in ("score", "stderr"):
-            formats[header] = lambda v: "–" if v is None or v != v else f"{v:.3f}"
-        elif pd.api.types.is_integer_dtype(frame[name]):
-            formats[header] = "{:,}"
-        elif pd.api.types.is_float_dtype(frame[name]):
-            formats[header] = _three_digits
-    frame = frame.rename(columns=lambda name: _HEADERS.get(name, name.replace("_", " ")))
-    return frame.style.hide(axis="index").format(formats).set_caption(caption)
-
-
-def _three_digits(value: float | None) -> str:
-    if value is None or value != value:
-        return "–"
-    if abs(value) >= 1000 or value == round(value):
-        return f"{value:,.0f}"
-    return f"{value:#.3g}".rstrip(".")
-
-
-_SETTINGS = ("open, supervised", "open, unsupervised", "closed, supervised", "closed, unsupervised")
-
-
-def summary(rows: Sequence[Mapping[str, Any]]) -> Any:
-    """log10 p of every setting (rows) at every share ρ (columns)."""
-    frame = pd.DataFrame(list(rows))
-    frame["watermark"] = frame["watermark"].map({True: "watermark", False: "membership"})
-    frame["test"] = frame["access"] + ", " + frame["setting"]
-    wide = frame.pivot_table(index=["watermark", "test"], columns="rho", values="log10_p", sort=False)
-    wide.columns = [f"{100 * rho:g}\u00a0%" for rho in wide.columns]
-    wide.index.names = [None, None]
-    return wide.style.format(_three_digits).set_caption("log10 p by the share ρ; lower is stronger")
-
-
 def story(rows: Rows, *, others: Sequence[Rows] = ()) -> Figure:
     """The book in one figure: log10 p against ρ in the four settings, from the rows of the summary table."""
     figure, ax = plt.subplots()
-    lines, *faint = ([_named(row) for row in run if row["watermark"]] for run in (rows, *others))
-    log10_p_against_share(lines, series="series", labels={name: name for name in _SETTINGS}, others=faint, ax=ax)
+    lines, *faint = ([with_series(row) for row in run if row["watermark"]] for run in (rows, *others))
+    log10_p_against_share(lines, series="series", labels={name: name for name in SETTINGS}, others=faint, ax=ax)
     return figure
-
-
-def _named(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {**row, "series": f"{row['access']}, {row['setting']}"}
-
-
-def convictions(runs: Sequence[Rows], *, level: float = _THRESHOLD) -> Any:
-    """In how many runs each setting of the summary convicts, log10 p at most ``level``, at each share ρ: "2 of 3"."""
-    rows = [_named(row) for run in runs for row in run if row["watermark"]]
-    shares = sorted({row["rho"] for row in rows})
-    table = []
-    for name in _SETTINGS:
-        cells = {}
-        for share in shares:
-            found = [row["log10_p"] <= level for row in rows if row["series"] == name and row["rho"] == share]
-            cells[f"ρ = {100 * share:g}\u00a0%"] = f"{sum(found)} of {len(found)}"
-        table.append({"test": name, **cells})
-    return pd.DataFrame(table).style.hide(axis="index")
