@@ -195,15 +195,16 @@ def remark_with(
 
 
 def pair_growth(world: World, which: float | str, *, parts: int = 24) -> tuple[list[int], list[int]]:
-    """How the distinct pairs that Bob's expectations give grow along Alice's fresh texts: tokens read, and pairs so far.
+    """How the distinct pairs that Bob's expectations give grow along Alice's fresh texts: predictions, and pairs so far.
 
+    A text of n tokens gives n + 1 predictions: the last comes after its end.
     More texts can open the lists in another order, which now and then scores a few pairs less: the most so far count.
     """
     found = read_shard(world, which, "unsupervised")
     tokens, distinct = list[int](), list[int]()
     for count in np.linspace(0, len(found.contexts), min(parts, len(found.contexts)) + 1).astype(int)[1:].tolist():
         part = Predictions(found.contexts[:count], found.starts[:count], found.tokens[:count])
-        tokens.append(sum(context.size for context in part.contexts) - int(part.starts.sum()))
+        tokens.append(sum(one.size for one in part.tokens) - int(part.starts.sum()))
         distinct.append(max(len(scored(world, part)), *distinct[-1:], 0))
     return tokens, distinct
 

@@ -116,7 +116,7 @@ def test_reading_is_read_evidence_from_the_store(world: World, monkeypatch: pyte
 def test_pairs_grow_along_the_texts_to_what_reading_gives(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens, pairs = experiments.pair_growth(world, 0.5, parts=4)
     texts = instructions.written_ids(world.tokenizer, world.pairs("fresh")[: world.preset.reading.texts])[1]
-    assert len(tokens) == len(pairs) == 4 and tokens[-1] == sum(text.size for text in texts)
+    assert len(tokens) == len(pairs) == 4 and tokens[-1] == sum(text.size + 1 for text in texts)
     assert all(np.diff(tokens) > 0) and all(np.diff(pairs) >= 0)
     read = experiments.reading(world, 0.5, "unsupervised")
     assert pairs[-1] >= len(read) > pairs[0]
