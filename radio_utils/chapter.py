@@ -231,8 +231,11 @@ class Chapter:
 
 
 def config_hash(preset: Preset, seed: int) -> str:
-    """Hash of every size of the preset and the seed."""
-    text = json.dumps([preset.model_dump(), seed], sort_keys=True)
+    """Hash of every size of the preset and the seed. A field that came later names nothing at its default."""
+    sizes = preset.model_dump()
+    if preset.precision == Preset.model_fields["precision"].default:
+        del sizes["precision"]
+    text = json.dumps([sizes, seed], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
