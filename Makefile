@@ -37,7 +37,7 @@ help:
 	@echo "make env                     create $(VENV) from requirements.txt"
 	@echo "make book                    run the chapters (PRESET=$(PRESET)) and render them"
 	@echo "make test                    everything that continuous integration checks"
-	@echo "make chapter NAME=05_open_model ARGS='-p rho 0.2'   one chapter with your own parameters"
+	@echo "make chapter NAME=04_open_model ARGS='-p rho 0.2'   one chapter with your own parameters"
 	@echo "make seeds SEEDS='1 2'       the chapters at other seeds, records under results/seed-N, then the book's claims tested"
 	@echo "make figure                  draw the introduction's figure from the last \`make book\`"
 	@echo "make bench                   measure speeds, and write results/benchmarks.json for the book's page"
@@ -80,7 +80,7 @@ test: lint
 	$(TUNED) HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests --ignore=tests/bench $(ARGS)
 
 chapter: weights
-	@test -n "$(NAME)" || { echo "say which: make chapter NAME=05_open_model ARGS='-p rho 0.2'"; ls notebooks; exit 1; }
+	@test -n "$(NAME)" || { echo "say which: make chapter NAME=04_open_model ARGS='-p rho 0.2'"; ls notebooks; exit 1; }
 	$(RUN) $(BOOK) run $(NAME) $(if $(filter-out file,$(origin PRESET)),--preset $(PRESET)) $(ARGS)
 
 # What the book claims must hold at other seeds too; tests/test_claims.py reads the records that this leaves.

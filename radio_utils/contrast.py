@@ -11,7 +11,7 @@ out by bounded least squares,
     y(w, v) = (h_B − h_0) − Σ β_i (h_i − h_0),    0 ≤ β_i ≤ 1,
 
 and the statistic is S = Σ q(w, v) · 1[v is green for w], with whole-number weights q ∝ n_w^a · y(w, v), n_w the number of
-positions of w that count. The weights are argued for in the chapter "Open model".
+positions of w that count. The weights are argued for in the chapter "Hearing more".
 
 When the p-value is exact
 -------------------------

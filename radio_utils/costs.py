@@ -76,7 +76,7 @@ def _built(build: Build, vocab_size: int) -> float:
 
 
 def works(preset: Preset) -> list[Work]:
-    """The work of chapters 1 to 6 at a tier."""
+    """The work of chapters 1 to 7 at a tier."""
     vocab_size = preset.tokenizer.vocab_size
     alice, bob = parameters(preset.alice, vocab_size), parameters(preset.base, vocab_size)
     instruct, tuning, devices = preset.self_instruct, preset.fine_tuning, preset.devices
@@ -127,5 +127,5 @@ def works(preset: Preset) -> list[Work]:
 
 
 def minutes(preset: Preset, device: Device) -> float:
-    """Estimated minutes for chapters 1 to 6."""
+    """Estimated minutes for chapters 1 to 7."""
     return sum(work.seconds(device) for work in works(preset)) / 60

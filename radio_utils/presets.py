@@ -248,7 +248,7 @@ class Rival(_Section):
 
 
 class Ablations(_Section):
-    """Chapter 7. Bobs trained for ``epochs`` on ``size`` pairs, all of them Alice's, ``runs`` times each for error bars.
+    """Chapter 8. Bobs trained for ``epochs`` on ``size`` pairs, all of them Alice's, ``runs`` times each for error bars.
 
     They are tested on ``texts`` texts, and ``scored`` pairs are counted in every test, so that the p-values compare.
     ``learning_rates``, ``longest`` (epochs), ``adapters`` and ``models`` vary Bob; ``windows``, ``deltas`` and ``gammas``
@@ -284,7 +284,7 @@ class Ablations(_Section):
 
 
 class Limits(_Section):
-    """Chapter 8. A Bob at ``rho`` is trained on clean pairs for ``epochs`` more epochs, at a ``learning_rate`` of its own.
+    """Chapter 9. A Bob at ``rho`` is trained on clean pairs for ``epochs`` more epochs, at a ``learning_rate`` of its own.
 
     ``shares`` of the words of his data are drawn anew by his base model, ``keys`` are mixed in it, and Alice writes at
     ``temperatures``. ``repeats`` tests are simulated to check the power that was planned.

@@ -37,7 +37,7 @@ class Stage:
 
 
 def stages(world: World) -> list[Stage]:
-    """Everything that chapters 1 to 6 ask of a world, in the order in which it must be made."""
+    """Everything that chapters 1 to 7 ask of a world, in the order in which it must be made."""
     preset = world.preset
     prompts: tuple[PairSet, ...] = ("watermarked", "fresh")
     settings: tuple[experiments.Setting, ...] = ("supervised", "unsupervised")

@@ -17,7 +17,7 @@ from radio_utils.chapter import COLUMNS
 
 GROUPS = load_experiments()
 ENTRIES = [one for group in GROUPS for one in group.experiments]
-CHAPTERS = ("04_membership", "05_open_model", "06_closed_model")
+CHAPTERS = ("04_open_model", "05_hearing_more", "06_closed_model", "07_membership")
 # tables that design.md names, for chapters to come
 PLANNED = {
     "finetuning": ("factor", "value", "log10_p", "loss"),
@@ -31,7 +31,7 @@ groups:
     experiments:
       - id: first-one
         title: at d = 20 %
-        chapter: 04_membership
+        chapter: 07_membership
         paper: null
         figure: {table: membership, where: {d: 0.2}}
 """
@@ -190,7 +190,7 @@ class TestExperiments:
         assert len(set(shown)) == len(shown)
 
     def test_chapters_and_planned_ones(self) -> None:
-        known = {*Project(REPOSITORY).chapters(), "07_ablations", "08_limits"}
+        known = {*Project(REPOSITORY).chapters(), "08_ablations", "09_limits"}
         assert {one.chapter for one in ENTRIES} <= known
 
     def test_figures_of_p_values_are_logarithms(self) -> None:
@@ -211,7 +211,7 @@ class TestExperiments:
             ("        paper: null\n", "", r"first-one\.paper: Field required"),
             ("paper: null", "paper: ''", r"first-one\.paper: .*got ''"),
             ("title: at d", "title: |\n          two\n          lines", r"first-one\.title"),
-            ("04_membership", "membership", r"first-one\.chapter: .*got 'membership'"),
+            ("07_membership", "membership", r"first-one\.chapter: .*got 'membership'"),
             ("first-one", "First One", r"First One\.id"),
             ("{d: 0.2}", "{d: .nan}", r"first-one\.figure\.where\.d"),
             ("{d: 0.2}", "{d: []}", r"first-one\.figure\.where\.d"),
@@ -249,30 +249,31 @@ class TestPage:
             assert block[1].startswith(f"  - {paper}\n" + "  - not yet run\n" * 5)
 
     def test_shows_each_tier(self, book: Project) -> None:
-        write(book, "laptop", "04_membership", members({1.0: -280.0, 0.2: -19.02, 0.0: -1.095}))
-        write(book, "gpu", "04_membership", members({1.0: None, 0.2: -5.0}))
-        write(book, "colab", "04_membership", {})
+        write(book, "laptop", "07_membership", members({1.0: -280.0, 0.2: -19.02, 0.0: -1.095}))
+        write(book, "gpu", "07_membership", members({1.0: None, 0.2: -5.0}))
+        write(book, "colab", "07_membership", {})
         page = status_page(book)
         paper = "$< 10^{-5}$ while d > 2\u00a0%"
-        shown = cells(page, "tab-experiments", linked("d = 100 %", "04_membership"))
+        shown = cells(page, "tab-experiments", linked("d = 100 %", "07_membership"))
         assert shown == [paper, "$10^{-280.0}$", "not yet run", "–", "–", "not yet run"]
-        shown = cells(page, "tab-experiments", linked("d = 20 %", "04_membership"))
+        shown = cells(page, "tab-experiments", linked("d = 20 %", "07_membership"))
         assert shown == [paper, "$10^{-19.0}$", "not yet run", "$10^{-5.0}$", "–", "not yet run"]
-        shown = cells(page, "tab-experiments", linked("d = 0", "04_membership"))
+        shown = cells(page, "tab-experiments", linked("d = 0", "07_membership"))
         assert shown == ["a coin toss", "0.08", "not yet run", "–", "–", "not yet run"]
 
     def test_shows_another_preset_first(self, book: Project) -> None:
-        write(book, "smoke", "04_membership", members({0.2: -1.04}))
+        write(book, "smoke", "07_membership", members({0.2: -1.04}))
         assert "`smoke`" not in status_page(book)
-        shown = cells(status_page(book, "smoke"), "tab-experiments", linked("d = 20 %", "04_membership"))
+        shown = cells(status_page(book, "smoke"), "tab-experiments", linked("d = 20 %", "07_membership"))
         assert shown[1:] == ["$10^{-1.0}$"] + ["not yet run"] * 5
 
     def test_methods_settings_and_filters_are_kept_apart(self, book: Project) -> None:
         rows = open_model({0.0: -0.24, 0.05: -60.0}) + open_model({0.05: -8.0}, "unsupervised")
-        rows += open_model({0.05: -20.0}, "unsupervised", "contrastive")
         rows += open_model({0.05: -99.0}, "data", "detector on D")
         audits = [{"test": str(p), "keys": 10, "ks_p": p, "min_log10_p": -3.0} for p in (0.5, 0.0112)]
-        write(book, "laptop", "05_open_model", {"open_model": rows, "null_audit": audits})
+        write(book, "laptop", "04_open_model", {"open_model": rows, "null_audit": audits})
+        contrastive = open_model({0.05: -20.0}, "unsupervised", "contrastive")
+        write(book, "laptop", "05_hearing_more", {"open_model": contrastive, "null_audit": audits[:1]})
         closed = [{"rho": 0.01, "setting": "supervised", "filtered": on, "log10_p": -1.5 - on} for on in (False, True)]
         summary = [
             {"rho": rho, "setting": "supervised", "access": access, "watermark": mark, "log10_p": -4.0 * mark}
@@ -281,11 +282,12 @@ class TestPage:
         write(book, "laptop", "06_closed_model", {"closed_model": closed, "summary": summary})
         page = status_page(book)
         for title, name, shown in (
-            ("supervised, innocent Bob (ρ = 0)", "05_open_model", "0.58"),
-            ("supervised, ρ = 5 %", "05_open_model", "$10^{-60.0}$"),
-            ("unsupervised, ρ = 5 %", "05_open_model", "$10^{-8.0}$"),
-            ("unsupervised, contrastive, ρ = 5 %", "05_open_model", "$10^{-20.0}$"),
-            ("open model", "05_open_model", "0.0112 (least of 2)"),
+            ("supervised, innocent Bob (ρ = 0)", "04_open_model", "0.58"),
+            ("supervised, ρ = 5 %", "04_open_model", "$10^{-60.0}$"),
+            ("unsupervised, ρ = 5 %", "04_open_model", "$10^{-8.0}$"),
+            ("unsupervised, contrastive, ρ = 5 %", "05_hearing_more", "$10^{-20.0}$"),
+            ("open model", "04_open_model", "0.0112 (least of 2)"),
+            ("open model, contrastive", "05_hearing_more", "0.500"),
             ("closed model", "06_closed_model", "–"),
             ("supervised, without φ, ρ = 1 %", "06_closed_model", "$10^{-1.5}$"),
             ("supervised, with φ, ρ = 1 %", "06_closed_model", "$10^{-2.5}$"),
@@ -295,15 +297,15 @@ class TestPage:
             assert cells(page, "tab-experiments", linked(title, name))[1] == shown, title
 
     def test_chapters_to_come(self, tmp_path: Path) -> None:
-        book = tiny_project(tmp_path / "new", ("07_ablations", chapter("07_ablations")))
+        book = tiny_project(tmp_path / "new", ("08_ablations", chapter("08_ablations")))
         rates = [{"factor": "learning_rate", "value": v, "log10_p": p, "loss": 1.0} for v, p in ((0.01, -9), (0.001, -4))]
         runs = [{"factor": "epochs", "value": 8, "log10_p": p, "loss": 1.0} for p in (-6.0, -7.0)]
         ranks = [{"factor": "adapter", "value": v, "log10_p": -v / 2, "loss": 1.0} for v in (16, 4)]
         window = [{"scheme": "green list", "k": k, "log10_p_text": -300.0, "log10_p": -8.0 / k} for k in (1, 2, 4)]
         languages = [{"language": "it", "setting": "unsupervised", "scored": 9, "log10_p": -3.21}]
         tables = {"finetuning": rates + runs + ranks, "window": window, "languages": languages}
-        write(book, "gpu", "07_ablations", tables)
-        write(book, "gpu", "08_limits", {"purification": [{"steps": 0, "log10_p": -9.0}]})
+        write(book, "gpu", "08_ablations", tables)
+        write(book, "gpu", "09_limits", {"purification": [{"steps": 0, "log10_p": -9.0}]})
         page = status_page(book)
         for title, shown in (
             ("smallest learning rate", "$10^{-4.0}$ at 0.001"),
@@ -314,7 +316,7 @@ class TestPage:
             ("Gumbel-max, k = 8", "–"),
             ("Italian", "$10^{-3.2}$"),
         ):
-            row = cells(page, "tab-experiments", linked(title, "07_ablations"))
+            row = cells(page, "tab-experiments", linked(title, "08_ablations"))
             assert row[1:] == ["not yet run", "not yet run", shown, "not yet run", "not yet run"], title
         # a record without a chapter: nothing that a reader can look up
         assert cells(page, "tab-experiments", "fewest steps of clean training") == ["–"] + ["not yet run"] * 5
@@ -324,80 +326,80 @@ class TestPage:
     )
     @pytest.mark.parametrize("place", ["gpu", "seed-3/laptop"])
     def test_refuses_damaged_tables(self, book: Project, place: str, tables: Any) -> None:
-        write(book, place, "04_membership", tables)
-        with pytest.raises(BookError, match=rf"{place}/04_membership\.json: this isn't a chapter's record"):
+        write(book, place, "07_membership", tables)
+        with pytest.raises(BookError, match=rf"{place}/07_membership\.json: this isn't a chapter's record"):
             status_page(book)
 
     @pytest.mark.parametrize("place", ["gpu", "seed-3/laptop"])
     def test_names_the_figure_that_is_no_number(self, book: Project, place: str) -> None:
         for seed in (1, 2):
-            write(book, f"seed-{seed}/laptop", "04_membership", {})
+            write(book, f"seed-{seed}/laptop", "07_membership", {})
         damaged: Any = {0.2: "tiny"}
-        write(book, place, "04_membership", members(damaged))
-        told = rf"results/{place}/04_membership\.json, table 'membership', for membership-20 .*'log10_p' holds 'tiny'"
+        write(book, place, "07_membership", members(damaged))
+        told = rf"results/{place}/07_membership\.json, table 'membership', for membership-20 .*'log10_p' holds 'tiny'"
         with pytest.raises(BookError, match=told):
             status_page(book)
 
 
 class TestSeeds:
     def test_one_column_a_seed_in_order(self, book: Project) -> None:
-        write(book, "laptop", "04_membership", members({0.2: -1.0}))
+        write(book, "laptop", "07_membership", members({0.2: -1.0}))
         for seed, p in ((10, -4.0), (0, -2.0), (2, -3.0)):
-            write(book, f"seed-{seed}/laptop", "04_membership", members({0.2: p}))
-        write(book, "seed-2/laptop", "05_open_model", {"open_model": open_model({0.05: -60.0})}, date="2026-02-03")
+            write(book, f"seed-{seed}/laptop", "07_membership", members({0.2: p}))
+        write(book, "seed-2/laptop", "04_open_model", {"open_model": open_model({0.05: -60.0})}, date="2026-02-03")
         page = status_page(book)
         assert "## From seed to seed" in page
         assert "Tier laptop, recorded 2026-01-02 to 2026-02-03: one column for each seed" in page
         assert cells(page, "tab-seeds-laptop", "Experiment") == ["seed 0", "seed 2", "seed 10"]
-        degree = linked("d = 20 %", "04_membership")
+        degree = linked("d = 20 %", "07_membership")
         assert cells(page, "tab-seeds-laptop", degree) == ["$10^{-2.0}$", "$10^{-3.0}$", "$10^{-4.0}$"]
-        share = linked("supervised, ρ = 5 %", "05_open_model")
+        share = linked("supervised, ρ = 5 %", "04_open_model")
         assert cells(page, "tab-seeds-laptop", share) == ["not yet run", "$10^{-60.0}$", "not yet run"]
         assert cells(page, "tab-experiments", degree)[1] == "$10^{-1.0}$", "the tier's column is the rendered run"
 
     def test_one_seed_is_no_spread(self, book: Project) -> None:
-        write(book, "seed-1/laptop", "04_membership", {})
-        write(book, "seed-2/gpu", "04_membership", {})
+        write(book, "seed-1/laptop", "07_membership", {})
+        write(book, "seed-2/gpu", "07_membership", {})
         write(book, "seed-3/laptop", "09_other", {})
         (book.root / "results" / "seed-4").mkdir()
-        write(book, "seed-x/laptop", "04_membership", {})
+        write(book, "seed-x/laptop", "07_membership", {})
         assert list(read_seeds(book, "laptop")) == [1]
         assert "seed to seed" not in status_page(book)
 
     def test_seeds_of_another_tier(self, book: Project) -> None:
         for seed in (0, 1):
-            write(book, f"seed-{seed}/gpu", "04_membership", members({0.0: -0.3}))
+            write(book, f"seed-{seed}/gpu", "07_membership", members({0.0: -0.3}))
         page = status_page(book)
-        assert cells(page, "tab-seeds-gpu", linked("d = 0", "04_membership")) == ["0.5", "0.5"]
+        assert cells(page, "tab-seeds-gpu", linked("d = 0", "07_membership")) == ["0.5", "0.5"]
         assert "tab-seeds-laptop" not in page
 
     def test_a_tier_that_was_not_run_here_shows_what_the_checkout_keeps(self, book: Project) -> None:
-        write(book, "seed-0/pocket", "04_membership", members({0.2: -7.0}), models={"base": {"quantisation": "Q4_1"}})
-        write(book, "seed-1/pocket", "04_membership", members({0.2: -8.0}))
-        page, degree = status_page(book), linked("d = 20 %", "04_membership")
+        write(book, "seed-0/pocket", "07_membership", members({0.2: -7.0}), models={"base": {"quantisation": "Q4_1"}})
+        write(book, "seed-1/pocket", "07_membership", members({0.2: -8.0}))
+        page, degree = status_page(book), linked("d = 20 %", "07_membership")
         assert cells(page, "tab-experiments", degree)[1:] == ["not yet run", "$10^{-7.0}$"] + ["not yet run"] * 3
         assert "Models that were taken:\n\n- all chapters: base quantisation Q4_1\n" in page
-        write(book, "pocket", "04_membership", members({0.2: -9.0}))
+        write(book, "pocket", "07_membership", members({0.2: -9.0}))
         assert cells(status_page(book), "tab-experiments", degree)[2] == "$10^{-9.0}$", "a run of one's own comes first"
 
     def test_are_read_from_the_checkout(self, book: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for seed in (0, 1):
-            write(book, f"seed-{seed}/laptop", "04_membership", {})
+            write(book, f"seed-{seed}/laptop", "07_membership", {})
         monkeypatch.setenv("RADIO_UTILS_RESULTS", str(tmp_path / "moved"))
         assert "tab-seeds-laptop" in status_page(book)
 
 
 def test_renders_without_a_warning(book: Project) -> None:
-    write(book, "laptop", "04_membership", members({1.0: -280.0, 0.2: -19.02, 0.0: -1.095}))
+    write(book, "laptop", "07_membership", members({1.0: -280.0, 0.2: -19.02, 0.0: -1.095}))
     for seed in (0, 1):
-        write(book, f"seed-{seed}/laptop", "04_membership", members({0.2: -7.0 - seed}))
+        write(book, f"seed-{seed}/laptop", "07_membership", members({0.2: -7.0 - seed}))
     execute(book, "smoke")
     page = (render(book, "smoke") / "book" / "status.html").read_text()
     # a fence that isn't recognised is shown as it is, without a warning
     assert page.count("<table") == 6, "experiments, seeds, seconds, estimates, and the tiers smoke and laptop"
     assert "```" not in page
     assert "list-table" not in page
-    assert f'../notebooks/04_membership.html"><span class="std std-doc">{unbroken("d = 100 %")}</span>' in page
+    assert f'../notebooks/07_membership.html"><span class="std std-doc">{unbroken("d = 100 %")}</span>' in page
     for shown in ("10^{-280.0}", "10^{-8.0}", "Sander <em>et al.</em>", "seed 1", "smallest learning rate"):
         assert shown in page, shown
     assert "{cite}" not in page

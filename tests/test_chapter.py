@@ -24,7 +24,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def smoke(**changes: Any) -> Chapter:
-    return Chapter("05_open_model", preset="smoke", **changes)
+    return Chapter("04_open_model", preset="smoke", **changes)
 
 
 def refuse_constant(name: str) -> None:
@@ -37,11 +37,11 @@ def test_the_record_has_every_key_and_is_strict_json(folders: Path) -> None:
     chapter.add("membership", method="zlib", d=0.0, statistic=math.inf, log10_p=-math.inf)
     chapter.add("detection", scheme="greenlist", k=np.int64(1), watermarked=np.bool_(True), scored=7, log10_p=-400.25)
     path = chapter.record()
-    assert path == folders / "results" / "smoke" / "05_open_model.json"
+    assert path == folders / "results" / "smoke" / "04_open_model.json"
     record = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse_constant)
     wanted = {"chapter", "preset", "seed", "config_hash", "versions", "hardware", "seconds", "tables"}
     assert wanted <= set(record)
-    assert (record["chapter"], record["preset"], record["seed"]) == ("05_open_model", "smoke", 3)
+    assert (record["chapter"], record["preset"], record["seed"]) == ("04_open_model", "smoke", 3)
     assert record["config_hash"] == chapter.config_hash()
     assert {"python", "torch", "transformers", "numpy"} <= set(record["versions"])
     assert {"machine", "cores", "gpu"} <= set(record["hardware"])
@@ -224,7 +224,7 @@ def test_config_hash_changes_with_any_field() -> None:
 
 def test_bad_parameters_are_named() -> None:
     with pytest.raises(PresetError, match="unknown preset 'tiny'"):
-        Chapter("05_open_model", preset="tiny")
+        Chapter("04_open_model", preset="tiny")
     with pytest.raises(PresetError, match="unknown field"):
         smoke(epochs=3)
     for seed in (-1, 1.5, True):
@@ -235,7 +235,7 @@ def test_bad_parameters_are_named() -> None:
 def test_a_gpu_preset_without_gpu_warns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.warns(UserWarning, match="meant for a GPU and none is here"):
-        chapter = Chapter("05_open_model", preset="gpu")
+        chapter = Chapter("04_open_model", preset="gpu")
     assert chapter.world.device == "cpu"
 
 

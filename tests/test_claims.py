@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-RECORDS = sorted(path.parent for path in (ROOT / "results").glob("**/laptop/08_limits.json"))
+RECORDS = sorted(path.parent for path in (ROOT / "results").glob("**/laptop/09_limits.json"))
 INNOCENT = -3.0
 
 pytestmark = pytest.mark.skipif(not RECORDS, reason="no laptop run is recorded here; run `make book` or `make seeds`")
@@ -37,7 +37,8 @@ def folder(request: pytest.FixtureRequest) -> Path:
 
 
 def test_innocents_are_acquitted(folder: Path) -> None:
-    found = rows(folder, "05_open_model", "open_model") + rows(folder, "06_closed_model", "closed_model")
+    found = rows(folder, "04_open_model", "open_model") + rows(folder, "05_hearing_more", "open_model")
+    found += rows(folder, "06_closed_model", "closed_model")
     innocent = [row for row in found if row["rho"] == 0]
     # reading in two settings, contrastive reading, answers in two settings with and without φ
     assert len(innocent) == 7
@@ -45,13 +46,13 @@ def test_innocents_are_acquitted(folder: Path) -> None:
 
 
 def test_null_audits_are_uniform(folder: Path) -> None:
-    for chapter in ("02_threat_model", "05_open_model", "06_closed_model"):
+    for chapter in ("02_threat_model", "04_open_model", "05_hearing_more", "06_closed_model"):
         for row in rows(folder, chapter, "null_audit"):
             assert row["ks_p"] > 1e-3, row
 
 
 def test_open_supervised(folder: Path) -> None:
-    found = rows(folder, "05_open_model", "open_model")
+    found = rows(folder, "04_open_model", "open_model")
     supervised = {row["rho"]: row["log10_p"] for row in found if row["setting"] == "supervised"}
     assert {row["method"] for row in found if row["setting"] == "supervised"} == {"reading"}
     assert supervised[0.05] <= -3
@@ -61,23 +62,24 @@ def test_open_supervised(folder: Path) -> None:
 
 
 def test_open_unsupervised(folder: Path) -> None:
-    found = rows(folder, "05_open_model", "open_model")
+    found = rows(folder, "04_open_model", "open_model")
     assert only(found, rho=0.1, setting="unsupervised", method="reading") <= -5
     assert only(found, rho=0.5, setting="unsupervised", method="reading") <= -10
+    assert only(found, rho=1.0, setting="unsupervised", method="reading") <= -10  # the first verdict, in chapter 2
 
 
 def test_contrastive_reading(folder: Path) -> None:
-    found = rows(folder, "05_open_model", "open_model")
+    found = rows(folder, "05_hearing_more", "open_model")
     assert only(found, rho=0.1, setting="unsupervised", method="contrastive") <= -10
     assert only(found, rho=0.05, setting="unsupervised", method="contrastive") <= -5
-    for row in rows(folder, "05_open_model", "contrast"):
+    for row in rows(folder, "05_hearing_more", "contrast"):
         if row["log10_chernoff"] is not None:  # three routes to one number
             assert row["log10_p"] <= row["log10_chernoff"] + 1e-9
             assert abs(row["log10_saddlepoint"] - row["log10_p"]) < 0.02 * max(1.0, -row["log10_p"])
 
 
 def test_contrastive_reading_hears_more_than_hard_reading_of_the_same_text(folder: Path) -> None:
-    found = rows(folder, "05_open_model", "contrast")
+    found = rows(folder, "05_hearing_more", "contrast")
     z = {(row["rho"], row["reference"]): row["z"] for row in found}
     for rho in (0.05, 0.1):
         hard = z[rho, "none"]
@@ -85,13 +87,13 @@ def test_contrastive_reading_hears_more_than_hard_reading_of_the_same_text(folde
         assert z[rho, "base and twin"] > 2 * hard
 
 
-CONTROLLED = [one for one in RECORDS if "re_marking" in json.loads((one / "05_open_model.json").read_text())["tables"]]
+CONTROLLED = [one for one in RECORDS if "re_marking" in json.loads((one / "04_open_model.json").read_text())["tables"]]
 WITH_CONTROLS = pytest.mark.parametrize("folder", CONTROLLED, ids=lambda one: one.relative_to(ROOT / "results").as_posix())
 
 
 @WITH_CONTROLS
 def test_re_marked_worlds_see_what_leaks_and_nothing_else(folder: Path) -> None:
-    for chapter, leaks in (("05_open_model", "copycat, every place"), ("06_closed_model", "echo, all windows")):
+    for chapter, leaks in (("04_open_model", "copycat, every place"), ("06_closed_model", "echo, all windows")):
         for row in rows(folder, chapter, "re_marking"):
             if row["test"] == leaks:
                 assert row["ks_p"] < 1e-6 and row["log10_p"] < -10, row
@@ -109,7 +111,7 @@ def test_counts_tell_more_than_pairs_that_count_once(folder: Path) -> None:
 
 @WITH_CONTROLS
 def test_alices_own_model_is_a_reference_too(folder: Path) -> None:
-    z = {row["rho"]: row["z"] for row in rows(folder, "05_open_model", "contrast") if row["reference"] == "alice"}
+    z = {row["rho"]: row["z"] for row in rows(folder, "05_hearing_more", "contrast") if row["reference"] == "alice"}
     assert abs(z[0.0]) < 3 and z[0.1] > 5
 
 
@@ -155,7 +157,7 @@ METHODS = ("zlib", "loss", "min-k", "min-k++", "reference")
 
 @pytest.mark.parametrize("method", METHODS)
 def test_membership(folder: Path, method: str) -> None:
-    rows_of_all = rows(folder, "04_membership", "membership")
+    rows_of_all = rows(folder, "07_membership", "membership")
     found = {row["d"]: row["log10_p"] for row in rows_of_all if row["method"] == method}
     assert found[1.0] <= -10
     assert found[0.2] <= -5
@@ -165,14 +167,14 @@ def test_membership(folder: Path, method: str) -> None:
 
 
 def test_the_reference_is_the_strongest_score_and_zlib_the_weakest(folder: Path) -> None:
-    found = rows(folder, "04_membership", "membership")
+    found = rows(folder, "07_membership", "membership")
     lead = {row["method"]: row["statistic"] for row in found if row["d"] == 1.0}
     assert max(lead, key=lead.__getitem__) == "reference" and min(lead, key=lead.__getitem__) == "zlib"
 
 
 @pytest.mark.parametrize("d", [0.5, 0.2])
 def test_the_lead_falls_in_proportion_to_d(folder: Path, d: float) -> None:
-    found = rows(folder, "04_membership", "membership")
+    found = rows(folder, "07_membership", "membership")
     lead = {row["d"]: row["statistic"] for row in found if row["method"] == "reference"}
     assert abs(lead[d] / lead[1.0] - d) < 0.05
 
@@ -202,19 +204,19 @@ def test_reading_what_bob_used_is_ahead_at_a_small_share_and_asking_at_a_large_o
 
 def test_contrastive_reading_is_ahead_at_small_shares_too(folder: Path) -> None:
     """From 1 % on. At half of that neither reading is above its noise at every seed, and the book claims nothing there."""
-    z = {(row["rho"], row["reference"]): row["z"] for row in rows(folder, "05_open_model", "contrast")}
+    z = {(row["rho"], row["reference"]): row["z"] for row in rows(folder, "05_hearing_more", "contrast")}
     for rho in sorted({rho for rho, _ in z if rho >= 0.01}):
         assert z[rho, "base and twin"] > z[rho, "none"]
 
 
 def test_mixing_keys_divides_the_evidence_by_more_than_their_number(folder: Path) -> None:
-    found = {row["value"]: row["log10_p"] for row in rows(folder, "08_limits", "evasion") if row["method"] == "keys"}
+    found = {row["value"]: row["log10_p"] for row in rows(folder, "09_limits", "evasion") if row["method"] == "keys"}
     for count in (2, 4):
         assert found[1] / found[count] > count
 
 
 def test_the_effect_falls_no_faster_than_the_share(folder: Path) -> None:
-    found = sorted(rows(folder, "08_limits", "power"), key=lambda row: row["rho"])
+    found = sorted(rows(folder, "09_limits", "power"), key=lambda row: row["rho"])
     of_large, of_small = (
         np.mean([row["effect"] / row["rho"] for row in found if (row["rho"] > 0.3) is large]) for large in (True, False)
     )
@@ -222,7 +224,7 @@ def test_the_effect_falls_no_faster_than_the_share(folder: Path) -> None:
 
 
 def test_without_supervision_zlib_is_a_coin_toss(folder: Path) -> None:
-    assert only(rows(folder, "04_membership", "membership"), d=0.0, method="zlib") > -2
+    assert only(rows(folder, "07_membership", "membership"), d=0.0, method="zlib") > -2
 
 
 def test_questions_are_answered_above_chance_and_alike_by_every_bob(folder: Path) -> None:
@@ -247,7 +249,7 @@ def means(found: list[dict[str, Any]], by: str, column: str = "log10_p") -> list
 
 @pytest.mark.parametrize("factor", ["learning_rate", "epochs"])
 def test_the_better_bob_fits_the_louder(folder: Path, factor: str) -> None:
-    found = [row for row in rows(folder, "07_ablations", "finetuning") if row["factor"] == factor]
+    found = [row for row in rows(folder, "08_ablations", "finetuning") if row["factor"] == factor]
     loud, loss = means(found, "value"), means(found, "value", "loss")
     assert len(loud) >= 3
     assert loud == sorted(loud, reverse=True)
@@ -255,7 +257,7 @@ def test_the_better_bob_fits_the_louder(folder: Path, factor: str) -> None:
 
 
 def test_a_longer_window_is_less_radioactive_in_texts_that_are_marked_alike(folder: Path) -> None:
-    found = [row for row in rows(folder, "07_ablations", "window") if row["scheme"] == "green list"]
+    found = [row for row in rows(folder, "08_ablations", "window") if row["scheme"] == "green list"]
     loud, text = means(found, "k"), means(found, "k", "log10_p_text")
     assert loud == sorted(loud)
     assert max(abs(strength / np.mean(text) - 1) for strength in text) < 0.1, "strengths in the text agree within a tenth"
@@ -263,7 +265,7 @@ def test_a_longer_window_is_less_radioactive_in_texts_that_are_marked_alike(fold
 
 WITH_MARKS = pytest.mark.parametrize(
     "folder",
-    [one for one in RECORDS if "marks" in json.loads((one / "07_ablations.json").read_text())["tables"]],
+    [one for one in RECORDS if "marks" in json.loads((one / "08_ablations.json").read_text())["tables"]],
     ids=lambda one: one.relative_to(ROOT / "results").as_posix(),
 )
 LOGS, FRESH = "reading, supervised", "reading, unsupervised"
@@ -272,7 +274,7 @@ DEFAULTS = ("vLLM Gumbel", "vLLM dual key", "vLLM SynthID", "vLLM SBW", "transfo
 
 @WITH_MARKS
 def test_engines_marks_are_in_the_text_and_reach_a_distiller_through_the_logs(folder: Path) -> None:
-    found = rows(folder, "07_ablations", "marks")
+    found = rows(folder, "08_ablations", "marks")
     for scheme in DEFAULTS:
         assert only(found, scheme=scheme, k=4, setting=LOGS) <= -3
         assert next(row["log10_p_text"] for row in found if row["scheme"] == scheme) <= -3
@@ -283,7 +285,7 @@ def test_engines_marks_are_in_the_text_and_reach_a_distiller_through_the_logs(fo
 def test_a_short_window_is_louder_pair_for_pair_and_logs_always_help(folder: Path, scheme: str) -> None:
     found = {
         (row["setting"], row["k"]): row["log10_p_40"]
-        for row in rows(folder, "07_ablations", "marks")
+        for row in rows(folder, "08_ablations", "marks")
         if row["scheme"] == scheme
     }
     for setting in (LOGS, FRESH):
@@ -293,21 +295,21 @@ def test_a_short_window_is_louder_pair_for_pair_and_logs_always_help(folder: Pat
 
 @WITH_MARKS
 def test_a_higher_temperature_makes_the_text_louder(folder: Path) -> None:
-    found = {(row["scheme"], row["k"]): row for row in rows(folder, "07_ablations", "marks")}
+    found = {(row["scheme"], row["k"]): row for row in rows(folder, "08_ablations", "marks")}
     usual, warm = found["vLLM Gumbel", 4], found["vLLM Gumbel, warmer", 4]
     assert warm["temperature"] > usual["temperature"]
     assert warm["log10_p_text"] < usual["log10_p_text"]
 
 
 def test_other_languages(folder: Path) -> None:
-    found = {row["language"]: row["log10_p"] for row in rows(folder, "07_ablations", "languages")}
+    found = {row["language"]: row["log10_p"] for row in rows(folder, "08_ablations", "languages")}
     assert len(found) == 5
     assert max(found.values()) <= -3, "each convicts"
     assert max(found.values()) <= 0.5 * min(found.values()), "about as clearly as the strongest"
 
 
 def test_clean_training_purifies_step_by_step(folder: Path) -> None:
-    found = sorted(rows(folder, "08_limits", "purification"), key=lambda row: row["steps"])
+    found = sorted(rows(folder, "09_limits", "purification"), key=lambda row: row["steps"])
     # on the scale where chance is one standard deviation: far in the tail, log10 p is about minus z² / (2 ln 10)
     deviations = [(-2 * np.log(10) * row["log10_p"]) ** 0.5 for row in found]
     assert len(deviations) >= 3
@@ -318,20 +320,20 @@ def test_clean_training_purifies_step_by_step(folder: Path) -> None:
 
 @pytest.mark.parametrize("method", ["redrawn words", "keys"])
 def test_what_bob_does_before_he_trains(folder: Path, method: str) -> None:
-    found = [row for row in rows(folder, "08_limits", "evasion") if row["method"] == method]
+    found = [row for row in rows(folder, "09_limits", "evasion") if row["method"] == method]
     evidence = means(found, "value")
     assert evidence == sorted(evidence)
 
 
 def test_the_planned_power_is_reached(folder: Path) -> None:
-    found = rows(folder, "08_limits", "power")
+    found = rows(folder, "09_limits", "power")
     assert found
     for row in found:
         assert row["simulated"] > 0.9 - 4 * (0.9 * 0.1 / 2000) ** 0.5
 
 
 def test_audits_convict_the_guilty_and_nobody_else(folder: Path) -> None:
-    found = rows(folder, "09_audit", "audit")
+    found = rows(folder, "10_audit", "audit")
     outcomes = {row["case"]: row["outcome"] for row in found}
     assert outcomes.pop("guilty, weights") == outcomes.pop("guilty, answers") == "convicted"
     assert set(outcomes) == {"innocent, weights", "innocent, answers", "another's key, weights"}

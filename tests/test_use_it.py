@@ -176,7 +176,7 @@ def test_the_readme_audits_the_practice_case(place: Path, environment: dict[str,
 
 def test_a_failing_audit_in_the_notebook_is_one_sentence(place: Path, environment: dict[str, str]) -> None:
     command = (
-        "papermill notebooks/09_audit.ipynb failed.ipynb -k python3 -p suspect practice/guilty "
+        "papermill notebooks/10_audit.ipynb failed.ipynb -k python3 -p suspect practice/guilty "
         "-p watermarked_texts practice/plain.jsonl -p key_file practice/key.txt -p window 1 -p output_dir audit-failed"
     )
     done = subprocess.run(command.split(), cwd=place, env=environment, capture_output=True, text=True, check=False)

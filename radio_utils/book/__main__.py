@@ -163,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = commands.add_parser("run", help="run one chapter with your own parameters; the book's pages stay")
-    command.add_argument("name", help="a chapter, as 05_open_model")
+    command.add_argument("name", help="a chapter, as 04_open_model")
     command.add_argument("-p", dest="parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
                          help="a parameter, read as a literal: 0.2, true, [1, 2]; anything else is text")  # fmt: skip
     command.add_argument(

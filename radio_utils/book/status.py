@@ -333,15 +333,15 @@ def status_page(project: Project, preset: str = "laptop") -> str:
 
 
 def _estimates() -> list[str]:
-    """What chapters 1 to 6 should take on the larger tiers, by arithmetic."""
+    """What chapters 1 to 7 should take on the larger tiers, by arithmetic."""
     lines = [
         "## Estimates for the larger tiers",
         "",
-        "Arithmetic, not a run: operations and bytes of each kind of work in chapters 1 to 6, and the minutes that",
+        "Arithmetic, not a run: operations and bytes of each kind of work in chapters 1 to 7, and the minutes that",
         "they take at the share of a device's peak that plain code usually reaches (`radio_utils/costs.py` states the",
         "assumptions). Memory is the larger model with all that training it needs, and a quarter for activations.",
         "",
-        "```{list-table} Estimated work of chapters 1 to 6",
+        "```{list-table} Estimated work of chapters 1 to 7",
         ":header-rows: 1",
         ":name: tab-estimates",
         "",

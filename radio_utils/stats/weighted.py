@@ -12,7 +12,7 @@ costs as many terms as there are different weights, however many pairs there are
   transform of exp(K). Tilting keeps full relative accuracy however small the tail is. The transform is given up where
   it would be too long or too much work (few pairs with large, all different weights); the Chernoff bound stands in then.
 
-Explained in the section "Contrastive reading" of the chapter "Open model".
+Explained in the section "Three p-values for one sum" of the chapter "Hearing more".
 """
 
 from __future__ import annotations

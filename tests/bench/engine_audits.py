@@ -4,7 +4,7 @@
 
     python tests/bench/engine_audits.py --preset laptop --out engine-audits
 
-Chapter 7 trains these Bobs, and all that the audit is given is what :func:`radio_utils.marks.write_case` writes: the
+Chapter 8 trains these Bobs, and all that the audit is given is what :func:`radio_utils.marks.write_case` writes: the
 engine's configuration and Alice's texts. The innocent is a twin from the same base, trained on plain text of hers.
 """
 

@@ -206,6 +206,6 @@ def test_a_record_says_what_was_taken(
     monkeypatch.setenv("RADIO_UTILS_RESULTS", str(tmp_path))
     monkeypatch.setenv("RADIO_UTILS_STORE", str(world.store.root))
     hub = {"hub": str(toy_gguf), "parameters": 1e5}
-    record = read_json(Chapter("05_open_model", preset="pocket", alice=hub, base=hub).record())
+    record = read_json(Chapter("04_open_model", preset="pocket", alice=hub, base=hub).record())
     assert record["preset"] == "pocket" and record["models"]["alice"]["quantisation"].startswith("Q4_1 (")
-    assert "models" not in read_json(Chapter("05_open_model", preset="smoke").record())
+    assert "models" not in read_json(Chapter("04_open_model", preset="smoke").record())

@@ -1,4 +1,4 @@
-"""Openings of encyclopedia articles: what Alice continues when she does not know the language of Bob's data (chapter 7).
+"""Openings of encyclopedia articles: what Alice continues when she does not know the language of Bob's data (chapter 8).
 
 Seventy in each of five languages, on the same subjects, were written for this project: one JSONL file a language, with
 ``subject`` (in English, the same in every file), ``title`` and ``text``. Licence: LICENSE.md beside this file. Larger tiers
