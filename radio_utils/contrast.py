@@ -13,16 +13,11 @@ out by bounded least squares,
 and the statistic is S = Σ q(w, v) · 1[v is green for w], with whole-number weights q ∝ n_w^a · y(w, v), n_w the number of
 positions of w that count. The weights are argued for in the chapter "Hearing more".
 
-When the p-value is exact
--------------------------
 The tail of S is that of a sum of independent marks with known weights (:meth:`radio_utils.stats.laws.Law.weighted`), and a
 bound on it where lists hold a fixed number of greens. It is the law of S under H₀ on one condition:
-*the text that is read, its prompts, B, and every reference are independent of the key*. Then no weight has seen a colour,
-and nothing else matters: how B predicts, what he copies, which places are left out, how often windows come. No context
-can whisper what it does not hold, so that the test is valid whatever leaks from marked text elsewhere. The condition fails
-where the text or a reference has met text that was marked under the key, where texts or models were chosen after a look at
-their colours, or where the key was chosen after them. Then the weights know the key, in either direction: a reference that
-*avoids* green leaves an innocent B greener than itself.
+*the text that is read, its prompts, B, and every reference are independent of the key*. It fails where the text or a
+reference has met text that was marked under the key, where texts or models were chosen after a look at their colours, or
+where the key was chosen after them; a reference that *avoids* green leaves an innocent B greener than itself.
 
 The text is tested for the mark before it is read, and so is every twin (:func:`judge_contrast`). Nothing here tests the
 first reference: that it never met the key is Alice's to show. Where it carries a mark, B's is measured above that one.
@@ -112,18 +107,14 @@ def _twins_of(folder: Path, count: int) -> list[Path]:
     return [folder / f"twin-{i + 1}" for i in range(count)]
 
 
-@dataclass(frozen=True, slots=True)
-class ContrastiveReading:
-    """The verdict of contrastive reading.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightedVerdict:
+    """The verdict on a weighted sum of marks.
 
     ``seen`` positions were read, ``scored`` pairs have a weight, ``total`` is S − E S in units of weight, and ``score`` is
-    the mean mark weighted by |q|, as much above that of the null as the total says. ``log10_p`` is exact under the null
-    hypothesis that text, suspect and references are independent of the key (see the module). Two other routes check it:
-    ``log10_saddlepoint`` approximates it and should agree, ``log10_chernoff`` bounds it from above by an argument of three
-    lines and lies one or two decades higher by nature. ``log10_p`` falls back to a bound where the exact tail would take
-    too much work (:meth:`radio_utils.stats.weighted.WeightedSum.log10_exact`).
-    ``text_log10_p`` is the plain detector's log10 p of all that was read, None where it is not known: text that carries the
-    mark is no ground for this test.
+    the mean mark weighted by |q|, as much above that of the null as the total says. ``log10_saddlepoint`` approximates
+    ``log10_p`` by another route and should agree. ``text_log10_p`` is the plain detector's log10 p of all that was read,
+    None where it is not known: text that carries the mark is no ground for a test of plain text.
     """
 
     seen: int
@@ -132,7 +123,6 @@ class ContrastiveReading:
     score: float
     z: float
     log10_p: float
-    log10_chernoff: float
     log10_saddlepoint: float
     scheme: str
     window: int
@@ -149,6 +139,19 @@ class ContrastiveReading:
     def evidence(self) -> ev.Evidence:
         """The pairs that were scored."""
         return self.contrast.pairs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContrastiveReading(WeightedVerdict):
+    """The verdict of contrastive reading.
+
+    ``log10_p`` is exact under the null hypothesis that text, suspect and references are independent of the key (see the
+    module), and falls back to a bound where the exact tail would take too much work
+    (:meth:`radio_utils.stats.weighted.WeightedSum.log10_exact`). ``log10_chernoff`` bounds it from above by an argument of
+    three lines and lies one or two decades higher by nature.
+    """
+
+    log10_chernoff: float
 
 
 class Sums:
@@ -247,15 +250,15 @@ class ContrastCollector:
         assert starts.size == window_keys.shape[0]  # both are sorted, and every window has a token
         return keys, sums, np.repeat(counts[:, 0], np.diff(starts, append=keys.shape[0]))
 
-    def contrast(self, *, floor: float = FLOOR, exponent: float = EXPONENT) -> Contrast:
+    def contrast(self) -> Contrast:
         """The weights, from all that was added; no pairs where all positions were skipped."""
         keys, sums, count = self.sums()
         if keys.shape[0] == 0:
             nothing, twins = self.weighted(keys, np.zeros(0)), max(0, self._sums.columns - 2)
             return replace(nothing, explained=(0.0,) * twins, twins=(nothing,) * twins)
-        scale = np.sqrt(sums / count[:, None] + floor)
+        scale = np.sqrt(sums / count[:, None] + FLOOR)
         # one row a pair: how far B, and each twin, has moved from the first reference
-        moves = (scale[:, [0, *range(2, scale.shape[1])]] - scale[:, 1:2]) * count[:, None] ** exponent
+        moves = (scale[:, [0, *range(2, scale.shape[1])]] - scale[:, 1:2]) * count[:, None] ** EXPONENT
         if not np.isfinite(moves).all():
             raise ValueError("a weight is not finite; the models' probabilities or the exponent are out of range")
         explained = _explained(moves)
@@ -332,10 +335,7 @@ def judge_contrast(found: Contrast, wm: Watermark, *, text_log10_p: float | None
             )
     null, raw = null_of(found, wm)
     return ContrastiveReading(
-        **verdict_on(found, wm, null, raw),
-        log10_chernoff=null.log10_chernoff(raw),
-        log10_saddlepoint=null.log10_saddlepoint(raw),
-        text_log10_p=text_log10_p,
+        **verdict_on(found, wm, null, raw), log10_chernoff=null.log10_chernoff(raw), text_log10_p=text_log10_p
     )
 
 
@@ -352,6 +352,7 @@ def verdict_on(found: Contrast, wm: Watermark, null: NullSum, raw: int) -> dict[
         "score": float(values @ chances) + total / size if size else math.nan,
         "z": total / math.sqrt(null.variance) if size else 0.0,
         "log10_p": null.log10_exact(raw),
+        "log10_saddlepoint": null.log10_saddlepoint(raw),
         "scheme": wm.scheme,
         "window": wm.window,
         "fingerprint": wm.fingerprint,
@@ -368,12 +369,8 @@ def audit_contrast(found: Contrast, wm: Watermark, *, keys: int = 1000, seed: in
     ----------
     found : Contrast
         The weighted pairs.
-    wm : Watermark
-        The watermark whose key is asked about.
-    keys : int
-        How many decoy keys to try.
-    seed : int
-        Which decoys; another seed, others.
+    wm, keys, seed
+        As in :func:`radio_utils.detection.null_audit`.
 
     Returns
     -------

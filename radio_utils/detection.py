@@ -60,8 +60,7 @@ class NullAudit:
     """The same statistic under decoy keys that nobody used: a check of the arithmetic.
 
     Repeats that are scored, trials that are not independent, or a wrong tail make small p-values too frequent among the
-    decoys. Leakage does not: decoys score pairs that were chosen without them, so that pairs which the *real* key's colours
-    chose look as uniform as any. A sound audit is no evidence that the verdict is valid.
+    decoys. Leakage does not (page "When is a p-value valid?"): a sound audit is no evidence that the verdict is valid.
 
     ``log10_p`` [keys] are the p-values as a verdict would quote them, ``uniform_p`` [keys] their randomised version, as
     those of a discrete statistic are only super-uniform. ``ks`` tests these one-sidedly, for an excess of *small* p-values
@@ -133,15 +132,6 @@ def detect(
 ) -> Detection:
     """Test H₀ "these texts were written, and chosen, without this key" on token-id sequences.
 
-    ``texts`` and ``prompts`` are sequences of token-id sequences (lists, arrays, or one 2-D int array), one prompt for
-    each text: windows that occur in the prompt are not scored. ``texts`` may be any iterable and is read once, so a
-    corpus may be larger than memory; it may also be the path of a JSONL or Parquet file, or a list of paths, whose rows
-    hold ``ids`` (or ``text`` and a ``tokenizer`` is given) and perhaps ``prompt_ids`` (or ``prompt``), or the columns of
-    one of the forms of :mod:`radio_utils.evidence.forms`. Either every row of a file has a prompt, be it empty, or none
-    has. :func:`radio_utils.sharding.detect_shards` shares files out among processes or machines. ``keep`` is the filter φ,
-    an int array [m, k] of the only windows to score. ``dedup`` is "window+token", "window", or None, with which p is *not*
-    a p-value.
-
     With prompts a text is taken for a whole answer. Where an engine marks its first k tokens too, after contexts that hold
     no prompt (``wm.marks_start``: vLLM's marks and SynthID), these are scored with windows that −1 fills up. Without
     prompts, and for all other marks, windows lie wholly inside the text.
@@ -153,7 +143,10 @@ def detect(
     Parameters
     ----------
     texts : iterable of array_like of int [length], or path(s)
-        Token ids, one row a text, or JSONL or Parquet files of them.
+        Token ids, one row a text, read once: a corpus may be larger than memory. Or JSONL or Parquet files, whose rows hold
+        ``ids`` (or ``text``, and a ``tokenizer`` is given) and perhaps ``prompt_ids`` (or ``prompt``; be it empty, every
+        row has one or none has), or are of one of the forms of :mod:`radio_utils.evidence.forms`.
+        :func:`radio_utils.sharding.detect_shards` shares files out among processes or machines.
     wm : Watermark
         The watermark whose key is asked about.
     prompts : iterable of array_like of int [length], optional
@@ -445,10 +438,8 @@ def curve(found: ev.Evidence, wm: Watermark, *, points: int = 60) -> tuple[NDArr
 
     Parameters
     ----------
-    found : Evidence
-        The distinct pairs, as :func:`radio_utils.evidence.collect` gives them.
-    wm : Watermark
-        The watermark whose key is asked about.
+    found, wm
+        As in :func:`judge`.
     points : int
         How many values of n.
 
@@ -564,14 +555,10 @@ def audit_evidence(found: ev.Evidence, wm: Watermark, *, keys: int = 1000, seed:
 
     Parameters
     ----------
-    found : Evidence
-        The distinct pairs, as :func:`radio_utils.evidence.collect` gives them.
-    wm : Watermark
-        The watermark whose key is asked about.
-    keys : int
-        How many decoy keys to try.
-    seed : int
-        Which decoys; another seed, others.
+    found, wm
+        As in :func:`judge`.
+    keys, seed
+        As in :func:`null_audit`.
 
     Returns
     -------
@@ -606,14 +593,6 @@ def audit_of(log10_p: Floats, log10_p_above: Floats, *, seed: int) -> NullAudit:
     """The audit of p-values under decoy keys; ``log10_p_above`` is log10 P(S > s), which tells the steps of p."""
     uniform = ks.randomised(log10_p, log10_p_above, np.random.default_rng([seed, 1]))
     return NullAudit(log10_p=log10_p, ks=ks.ks_small(uniform), uniform_p=uniform)
-
-
-def under_decoys(found: ev.Evidence, wm: Watermark, *, keys: int, seed: int) -> tuple[Floats, Counts]:
-    """Total score of the evidence under each of ``keys`` decoy keys and the number of pairs summed: [keys], [keys].
-
-    The numbers differ from key to key where pairs that share a colour under one do not under another.
-    """
-    return _under(found, _decoys(found, wm, keys, seed), [wm])[:2]
 
 
 def _decoys(found: ev.Evidence, wm: Watermark, keys: int, seed: int) -> list[Watermark]:

@@ -67,11 +67,6 @@ class EProcess:
     """
 
     def __init__(self, wm: Watermark, *, dedup: ev.Dedup = "window+token") -> None:
-        """``dedup`` says what is scored once: (window, token) pairs, or windows.
-
-        Raises ``ValueError`` for lists with a fixed number of greens unless a window is scored once, and for
-        ``dedup=None``.
-        """
         ev.check_dedup(dedup)
         if dedup is None:
             raise ValueError("dedup=None scores repeats, at which no odds are fair; use 'window+token' or 'window'")

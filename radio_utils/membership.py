@@ -299,8 +299,7 @@ def membership_scores(
       model's own distribution at that place; no unit (Zhang et al. 2025).
     - ``reference``: the mean loss less that of a reference model, nats a token (Carlini et al. 2021 take the ratio).
 
-    ``reference`` [n] holds the other model's total losses (nats) on the same texts, from :func:`losses`; only that method
-    reads it. The difference of the losses rather than their ratio, because it is the log-likelihood ratio of the two
+    The difference of the losses rather than their ratio, because it is the log-likelihood ratio of the two
     models: what training added, summed over the tokens. A ratio is ruled by the texts on which the reference's loss is
     near 0.
 
@@ -314,7 +313,7 @@ def membership_scores(
     method : str
         One of the methods above.
     reference : array_like of float [n], optional
-        Another model's total losses, in nats.
+        Another model's total losses on the same texts, in nats, from :func:`losses`; only that method reads them.
     k_percent : float in (0, 100]
         Share of the tokens that both min-k scores take.
 

@@ -1,25 +1,10 @@
 """What a model expects along texts, and which of its predictions may be scored.
 
-Reading mode feeds B text that was *marked* under the key. Under H₀ a prediction u after the window W is a fair trial only
-if W's list had no say in it: not in what B was shown, and not in whether the place is scored. So lists are kept *sealed*:
-
-1. Every text is followed until it stands before a list that nothing followed so far was drawn from.
-2. One sealed list is chosen, by what has been followed so far and what B predicts there: the one for which the texts that
-   stand before it hold the most different predictions. All of these are scored; only then the list counts as opened, and
-   those texts are followed past it.
-3. A text that comes to a list that is open already passes it, and the place is not scored.
-
-All that decides a scored prediction, its place and its choice depends on lists that were opened before. Given those, the
-list is still a fresh draw; so the scores of the distinct pairs are independent draws from the null law, whatever B is, as
-long as he never met the key. Skipping a window that the *same* context has shown (Sander et al. 2024) secures the mean of
-the sum, but not its spread: over several texts a window can be scored because another's list was kind, and the other way
-round. The place after a text's last token is scored too: were it dropped, a place would vanish because of its own draw.
-
-Where a window is not known, its draw is hidden: the first k tokens of a text without its full context. A token drawn there
-says something of a list that cannot be named, and B has read it. So in that text the same token is not scored after any
-window that could have been the hidden one. What is left of such a list has only lost chance of being green.
-
-The page "When is a p-value valid?" has the argument in full.
+Reading mode feeds B text that was *marked* under the key, and lists are kept *sealed*: every text is followed until it
+stands before a list that nothing followed so far was drawn from; one of these is opened, the one with the most different
+predictions before it, all of which are scored; and a text that comes to a list that is open already passes it. Where a
+window is not known, its draw is hidden, and in that text its token is not scored after any window that could have been the
+hidden one. Why the p-value is then exact is said on the page "When is a p-value valid?".
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -34,37 +34,6 @@ class QueryError(ValueError):
         self.answers = list(answers)
 
 
-@overload
-def query_closed_model(
-    suspect: Suspect | Any,
-    prompts: Sequence[ArrayLike],
-    wm: Watermark,
-    *,
-    reference: None = None,
-    keep: ArrayLike | None = None,
-    budget: int | None = None,
-    dedup: ev.Dedup = "window+token",
-) -> detection.Detection: ...
-
-
-@overload
-def query_closed_model(
-    suspect: Suspect | Any,
-    prompts: Sequence[ArrayLike],
-    wm: Watermark,
-    *,
-    reference: Any,
-    prompts_marked: bool = True,
-    drawn: Sequence[ArrayLike] | None = None,
-    keep: ArrayLike | None = None,
-    budget: int | None = None,
-    sampling: decoding.Sampling | None = None,
-    batch_size: int = 64,
-    top: int = 128,
-    progress: str | None = None,
-) -> contrast.ContrastiveReading: ...
-
-
 def query_closed_model(
     suspect: Suspect | Any,
     prompts: Sequence[ArrayLike],
@@ -83,18 +52,15 @@ def query_closed_model(
 ) -> detection.Detection | contrast.ContrastiveReading:
     """Test H₀ "B never learned from text watermarked with this key" on B's answers to the prompts.
 
-    ``suspect`` answers prompts (:class:`radio_utils.suspects.Suspect`); a bare transformers model is taken as a local
-    one. At most ``budget`` prompts are sent. Answers too short to hold a window and a token are dropped.
-
-    With ``reference``, a model that never met the key, B's answers are counted against what the reference expects
-    (:func:`count_answers`, which explains the options; they have no effect without it). Prompts may then be given many
-    times. ``prompts_marked=False`` says that the prompts were written without the key; prompts whose own log10 p is below
-    −3 are refused then, and the verdict shows it as ``text_log10_p``.
+    Answers too short to hold a window and a token are dropped. With ``reference`` B's answers are counted against what the
+    reference expects (:func:`count_answers`, which explains the options; they have no effect without it). Prompts may then
+    be given many times. ``prompts_marked=False`` says that the prompts were written without the key; prompts whose own
+    log10 p is below −3 are refused then, and the verdict shows it as ``text_log10_p``.
 
     Parameters
     ----------
     suspect : Suspect or transformers model
-        Answers prompts.
+        Answers prompts (:class:`radio_utils.suspects.Suspect`); a bare model is taken as a local one.
     prompts : sequence of array_like of int [length]
         What is asked, as token ids.
     wm : Watermark
@@ -196,8 +162,7 @@ def count_answers(
     """The weighted pairs of the answers' counts: what B said more, or less, often than ``reference`` expects.
 
     They depend on no key: :func:`radio_utils.contrast.judge_contrast` gives the verdict and ``audit_contrast`` its audit.
-    ``reference`` must never have met the key: Alice's own model without her mark, or B₀. It reads each prompt with its
-    answer once, with B's ``sampling`` if that is known. ``keep`` is the filter φ, chosen without the key.
+    ``reference`` reads each prompt with its answer once.
 
     ``prompts_marked`` is true of prompts that were written under the key. The test stays valid, by leaving out what the
     prompts show of the key (:mod:`radio_utils.shown`): after windows that the prompts hold, pairs count only in B's
@@ -206,37 +171,22 @@ def count_answers(
     first token that Alice's model read; every draw under the key that the prompts depend on must be in them. Plain
     prompts are best.
 
-    ``tau`` is how much models differ anyway (:func:`radio_utils.counts.weights`), to be chosen before the answers are
-    seen. Of each place the ``top`` likeliest tokens and the one that was said are kept.
-
     Parameters
     ----------
-    prompts : sequence of array_like of int [length]
-        What was asked, as token ids.
-    answers : sequence of int arrays [length]
-        What B said to each.
+    prompts, answers
+        As in :func:`score_answers`.
     reference : transformers model
-        A model that never met the key.
-    window : int
-        k, the number of tokens before the scored one.
-    vocab_size : int
-        V, the number of token ids.
+        A model that never met the key: Alice's own without her mark, or B₀.
+    window, vocab_size
+        As in :func:`radio_utils.evidence.collect`.
     keep : array_like of int [m, k], optional
         The filter φ: the only windows that are scored. It must be chosen without the key.
-    prompts_marked : bool
-        Whether the prompts may have been written under the key.
-    drawn : sequence of array_like of int, optional
-        The whole contexts in which the prompts were written, as ids.
-    sampling : Sampling, optional
-        How B draws its tokens, if that is known.
+    prompts_marked, drawn, sampling
+        As in :func:`query_closed_model`.
     tau : float
-        How much models differ anyway.
-    batch_size : int
-        Sequences a forward pass.
-    top : int
-        How many of the likeliest tokens are kept at each place.
-    progress : str, optional
-        Title of a progress bar; none without it.
+        How much models differ anyway (:func:`radio_utils.counts.weights`), chosen before the answers are seen.
+    batch_size, top, progress
+        As in :func:`radio_utils.reading.read_open_model`.
 
     Returns
     -------
@@ -301,12 +251,8 @@ def score_answers(
         What was asked, as token ids.
     answers : sequence of int arrays [length]
         What B said to each.
-    wm : Watermark
-        The watermark whose key is asked about.
-    keep : array_like of int [m, k], optional
-        The filter φ: the only windows that are scored. It must be chosen without the key.
-    dedup : {'window+token', 'window', None}
-        What counts once: a pair, a window, or nothing, and then p is no p-value.
+    wm, keep, dedup
+        As in :func:`radio_utils.detection.detect`.
 
     Returns
     -------

@@ -47,9 +47,6 @@ def read_open_model(
 ) -> detection.Detection | contrast.ContrastiveReading | SoftReading:
     """Test H₀ "B never learned from text watermarked with this key" on B's predictions along the sequences.
 
-    ``sequences`` is an int array [n, length] or a list of token-id sequences: the tokens *as Alice's model drew them*.
-    ``prompts``, one for each, are fed before them and not scored, as B saw them in training. ``keep`` is the filter φ.
-
     What makes p true where the texts are marked (page "When is a p-value valid?"): each list is scored before the texts
     have drawn from it (``skip_seen=False`` scores every place, which is unsound: it is there to show why). ``full_context``
     says that the prompts hold all that Alice's model had before it wrote; else a template may stand between, and what it
@@ -81,7 +78,7 @@ def read_open_model(
     model : transformers model
         The suspect B, a causal language model.
     sequences : sequence of array_like of int [length]
-        Token ids that B reads, one row a text.
+        Token ids that B reads, one row a text: the tokens *as Alice's model drew them*.
     wm : Watermark
         The watermark whose key is asked about.
     reference : transformers model or sequence of them, optional
@@ -89,7 +86,7 @@ def read_open_model(
     soft : bool
         Whether B's probabilities are scored instead of his likeliest tokens; for readings without a reference.
     prompts : iterable of array_like of int [length], optional
-        The prompt of each text, as token ids. Windows that occur in it are not scored.
+        The prompt of each text, as token ids, fed before it and not scored, as B saw it in training.
     keep : array_like of int [m, k], optional
         The filter φ: the only windows that are scored. It must be chosen without the key.
     dedup : {'window+token', 'window', None}
@@ -230,34 +227,18 @@ def read_evidence(
 
     Parameters
     ----------
-    model : transformers model
-        The suspect B, a causal language model.
-    sequences : sequence of array_like of int [length]
-        Token ids that B reads, one row a text.
-    window : int
-        k, the number of tokens before the scored one.
-    vocab_size : int
-        V, the number of token ids.
-    prompts : iterable of array_like of int [length], optional
-        The prompt of each text, as token ids. Windows that occur in it are not scored.
-    keep : array_like of int [m, k], optional
-        The filter φ: the only windows that are scored. It must be chosen without the key.
-    dedup : {'window+token', 'window', None}
-        What counts once: a pair, a window, or nothing, and then p is no p-value.
-    skip_seen : bool
-        Whether predictions after windows that the prompt holds are left out.
-    full_context : bool
-        Whether the prompts hold all that stood before the texts.
+    model, sequences
+        As in :func:`read_open_model`.
+    window, vocab_size
+        As in :func:`radio_utils.evidence.collect`.
+    prompts, keep, dedup, skip_seen, full_context
+        As in :func:`read_open_model`.
     from_start : bool
         Whether texts are answers that are scored from their first token on (:attr:`Watermark.marks_start`).
     shared : SharesColours, optional
         The watermark, where windows share lists.
-    feeding : Feeding or sequence of them, optional
-        How B, or each of the models, is fed; the tokens as they are without it.
-    batch_size : int
-        Sequences a forward pass.
-    progress : str, optional
-        Title of a progress bar; none without it.
+    feeding, batch_size, progress
+        As in :func:`read_open_model`.
 
     Returns
     -------
@@ -307,22 +288,7 @@ def read_predictions(
     return Predictions(tuple(contexts.ids), np.array(contexts.prompt_sizes, np.int64), tuple(tokens))
 
 
-def read_contrast(
-    model: Any,
-    reference: Any,
-    sequences: Sequence[ArrayLike] | NDArray[Any],
-    window: int,
-    vocab_size: int,
-    *,
-    prompts: Sequence[ArrayLike] | None = None,
-    keep: ArrayLike | None = None,
-    skip_seen: bool = True,
-    from_start: bool = False,
-    feeding: Feeding | Sequence[Feeding] | None = None,
-    batch_size: int = 64,
-    top: int = 128,
-    progress: str | None = None,
-) -> contrast.Contrast:
+def read_contrast(*args: Any, **options: Any) -> contrast.Contrast:
     """The weighted pairs of contrastive reading. They do not depend on any key: audits score them again.
 
     A window already met earlier in the same context is not used: B could copy what followed it there, and with it a mark
@@ -335,10 +301,7 @@ def read_contrast(
     The models are run side by side, one batch at a time; what is kept are sums for each distinct window and each of its
     likeliest tokens, never a matrix of vocabulary by vocabulary.
     """
-    return collect_contrast(
-        model, reference, sequences, window, vocab_size, prompts=prompts, keep=keep, skip_seen=skip_seen,
-        from_start=from_start, feeding=feeding, batch_size=batch_size, top=top, progress=progress,
-    ).contrast()  # fmt: skip
+    return collect_contrast(*args, **options).contrast()
 
 
 def collect_contrast(
@@ -405,14 +368,10 @@ def read_soft(
 
     Parameters
     ----------
-    model : transformers model
-        The suspect B, a causal language model.
-    sequences : sequence of array_like of int [length]
-        Token ids that B reads, one row a text.
-    window : int
-        k, the number of tokens before the scored one.
-    vocab_size : int
-        V, the number of token ids.
+    model, sequences
+        As in :func:`read_open_model`.
+    window, vocab_size
+        As in :func:`radio_utils.evidence.collect`.
     prompts : iterable of array_like of int [length], optional
         The prompt of each text, as token ids.
     keep : array_like of int [m, k], optional
@@ -427,12 +386,8 @@ def read_soft(
         The watermark, where windows share draws.
     feeding : Feeding or sequence of them, optional
         How B is fed; the tokens as they are without it.
-    batch_size : int
-        Sequences a forward pass.
-    top : int
-        How many of the likeliest tokens are kept at each place.
-    progress : str, optional
-        Title of a progress bar; none without it.
+    batch_size, top, progress
+        As in :func:`read_open_model`.
 
     Returns
     -------

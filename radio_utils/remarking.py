@@ -1,20 +1,10 @@
 """The re-marking control: what sees a leak from the marked text into the test.
 
-Text that was marked under Alice's key says something of that key, before any suspect is asked. If the places that are
-scored, the texts that are kept or the way in which strings become tokens depend on it, the p-value of a test on that text
-is too small for an innocent suspect as well. A decoy key cannot show this: under a decoy the same pairs are scored, and
-they were chosen without it. A check with decoys is a check of the arithmetic.
-
-So Alice lets the whole pipeline run again, under m keys that nobody used: the same model, prompts, template, sampling,
-selection, strings and filters. To each of these *worlds* the same test is put, under the world's own key. A suspect who
-never met Alice's key cannot tell her world from the others: the m + 1 results are exchangeable, the rank of the real one is
-uniform on 1 … m + 1, and
-
-    p = (1 + #worlds as extreme as the real one) / (m + 1)
-
-is a p-value *whatever* leaks, since it leaks in every world alike. Where nothing leaks the worlds' own p-values are
-uniform, innocent suspect or not, for nobody trained on their text: :attr:`RemarkControl.leaks` says whether they hold too
-many small ones.
+Alice lets the whole pipeline run again, under m keys that nobody used: the same model, prompts, template, sampling,
+selection, strings and filters. To each of these *worlds* the same test is put, under the world's own key, and the rank of
+the real one among the m + 1 gives a p-value whatever leaks (page "When is a p-value valid?"). Where nothing leaks the
+worlds' own p-values are uniform, innocent suspect or not: :attr:`RemarkControl.leaks` says whether they hold too many small
+ones.
 
 The conditions of the argument:
 
@@ -184,7 +174,7 @@ def remark_control(
     seed: int | None = None,
     progress: str | None = None,
 ) -> RemarkControl:
-    """Put ``test`` to the real texts and to those of ``worlds`` other keys; the argument stands at the module's head.
+    """Put ``test`` to the real texts and to those of ``worlds`` other keys.
 
     ``write(wm)`` is Alice's *whole* pipeline under a given watermark, from the prompts to what the test is given. With
     ``batched`` it is called once, as ``write(wms)``, and returns the texts of each watermark in their order: small batches
@@ -193,10 +183,8 @@ def remark_control(
     a ContrastiveReading, a SequentialVerdict), or log10 p itself. Whatever the test chooses (a filter, places, a stop) it
     must choose anew in each call, and nothing may be carried from one to the next.
 
-    ``strength(texts, wm)`` says how strongly texts are marked: for texts that are no token-id sequences give a function of
-    your own, or None to leave the comparison out. The other keys are decoys of ``wm`` from fresh entropy, which is recorded
-    as ``seed``; give it back to repeat a control, never to choose one. To reject at level α, ``worlds`` must be at least
-    ``worlds_needed(α)``.
+    The other keys are decoys of ``wm`` from fresh entropy, which is recorded as ``seed``. To reject at level α, ``worlds``
+    must be at least ``worlds_needed(α)``.
 
     Parameters
     ----------
@@ -213,9 +201,9 @@ def remark_control(
     batched : bool
         Whether ``write`` takes all watermarks at once.
     strength : callable, optional
-        How strongly texts are marked.
+        How strongly texts are marked, of (texts, wm); for texts that are no token-id sequences one of your own, or None.
     seed : int, optional
-        Repeats a control.
+        Repeats a control; never to choose one.
     progress : str, optional
         Title of a progress bar; none without it.
 

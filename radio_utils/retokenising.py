@@ -5,13 +5,10 @@ again (:class:`Retokenised`). An *open* one is read across the tokenizers (:func
 Alice's tokens in his own tokens, and where his likeliest next token tells how Alice's next token must begin, his
 prediction is scored as that token of hers (:class:`TokenMap`).
 
-The map uses no key, so it has no say in whether p is valid (page "When is a p-value valid?"): a bad map costs power only.
-
-Nor may the choice of *places* use the key, and a watermarked text does depend on it. So Alice's tokens are translated one
-by one, and what B is fed before a place depends on nothing after it. His own tokenization of the whole text would not do:
-whether it has a boundary at a place depends on the token that follows, which is likelier to be green. Were only the
-places scored where both tokenizers happen to have a boundary, an innocent B who predicts well would be convicted. The
-price is that B meets spellings that he would not choose where Alice divides a word of his.
+The map uses no key: a bad one costs power only. Nor may the choice of *places* use the key, and a watermarked text does
+depend on it. So Alice's tokens are translated one by one, and what B is fed before a place depends on nothing after it:
+whether B's own tokenization has a boundary at a place would depend on the token that follows, which is likelier to be
+green. The price is that B meets spellings that he would not choose where Alice divides a word of his.
 """
 
 from __future__ import annotations

@@ -16,22 +16,19 @@ cannot outweigh the rest; what is too flat stays below c, and spreads over many 
 
 When the p-value is valid
 -------------------------
-On plain text, that does not know the key, all is fixed before the lists are drawn, and p is exact
-(:meth:`radio_utils.stats.laws.Law.weighted`). On marked text the places are those of sealed lists
-(:mod:`radio_utils.predictions`), chosen by the texts alone: when W's list is opened, nothing followed so far was drawn from
-it, and B's probabilities there, hence the weights, are functions of what was. So given the past each window's sum has its
-null law, and S − E S is a martingale. As in hard reading, one thing is left: *which* weights come may depend on lists that
-were opened before. All windows have one variance, so that nothing that B does can stop the sum at a good moment; how many
-windows there are depends on the texts. ``log10_p`` is the tail for the weights as they came. ``log10_bound`` needs no such
-clause: by the martingale property E exp(θS − Σ K_W(θ)) = 1 for each θ however weights depend on the past, so that the
-mean over a fixed grid of θ is an e-value (V. de la Peña, T. Lai and Q.-M. Shao, *Self-normalized processes*, 2009, chapter
-11), whose inverse bounds p. It lies a few decades higher by nature.
+On plain text p is exact (:meth:`radio_utils.stats.laws.Law.weighted`). On marked text the places are those of sealed lists
+(:mod:`radio_utils.predictions`), chosen by the texts alone, and S − E S is a martingale; *which* weights come may depend on
+lists that were opened before (page "When is a p-value valid?"). All windows have one variance, so that nothing that B does
+can stop the sum at a good moment. ``log10_p`` is the tail for the weights as they came. ``log10_bound`` needs no such
+clause: E exp(θS − Σ K_W(θ)) = 1 for each θ however weights depend on the past, so that the mean over a fixed grid of θ is
+an e-value (V. de la Peña, T. Lai and Q.-M. Shao, *Self-normalized processes*, 2009, chapter 11), whose inverse bounds p. It
+lies a few decades higher by nature.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,40 +44,15 @@ _TILTS = np.geomspace(1e-3, 4.0, 24) / UNIT  # θ, in standard deviations of a w
 FEW = 16  # tokens of a place that are looked at where each has to be checked by itself
 
 
-@dataclass(frozen=True, slots=True)
-class SoftReading:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SoftReading(contrast.WeightedVerdict):
     """The verdict of soft reading.
 
-    ``seen`` positions were read, ``scored`` pairs have a weight, ``total`` is S − E S in units of weight, and ``score`` is
-    the weighted mean mark. ``log10_p`` is exact for weights that do not depend on the key, as on plain text, and
-    ``log10_bound`` an upper bound for weights that may depend on lists opened before (see the module).
-    ``log10_saddlepoint`` approximates ``log10_p`` by another route. ``text_log10_p`` is the plain detector's log10 p of
-    what was read, None where the text may be marked.
+    ``log10_p`` is exact for weights that do not depend on the key, as on plain text, and ``log10_bound`` an upper bound for
+    weights that may depend on lists opened before (see the module). ``text_log10_p`` is None where the text may be marked.
     """
 
-    seen: int
-    scored: int
-    total: float
-    score: float
-    z: float
-    log10_p: float
     log10_bound: float
-    log10_saddlepoint: float
-    scheme: str
-    window: int
-    fingerprint: str
-    contrast: contrast.Contrast = field(repr=False, compare=False)
-    text_log10_p: float | None = None
-
-    @property
-    def p_value(self) -> float:
-        """The p-value as a float; 0 where it underflows. Quote ``log10_p``."""
-        return float(10.0**self.log10_p)
-
-    @property
-    def evidence(self) -> ev.Evidence:
-        """The pairs that were scored."""
-        return self.contrast.pairs
 
 
 def weights_of(packing: ev.Packing, words: ev.Words, probabilities: NDArray[np.float64], seen: int) -> contrast.Contrast:
@@ -125,7 +97,6 @@ def judge_soft(found: contrast.Contrast, wm: Watermark, *, text_log10_p: float |
     return SoftReading(
         **contrast.verdict_on(found, wm, null, raw),
         log10_bound=_log10_bound(null, raw, wm) if found.weights.size else 0.0,
-        log10_saddlepoint=null.log10_saddlepoint(raw),
         text_log10_p=text_log10_p,
     )
 

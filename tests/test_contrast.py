@@ -422,13 +422,14 @@ def test_a_contrast_that_does_not_fit_is_named() -> None:
             contrast.audit_contrast(found, wm, keys=5)
 
 
-def test_weights_that_are_not_finite_are_named() -> None:
+def test_weights_that_are_not_finite_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     collector = contrast.ContrastCollector(1, V, 2)
     with pytest.raises(ValueError, match="probabilities hold NaN or infinity"):
         collector.add(np.array([[1]]), [torch.full((1, V), torch.nan), torch.full((1, V), 1 / V)])
     collector.add(np.array([[1]]), [torch.rand(1, V), torch.full((1, V), 1 / V)])
+    monkeypatch.setattr(contrast, "FLOOR", -1.0)
     with pytest.raises(ValueError, match="a weight is not finite"), np.errstate(all="ignore"):
-        collector.contrast(floor=-1.0)
+        collector.contrast()
 
 
 def test_what_can_be_refused_is_refused_before_a_model_runs() -> None:

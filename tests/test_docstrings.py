@@ -44,6 +44,13 @@ def sections(text: str) -> dict[str, str]:
     return dict(zip(found[1::2], found[2::2], strict=True))
 
 
+def parameters(text: str) -> dict[str, str]:
+    """What each parameter is; several may share a description."""
+    entries = re.findall(r"(?m)^(\S.*)\n((?:    .*\n?)+)", text)
+    names = [([one.strip("*") for one in head.partition(" : ")[0].split(", ")], said.strip()) for head, said in entries]
+    return {one: said for those, said in names for one in those}
+
+
 def test_forty_names_are_documented() -> None:
     assert len(NAMES) >= 40
 
@@ -55,9 +62,14 @@ def test_sections_are_complete_and_in_order(module: str, name: str) -> None:
     order = [part for part in ("Parameters", "Returns", "Raises", "Notes", "Examples") if part in parts]
     assert list(parts) == order and "Notes" in parts and len(parts["Notes"].strip()) > 15
     assert ("Returns" in parts) == (not inspect.isclass(found)), "a function says what it returns, a class is it"
-    listed = re.findall(r"(?m)^\*{0,2}(\w+)(?: : .+)?$", parts["Parameters"])
-    assert listed == [one for one in inspect.signature(found).parameters if one != "self"]
-    assert len(re.findall(r"(?m)^    \S", parts["Parameters"])) >= len(listed), "each has a description"
+    listed = parameters(parts["Parameters"])
+    assert list(listed) == [one for one in inspect.signature(found).parameters if one != "self"]
+    for one, text in listed.items():
+        if elsewhere := re.fullmatch(r"As in :func:`([\w.]+)`.", text):
+            home, _, other = elsewhere[1].removeprefix("radio_utils.").rpartition(".")
+            text = parameters(sections(inspect.getdoc(documented(home or module, other)) or "")["Parameters"])[one]
+            assert not text.startswith("As in"), f"{one} is explained one step away"
+        assert text, "each has a description"
 
 
 @pytest.mark.parametrize(("module", "name"), NAMES)

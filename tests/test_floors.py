@@ -19,7 +19,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("contrast", "costs", "membership", "optout", "remarking", "commit", "figures"),
     ("soft", "planning"),
     ("reading", "advise"),
-    ("counts", "informed", "retokenising", "sharding"),
+    ("counts", "retokenising", "sharding"),
     ("querying",),
     ("world", "audit"),
     ("experiments",),

@@ -351,8 +351,8 @@ def collect(
     A window that occurs anywhere in the text's own prompt is not scored: the prompt may be marked, and B may have copied
     what follows. With ``shared``, the watermark, a window is left out as well if its list, or the pair's colour, is one
     that the prompt has drawn from. With ``hidden`` the prompt's first ``window`` tokens may have been drawn after windows
-    that it does not show, so the same token is not scored after any window that may have been one of those. With ``keep``,
-    an array [m, k], only those windows are scored (the filter φ). Windows lie wholly inside the text. With ``from_start``
+    that it does not show, so the same token is not scored after any window that may have been one of those. Windows
+    lie wholly inside the text. With ``from_start``
     and prompts each text is an answer of an engine whose contexts begin with the answer: its first ``window`` tokens are
     scored too, after windows that −1 fills up, save where the prompt holds the same run of tokens.
 
@@ -479,10 +479,8 @@ def from_pairs(
         V, the number of token ids.
     seen : int, optional
         Positions that were looked at; n without it.
-    keep : array_like of int [m, k], optional
-        The filter φ: the only windows that are scored. It must be chosen without the key.
-    dedup : {'window+token', 'window', None}
-        What counts once: a pair, a window, or nothing, and then p is no p-value.
+    keep, dedup
+        As in :func:`collect`.
 
     Returns
     -------

@@ -69,10 +69,8 @@ def frequent_windows(
     ----------
     texts : iterable of array_like of int [length]
         Token ids, one row a text.
-    window : int
-        k, the number of tokens before the scored one.
-    vocab_size : int
-        V, the number of token ids.
+    window, vocab_size
+        As in :func:`radio_utils.evidence.collect`.
     at_least : int
         In how many texts a window must occur.
     from_start : bool
