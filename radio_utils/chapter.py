@@ -13,7 +13,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "audit": ("case", "test", "scored", "log10_p", "log10_corrected", "ks_p", "outcome"),
     "summary": ("rho", "setting", "access", "watermark", "log10_p"),
 }
-_REAL = "pocket"  # the tier of a real model
+_REAL, _REAL_NAME = "pocket", "SmolLM2-135M-Instruct (pocket)"  # the tier of a real model
 
 
 class Chapter:
@@ -133,14 +133,12 @@ class Chapter:
     def on_real_model(self, table: str, *, by: Iterable[str], column: str = "log10_p") -> Any:
         """A column of a table in this run beside the committed runs on a real model: one more column for each seed.
 
-        Those are the records of the tier ``pocket`` as it is now; without any "not yet run" is said, and this run is shown.
         ``by`` are the columns that name a row. A row that a run lacks is a dash there. Raises ``ValueError`` where ``by``
         names several rows.
         """
         names = tuple(by)
         runs = {self.preset.name: self.tables.get(table, [])}
-        real = self._committed(load_preset(_REAL), table) if self.preset.name != _REAL else {}
-        runs |= {f"{_REAL}, seed {seed}": rows for seed, rows in real.items()}
+        runs |= {f"{_REAL}, seed {seed}": rows for seed, rows in self._real(table).items()}
         found: dict[tuple[Any, ...], dict[str, Any]] = {}
         for run, rows in runs.items():
             for row in rows:
@@ -151,9 +149,33 @@ class Chapter:
                 if shown[f"{column}, {run}"] is not None:
                     raise ValueError(f"by={list(names)} names several rows of {table!r}; add another of its columns")
                 shown[f"{column}, {run}"] = row[column]
-        if not real and self.preset.name != _REAL:
-            self.say(f"On a real model (the tier `{_REAL}`): not yet run.")
         return figures.table(list(found.values()))
+
+    def beside_real_model(self, table: str, *, where: Mapping[str, Any] | None = None, **drawn: Any) -> Any:
+        """The lines of a table against a share, in this run and on a real model, side by side.
+
+        Rows that match ``where`` are drawn; ``drawn`` goes to :func:`radio_utils.figures.side_by_side`.
+        """
+        wanted = dict(where or {})
+        real = [_matching(rows, wanted) for rows in self._real(table).values()]
+        runs = {f"this run ({self.preset.name})": self.all_seeds(table, **wanted)} | ({_REAL_NAME: real} if real else {})
+        return figures.side_by_side(runs, **drawn)
+
+    def real(self, table: str, **where: Any) -> list[dict[str, Any]]:
+        """:meth:`rows` of the first committed run on a real model; none where there is no run."""
+        return _matching(next(iter(self._real(table).values()), []), where)
+
+    def _real(self, table: str) -> dict[int, list[dict[str, Any]]]:
+        """By seed, the committed runs of this chapter on a real model: the tier ``pocket`` as it is now.
+
+        Without any "not yet run" is said, and in a run of this tier itself there is nothing to compare.
+        """
+        if self.preset.name == _REAL:
+            return {}
+        found = self._committed(load_preset(_REAL), table)
+        if not found:
+            self.say(f"On a real model (the tier `{_REAL}`): not yet run.")
+        return found
 
     def _committed(self, preset: Preset, table: str) -> dict[int, list[dict[str, Any]]]:
         """The rows of a table in the committed runs of this chapter at these sizes, by seed."""

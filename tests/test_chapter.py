@@ -148,7 +148,7 @@ def test_a_run_stands_beside_those_on_a_real_model(
         -0.5,
         -9.0,
     ]
-    rows = [{"rho": 0.1, "log10_p": -30.0}, {"rho": 1.0, "log10_p": -99.0}]
+    rows = [{"rho": rho, "setting": "supervised", "log10_p": p} for rho, p in ((0.1, -30.0), (1.0, -99.0))]
     for seed, sizes in ((0, load_preset("pocket")), (1, load_preset("pocket", audit_keys=99))):
         record = {"seed": seed, "config_hash": chapter_module.config_hash(sizes, seed), "tables": {"open_model": rows}}
         place = folders / f"seed-{seed}" / "pocket" / f"{run.name}.json"
@@ -163,6 +163,10 @@ def test_a_run_stands_beside_those_on_a_real_model(
         -30.0,
         -99.0,
     ]
+    assert [row["log10_p"] for row in run.real("open_model", rho=1.0)] == [-99.0]
+    drawn = run.beside_real_model("open_model", series="setting", labels={"supervised": "supervised", "plain": "plain"})
+    assert [ax.get_title() for ax in drawn.axes] == ["this run (smoke)", "SmolLM2-135M-Instruct (pocket)"]
+    assert len({ax.get_ylim() for ax in drawn.axes}) == 1 and drawn.axes[1].get_ylim()[0] < -99
     with pytest.raises(ValueError, match=r"by=\['setting'\] names several rows of 'open_model'"):
         run.on_real_model("open_model", by=["setting"])
 

@@ -50,6 +50,33 @@ def z_against_share(
     return ax
 
 
+def side_by_side(
+    runs: Mapping[str, Sequence[Rows]], *, series: str, labels: Mapping[Any, str], x: str = "rho", y: str = "log10_p"
+) -> Figure:
+    """:func:`log10_p_against_share` (or with ``y="z"`` :func:`z_against_share`) of several runs, one panel each, one scale.
+
+    Of each run the first rows are drawn with markers and those of its other seeds faintly. A line that a run lacks is not
+    drawn there.
+    """
+    figure, axes = plt.subplots(1, len(runs), figsize=(min(4.6 * len(runs) + 0.6, 10), 4.0), sharey=True, squeeze=False)
+    for ax, (name, (rows, *others)) in zip(axes[0], runs.items(), strict=True):
+        there = {value: label for value, label in labels.items() if any(row[series] == value for row in rows)}
+        _series(rows, others, x=x, y=y, series=series, labels=there, ax=ax)
+        _share_axis(ax, [row[x] for row in rows], x)
+        ax.set_title(name, size=11)
+    for ax in axes[0]:
+        if y == "z":
+            ax.axhspan(-1.96, 1.96, color=GREY, alpha=0.15, lw=0, label="95 % of innocents")
+            ax.set_ylabel("evidence z (standard deviations)")
+        else:
+            drawn = [line.get_ydata() for one in axes[0] for line in one.get_lines() if line.get_label() in labels.values()]
+            _log10_p_axis(ax, min((float(np.nanmin(values)) for values in drawn if len(values)), default=THRESHOLD))
+        ax.label_outer()
+    axes[0, 0].legend()
+    figure.tight_layout()
+    return figure
+
+
 def _series(
     rows: Rows, others: Sequence[Rows], *, x: str, y: str, series: str, labels: Mapping[Any, str], ax: Axes | None
 ) -> Axes:
