@@ -21,7 +21,7 @@ from functools import partial
 from radio_utils import experiments
 from radio_utils.artifacts import Store, default_root
 from radio_utils.presets import PresetError, load_preset
-from radio_utils.world.names import SETS, PairSet
+from radio_utils.world.names import SETS, PairSet, Which
 from radio_utils.world.world import World
 
 logger = logging.getLogger(__name__)
@@ -46,9 +46,13 @@ def stages(world: World) -> list[Stage]:
         Stage("Alice's model", partial(world.model_inputs, "alice")),
         Stage("Bob's base", partial(world.model_inputs, "base")),
     ]
-    found += [Stage(f"pairs, {which}", partial(world.written, which)) for which in SETS]
-    found += [Stage(f"Bob at {rho:g}", partial(world.made, rho)) for rho in rhos]
-    found.append(Stage("the innocent twin", partial(world.made, "twin")))
+    texts: dict[str, Which] = {f"pairs, {which}": f"pairs/{which}" for which in SETS}
+    models: dict[str, Which] = {f"Bob at {rho:g}": rho for rho in rhos}
+    models["the innocent twin"] = "twin"
+    if world.device == "cpu":  # one core each
+        found += [Stage(", ".join(some), partial(world.make, *some.values())) for some in (texts, models)]
+    else:
+        found += [Stage(name, partial(world.made, which)) for name, which in (texts | models).items()]
     for rho in preset.mixtures.rhos:
         for setting in settings:
             name = f"reading Bob at {rho:g}, {setting}"
