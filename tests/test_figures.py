@@ -180,12 +180,14 @@ def test_errors_are_drawn_at_their_size() -> None:
     assert [label.get_text() for label in ax.get_xticklabels()] == ["0", "10"]
 
 
-def test_the_story_has_one_line_for_each_setting() -> None:
+def test_the_story_has_one_line_for_each_setting_and_one_panel_for_each_run() -> None:
     rows = [row | {"access": access} for row in ROWS for access in ("open", "closed")]
-    (ax,) = figures.story(rows).axes
-    assert {line.get_label() for line in ax.get_lines()} >= {
-        "open, supervised", "open, unsupervised", "closed, supervised", "closed, unsupervised"
-    }  # fmt: skip
+    (ax,) = figures.story({"alone": [rows]}).axes
+    settings = {"open, supervised", "open, unsupervised", "closed, supervised", "closed, unsupervised"}
+    assert {line.get_label() for line in ax.get_lines()} >= settings
+    left, right = figures.story({"small": [rows, rows], "large": [[row for row in rows if row["access"] == "open"]]}).axes
+    assert (left.get_title(), right.get_title()) == ("small", "large") and left.get_ylim() == right.get_ylim()
+    assert {line.get_label() for line in right.get_lines()} & settings == {"open, supervised", "open, unsupervised"}
 
 
 def test_deviations_are_drawn_for_each_reference() -> None:

@@ -152,8 +152,13 @@ def _figure(project: Project, options: argparse.Namespace) -> None:
     target = project.root / "book" / "_static" / "story.png"
     seeds = read_seeds(project, options.preset)
     found = [records["06_closed_model"] for seed, records in seeds.items() if seed != record["seed"]]
-    others = [other["tables"]["summary"] for other in found]
-    figures.story(record["tables"]["summary"], others=others).savefig(target, dpi=150)
+    runs = {options.preset: [one["tables"]["summary"] for one in (record, *found)]}
+    real = [
+        records["06_closed_model"] for records in read_seeds(project, "pocket").values() if "06_closed_model" in records
+    ]
+    if real and options.preset != "pocket":
+        runs["SmolLM2-135M-Instruct (pocket)"] = [one["tables"]["summary"] for one in real]
+    figures.story(runs).savefig(target, dpi=150)
     print(f"drew {target.relative_to(project.root)} from seed {record['seed']}")
 
 

@@ -58,12 +58,13 @@ def side_by_side(
     Of each run the first rows are drawn with markers and those of its other seeds faintly. A line that a run lacks is not
     drawn there.
     """
-    figure, axes = plt.subplots(1, len(runs), figsize=(min(4.6 * len(runs) + 0.6, 10), 4.0), sharey=True, squeeze=False)
+    figure, axes = plt.subplots(1, len(runs), figsize=(7.2 if len(runs) == 1 else 10, 4), sharey=True, squeeze=False)
     for ax, (name, (rows, *others)) in zip(axes[0], runs.items(), strict=True):
         there = {value: label for value, label in labels.items() if any(row[series] == value for row in rows)}
         _series(rows, others, x=x, y=y, series=series, labels=there, ax=ax)
         _share_axis(ax, [row[x] for row in rows], x)
-        ax.set_title(name, size=11)
+        if len(runs) > 1:
+            ax.set_title(name, size=11)
     for ax in axes[0]:
         if y == "z":
             ax.axhspan(-1.96, 1.96, color=GREY, alpha=0.15, lw=0, label="95 % of innocents")
@@ -385,9 +386,10 @@ def strength_and_loudness(rows: Sequence[Mapping[str, Any]], groups: Mapping[str
     return ax
 
 
-def story(rows: Rows, *, others: Sequence[Rows] = ()) -> Figure:
-    """The book in one figure: log10 p against ρ in the four settings, from the rows of the summary table."""
-    figure, ax = plt.subplots()
-    lines, *faint = ([with_series(row) for row in run if row["watermark"]] for run in (rows, *others))
-    log10_p_against_share(lines, series="series", labels={name: name for name in SETTINGS}, others=faint, ax=ax)
-    return figure
+def story(runs: Mapping[str, Sequence[Rows]]) -> Figure:
+    """The book in one figure: log10 p against ρ in the four settings, from the rows of the summary tables.
+
+    Each run has a panel: its rows, and then those of its other seeds.
+    """
+    drawn = {name: [[with_series(row) for row in rows if row["watermark"]] for rows in run] for name, run in runs.items()}
+    return side_by_side(drawn, series="series", labels={name: name for name in SETTINGS})
