@@ -15,7 +15,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("executors", "files", "provenance", "parallel", "processes", "stats", "extras"),
     ("artifacts", "watermarks"),
     ("compat", "engines", "decoding", "evidence"),
-    ("detection", "eprocess", "keys", "predictions", "presets", "shown", "suspects"),
+    ("detection", "eprocess", "keyless", "keys", "predictions", "presets", "shown", "suspects"),
     ("contrast", "costs", "membership", "optout", "remarking", "commit", "figures"),
     ("soft", "planning"),
     ("reading", "advise"),
