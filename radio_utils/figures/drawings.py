@@ -201,30 +201,29 @@ def _colours(windows: Ids, tokens: Ids, wm: Watermark) -> list[str]:
 
 def threat_model() -> Figure:
     """Who gives what to whom: the diagram of the threat model."""
+    left, right = 0.27, 0.8
     boxes = {
-        "Alice's model A\nkey s": (0.09, 0.75, BLUE), "watermarked text\n$D^A$": (0.36, 0.75, GREY),
-        "Bob's data D\nshare ρ from A": (0.63, 0.75, VERMILION), "suspect B": (0.91, 0.75, VERMILION),
-        "other data": (0.36, 0.2, GREY), "base model $B_0$": (0.63, 0.2, GREY),
-        "Alice's test\nkey s, p-value": (0.91, 0.2, BLUE),
+        "Alice's model A\nkey s": (left, 0.93, BLUE), "watermarked text\n$D^A$": (left, 0.72, GREY),
+        "Bob's data D\nshare ρ from A": (left, 0.5, VERMILION), "suspect B": (left, 0.29, VERMILION),
+        "other data": (right, 0.5, GREY), "base model $B_0$": (right, 0.29, GREY),
+        "Alice's test\nkey s, p-value": (left, 0.07, BLUE),
     }  # fmt: skip
     arrows = {
         (0, 1): "writes", (1, 2): "", (2, 3): "fine-tuning", (4, 2): "", (5, 3): "",
         (3, 6): "open: logits\nclosed: answers",
     }  # fmt: skip
-    figure, ax = plt.subplots(figsize=(10, 3.2))
+    figure, ax = plt.subplots(figsize=(4.6, 4.8), dpi=160)
     ax.set(xlim=(0, 1), ylim=(0, 1))
     ax.set_axis_off()
-    style = {"boxstyle": "round,pad=0.5", "fc": "white", "lw": 2}
+    style = {"boxstyle": "round,pad=0.4", "fc": "white", "lw": 2}
     drawn = [
-        ax.text(x, y, label, ha="center", va="center", bbox=style | {"ec": whose}) for label, (x, y, whose) in boxes.items()
+        ax.text(x, y, label, ha="center", va="center", fontsize=10, bbox=style | {"ec": whose})
+        for label, (x, y, whose) in boxes.items()
     ]
     for (start, end), label in arrows.items():
         (x0, y0), (x1, y1) = drawn[start].get_position(), drawn[end].get_position()
         line = {"arrowstyle": "->", "color": GREY, "lw": 1.5, "shrinkA": 2, "shrinkB": 2}
         patches = {"patchA": drawn[start].get_bbox_patch(), "patchB": drawn[end].get_bbox_patch()}
         ax.annotate("", (x1, y1), (x0, y0), arrowprops=line | patches)
-        if label:
-            across = y0 == y1
-            where = ((x0 + x1) / 2, y0 + 0.09) if across else (x0 + 0.012, (y0 + y1) / 2)
-            ax.text(*where, label, ha="center" if across else "left", va="center", fontsize=9, color=GREY)
+        ax.text(x0 + 0.03, (y0 + y1) / 2, label, ha="left", va="center", fontsize=9, color="#333333")
     return figure
