@@ -30,7 +30,6 @@ from radio_utils.figures.drawings import (
 from radio_utils.figures.pages import (
     Html,
     coloured,
-    coloured_pairs,
     convictions,
     dialogue,
     framed,
@@ -54,7 +53,6 @@ __all__ = [
     "bars",
     "bets",
     "coloured",
-    "coloured_pairs",
     "convictions",
     "curves_in_panels",
     "dialogue",

@@ -40,28 +40,14 @@ def coloured(tokenizer: Any, texts: Mapping[str, ArrayLike], wm: Watermark) -> H
 
     In general a token is marked when its score is above the middle of its law: ½ for greens, ln 2 for Gumbel-max.
     """
-    pairs: dict[str, list[tuple[ArrayLike | None, int]]] = {}
-    for title, text in texts.items():
-        ids = np.asarray(text, np.int64)
-        pairs[title] = [(None, int(token)) for token in ids[: wm.window]]
-        if ids.size > wm.window:
-            windows = np.lib.stride_tricks.sliding_window_view(ids, wm.window)[:-1]
-            pairs[title] += zip(windows, ids[wm.window :].tolist(), strict=True)
-    return coloured_pairs(tokenizer, pairs, wm)
-
-
-def coloured_pairs(tokenizer: Any, strips: Mapping[str, Sequence[tuple[ArrayLike | None, int]]], wm: Watermark) -> Html:
-    """As :func:`coloured`, of (window, token) pairs that need not be a text: what a model expects along one, for example.
-
-    A token without a window is grey.
-    """
-    level = wm.law.median
     blocks = []
-    for title, pairs in strips.items():
-        windows = [np.asarray(window, np.int64) for window, _ in pairs if window is not None]
-        scores = iter(wm.scores(windows, [token for window, token in pairs if window is not None]) if windows else ())
-        marks = [None if window is None else bool(next(scores) > level) for window, _ in pairs]
-        spans = "".join(_token(tokenizer.decode([int(i)]), mark) for (_, i), mark in zip(pairs, marks, strict=True))
+    for title, text in texts.items():
+        ids, k = np.asarray(text, np.int64), wm.window
+        marks: list[bool | None] = [None] * min(ids.size, k)
+        if ids.size > k:
+            windows = np.lib.stride_tricks.sliding_window_view(ids, k)[:-1]
+            marks += (wm.scores(windows, ids[k:]) > wm.law.median).tolist()
+        spans = "".join(_token(tokenizer.decode([i]), mark) for i, mark in zip(ids.tolist(), marks, strict=True))
         scored = [mark for mark in marks if mark is not None]
         share = f"{100 * sum(scored) / len(scored):.0f} % marked" if scored else "too short to score"
         heading = f'<div class="radio-title">{html.escape(title)} <small>({share})</small></div>'
