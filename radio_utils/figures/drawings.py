@@ -163,6 +163,7 @@ def audit_plan(plan: Mapping[str, Any]) -> Figure:
         sheet.strip([(share,), ((one["test"], "none"),)])
         if not one["applies"]:
             sheet.say(one["why"], indent=4)
+            sheet.space()
     if unseen > 0:
         sheet.strip([((f"α/m = {level:.2g}", "filtered"),), ((f"{unseen} more that another key would allow", "none"),)])
     sheet.space()
