@@ -87,6 +87,7 @@ def test_small_multiples_share_axes_and_mark_the_knob() -> None:
         np.testing.assert_allclose(curves["a"].get_ydata(), [-0.1, -20 * i])
         assert [10, 10] in [list(line.get_xdata()) for line in ax.get_lines() if line.get_linestyle() == ":"]
     assert shown[0].get_ylim()[0] <= -60
+    assert [ax.get_xlabel() for ax in shown] == ["", "answers", "answers"], "the lowest of each column say what x is"
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
     one = figures.curves_in_panels({"one": {"a": ([1, 2], [50, 9])}}, xlabel="δ", ylabel="tokens", log_x=False)
     (ax,) = one.axes

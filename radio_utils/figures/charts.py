@@ -162,6 +162,9 @@ def curves_in_panels(
         ax.set_xlabel(xlabel)
         ax.set_title(title, fontsize=11)
         ax.label_outer()
+    for ax in axes.flat[len(panels) - columns : len(panels)]:  # none is below these
+        ax.tick_params(labelbottom=True)
+        ax.set_xlabel(xlabel)
     for ax in axes.flat[len(panels) :]:
         ax.set_axis_off()
     figure.supylabel(ylabel or "log10 p  (lower: stronger evidence)", fontsize=11)
