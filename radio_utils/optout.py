@@ -31,12 +31,13 @@ _SHARES = np.linspace(0.0, 1.0, 101)  # at which the profile likelihood is worke
 _STRENGTHS = 13  # tilts of marked texts
 _SPAN = 3.0  # from a third of the common tilt to three times it
 _ROUNDS = 40  # of expectation and maximisation at each share
+CONFIDENCE = 0.95  # of the interval
 MOST = 1000  # texts that are looked at: an estimate to a hundredth needs no more
 
 
 @dataclass(frozen=True, slots=True)
 class UnmarkedShare:
-    """The share of texts without the mark: ``share``, in [``low``, ``high``] with ``confidence``, from ``texts`` texts.
+    """The share of texts without the mark: ``share``, in [``low``, ``high``] with :data:`CONFIDENCE`, from ``texts`` texts.
 
     Texts that are marked too faintly to tell count as unmarked.
     """
@@ -44,8 +45,8 @@ class UnmarkedShare:
     share: float
     low: float
     high: float
-    confidence: float
     texts: int
+    confidence: float = CONFIDENCE
 
 
 def unmarked_share(
@@ -53,40 +54,14 @@ def unmarked_share(
     wm: Watermark,
     *,
     prompts: Sequence[ArrayLike] | None = None,
-    most: int = MOST,
-    confidence: float = 0.95,
 ) -> UnmarkedShare:
     """Estimate what share of the texts was written without the mark.
 
-    Parameters
-    ----------
-    texts : sequence of array_like of int [length]
-        Token ids, one row a text; those that are too short for a pair are left out.
-    wm : Watermark
-        The watermark that the rest carries.
-    prompts : sequence of array_like of int [length], optional
-        The prompt of each text, as token ids.
-    most : int
-        Of more texts than that, so many are looked at, evenly spaced.
-    confidence : float in (0, 1)
-        Of the interval.
+    ``texts`` are token ids, each with its prompt if ``prompts`` are given; those too short for a pair are left out, and of
+    more than :data:`MOST` so many are looked at, evenly spaced. The interval takes them for independent of one another.
 
-    Returns
-    -------
-    UnmarkedShare
-        The estimate and its interval.
+    Raises ``ValueError`` for ids outside the vocabulary, unequal numbers of prompts, or no text that holds a pair.
 
-    Raises
-    ------
-    ValueError
-        For ids outside the vocabulary, unequal numbers of prompts, or no text that holds a pair.
-
-    Notes
-    -----
-    The interval takes texts for independent of one another.
-
-    Examples
-    --------
     >>> import numpy as np
     >>> import radio_utils as ru
     >>> from radio_utils import optout
@@ -95,72 +70,36 @@ def unmarked_share(
     >>> optout.unmarked_share(texts, wm).high
     1.0
     """
-    if most < 1:
-        raise ValueError(f"most must be at least 1 text, got {most}")
     if prompts is not None and len(prompts) != len(texts):
         raise ValueError(f"prompts and texts must be equal in number, got {len(prompts)} and {len(texts)}")
     shortest = 1 if wm.marks_start and prompts is not None else wm.window + 1
     long = [i for i in range(len(texts)) if len(texts[i]) >= shortest]  # type: ignore[arg-type]
     if not long:
         raise ValueError(f"no text is longer than the watermark's window={wm.window}; there is no mark to look for")
-    chosen = [long[i] for i in np.unique(np.linspace(0, len(long) - 1, min(most, len(long))).astype(int))]
+    chosen = [long[i] for i in np.unique(np.linspace(0, len(long) - 1, min(MOST, len(long))).astype(int))]
     found = [detection.detect([texts[i]], wm, prompts=None if prompts is None else [prompts[i]]) for i in chosen]
     kept = [one for one in found if one.scored]
-    return share_of([one.total for one in kept], [one.scored for one in kept], wm.law, confidence=confidence)
+    return share_of([one.total for one in kept], [one.scored for one in kept], wm.law)
 
 
-def share_of(totals: ArrayLike, counts: ArrayLike, law: Law, *, confidence: float = 0.95) -> UnmarkedShare:
-    """The share of texts without the mark, from each one's total score [n] and number of pairs [n].
+def share_of(totals: ArrayLike, counts: ArrayLike, law: Law) -> UnmarkedShare:
+    """The share of texts without the mark, from each one's total score [n] and number of distinct pairs [n].
 
-    Parameters
-    ----------
-    totals : array_like of float [n]
-        Total score of each text.
-    counts : array_like of int [n]
-        How many distinct pairs it is the sum of.
-    law : Law
-        The law of a score under the null hypothesis.
-    confidence : float in (0, 1)
-        Of the interval.
-
-    Returns
-    -------
-    UnmarkedShare
-        The estimate and its interval.
-
-    Raises
-    ------
-    ValueError
-        For a confidence outside (0, 1) or unequal, empty rows.
-
-    Notes
-    -----
-    See the module.
-
-    Examples
-    --------
-    >>> from radio_utils import optout
-    >>> from radio_utils.stats.laws import Bernoulli
-    >>> found = optout.share_of([25] * 30 + [80] * 70, [100] * 100, Bernoulli(0.25))
-    >>> round(found.share, 2), found.low < 0.3 < found.high
-    (0.3, True)
+    ``law`` is that of a score under the null hypothesis. Raises ``ValueError`` for unequal, empty rows.
     """
     s, n = np.asarray(totals, np.float64), np.asarray(counts, np.float64)
     if s.ndim != 1 or s.shape != n.shape or not s.size:
         raise ValueError(f"totals and counts must be two equal rows of at least one text, got {s.shape} and {n.shape}")
-    if not 0.0 < confidence < 1.0:
-        raise ValueError(f"confidence must lie strictly between 0 and 1, got {confidence}")
     common = _common_tilt(s, n, law)
     tilts = common * np.geomspace(1.0 / _SPAN, _SPAN, _STRENGTHS)
     logs = _log_ratios(s, n, law, tilts[np.isfinite(law.cgf(tilts))])
     profile = _profile(logs)
     best = int(np.argmax(profile))
-    inside = np.flatnonzero(2.0 * (profile[best] - profile) <= stats.chi2.ppf(confidence, 1))
+    inside = np.flatnonzero(2.0 * (profile[best] - profile) <= stats.chi2.ppf(CONFIDENCE, 1))
     return UnmarkedShare(
         share=float(_SHARES[best]),
         low=float(_SHARES[inside[0]]),
         high=float(_SHARES[inside[-1]]),
-        confidence=confidence,
         texts=int(s.size),
     )
 

@@ -142,9 +142,8 @@ def detect_shards(
     """:func:`radio_utils.detect` on files of texts, each of them a shard; the verdict is the same, bit for bit.
 
     The shards' evidence is kept in ``folder``. It depends on no key, so that another key, or a null audit of the
-    verdict's ``evidence``, reads no text again. Workers are given the window and the vocabulary's size, never the key.
-    ``how`` are the options of :func:`map_shards`, which says what is raised; a damaged row is a :class:`ShardError`, and so
-    are prompts where windows of the scheme share draws.
+    verdict's ``evidence``, reads no text again. A damaged row is a :class:`ShardError`, and so are prompts where windows of
+    the scheme share draws.
 
     Parameters
     ----------
@@ -154,14 +153,8 @@ def detect_shards(
         The watermark whose key is asked about.
     folder : str or Path
         Where the shards' results are kept, to go on after a stop.
-    tokenizer : transformers tokenizer, optional
-        For files that hold strings.
-    keep : array_like of int [m, k], optional
-        The filter φ: the only windows that are scored. It must be chosen without the key.
-    dedup : {'window+token', 'window', None}
-        What counts once: a pair, a window, or nothing, and then p is no p-value.
-    sample : float in (0, 1]
-        Share of the windows that is scored, chosen by a public hash.
+    tokenizer, keep, dedup, sample
+        As in :func:`radio_utils.detection.detect`.
     **how
         Options of :func:`map_shards`: workers, backend, attempts.
 
@@ -213,18 +206,14 @@ def read_shards(
 ) -> detection.Detection | contrast.ContrastiveReading:
     """:func:`radio_utils.read_open_model` on files of texts, each a shard, with B's ``model`` folder or hub name.
 
-    Every process loads B once, with :func:`radio_utils.suspects.load_model`, and holds one shard's texts at a time. Texts
-    are batched within their shard; B's rounding may depend on the batch and the number of threads, and a near tie between
-    two tokens then falls otherwise than in one call of :func:`radio_utils.reading.read_predictions`. A model's folder is
-    known by the content of its files, a hub name by the name alone: take another ``folder`` when the hub's model has
-    changed.
+    Every process loads the models once, with :func:`radio_utils.suspects.load_model`, and holds one shard's texts at a
+    time. Texts are batched within their shard; rounding may depend on the batch and the number of threads, and a near tie
+    between two tokens then falls otherwise than in one call of :func:`radio_utils.reading.read_predictions`. A model's
+    folder is known by the content of its files, a hub name by the name alone: take another ``folder`` when the hub's model
+    has changed. On a CUDA ``device`` Ray sets one GPU aside for each worker.
 
-    What B expects depends on no key, and workers are given none. On a CUDA ``device`` Ray sets one GPU aside for each
-    worker. ``how`` are the options of :func:`map_shards`, which says what is raised.
-
-    With ``reference`` the reading is contrastive: every process loads B and the references. The texts are looked at first,
-    and none is read where they carry the mark. A shard's result is what the models expect after each of its windows,
-    summed; the sums of all shards are those of the whole up to the order in which they are added.
+    With ``reference`` the reading is contrastive: the texts are looked at first, and none is read where they carry the
+    mark. The sums of all shards are those of the whole up to the order in which they are added.
 
     Parameters
     ----------
@@ -240,16 +229,8 @@ def read_shards(
         Folders or hub names of models that never met the key, such as the one that B was made from.
     tokenizer : transformers tokenizer, optional
         For files that hold strings.
-    keep : array_like of int [m, k], optional
-        The filter φ: the only windows that are scored. It must be chosen without the key.
-    dedup : {'window+token', 'window', None}
-        What counts once: a pair, a window, or nothing, and then p is no p-value.
-    skip_seen : bool
-        Whether predictions after windows that the prompt holds are left out.
-    full_context : bool
-        Whether the prompts hold all that stood before the texts.
-    batch_size : int
-        Sequences a forward pass.
+    keep, dedup, skip_seen, full_context, batch_size
+        As in :func:`radio_utils.reading.read_open_model`.
     top : int
         How many of the likeliest tokens are kept at each place of contrastive reading.
     device : str
@@ -307,19 +288,8 @@ def _read_contrast(
     )
     check_plain(of_texts.log10_p)
     collector = contrast.ContrastCollector(wm.window, wm.vocab_size, len(models), top=options["top"])
-    for part in _with_models(
-        "contrast",
-        _contrast,
-        models,
-        files,
-        folder,
-        ".npz",
-        how,
-        window=wm.window,
-        from_start=wm.marks_start,
-        **settings,
-        **options,
-    ):
+    settings = settings | options | {"window": wm.window, "from_start": wm.marks_start}
+    for part in _with_models("contrast", _contrast, models, files, folder, ".npz", how, **settings):
         collector.take(part)
     return contrast.judge_contrast(collector.contrast(), wm, text_log10_p=of_texts.log10_p)
 
@@ -347,19 +317,12 @@ def answer_shards(
     and its file name, so that neither the backend, the number of workers nor the other shards change an answer; hence no
     two shards may have the same name.
 
-    B answers without any key. B is loaded and known as in :func:`read_shards`; ``how`` are the options of
-    :func:`map_shards`, which says what is raised.
+    B is loaded and known as in :func:`read_shards`.
 
     Parameters
     ----------
-    model : str or Path
-        Folder or hub name of B.
-    files : sequence of str or Path
-        JSONL or Parquet files, each a shard.
-    folder : str or Path
-        Where the shards' results are kept, to go on after a stop.
-    tokenizer : transformers tokenizer, optional
-        For files that hold strings.
+    model, files, folder, tokenizer
+        As in :func:`read_shards`.
     max_new_tokens : int
         The most tokens of an answer.
     sampling : Sampling, optional
@@ -370,14 +333,8 @@ def answer_shards(
         Fewest tokens of an answer that is kept.
     seed : int
         Which draws.
-    batch_size : int
-        Sequences a forward pass.
-    device : str
-        Where the model runs, as torch names it.
-    dtype : torch.dtype, optional
-        Precision of the weights; the stored one without it.
-    **how
-        Options of :func:`map_shards`: workers, backend, attempts.
+    batch_size, device, dtype, **how
+        As in :func:`read_shards`.
 
     Returns
     -------
@@ -396,12 +353,8 @@ def answer_shards(
     names = Counter(Path(file).name for file in _checked_shards(files))
     if twice := next((name for name, count in names.items() if count > 1), None):
         raise ValueError(f"files holds {names[twice]} files called {twice}, which would share their draws; rename them")
-    options = {
-        "max_new_tokens": max_new_tokens,
-        "sampling": sampling,
-        "stop_tokens": [int(token) for token in stop_tokens],
-        "batch_size": batch_size,
-    }
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "sampling": sampling, "batch_size": batch_size}
+    options["stop_tokens"] = [int(token) for token in stop_tokens]
     return _with_models(
         "answer", _answer, (_Model.of(model, device, dtype),), files, folder, ".jsonl", how,
         tokenizer=tokenizer, shortest=shortest, seed=seed, options=options,

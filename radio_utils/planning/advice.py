@@ -165,10 +165,8 @@ def advise(
         V, for a configuration.
     first_entropy : float, optional
         Entropy of a token without any context; by default 0.7·ln V.
-    log10_p : float
-        The log10 p to be reached.
-    power : float in (0, 1)
-        Probability of reaching it.
+    log10_p, power
+        As in :func:`radio_utils.planning.pairs_needed`.
     epochs : float
         How often Bob's training passes over his data.
     inertia : float

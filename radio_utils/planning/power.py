@@ -77,8 +77,6 @@ def pairs_needed(wm: Watermark, effect: float, *, log10_p: float = -3.0, power: 
     (That no later tooth is missed is proved, not sampled: see :meth:`_Greens.bounds`.) For Gumbel-max the power has no
     teeth and ``scored`` is the first n that has it.
 
-    ``effect`` is the excess of the mean score over the null's, γ or 1.
-
     Parameters
     ----------
     wm : Watermark
@@ -163,10 +161,8 @@ def power_at(wm: Watermark, effect: float, scored: ArrayLike, *, log10_p: float 
 
     Parameters
     ----------
-    wm : Watermark
-        The watermark whose key is asked about.
-    effect : float
-        Excess of the mean score over the null's (γ for green lists, 1 for Gumbel-max).
+    wm, effect
+        As in :func:`pairs_needed`.
     scored : array_like of int
         Numbers of distinct pairs.
     log10_p : float
@@ -214,10 +210,8 @@ def effect_seen(wm: Watermark, scored: ArrayLike, *, log10_p: float = -3.0, powe
         The watermark whose key is asked about.
     scored : array_like of int
         Numbers of distinct pairs.
-    log10_p : float
-        The log10 p to be reached.
-    power : float in (0, 1)
-        Probability of reaching it.
+    log10_p, power
+        As in :func:`pairs_needed`.
 
     Returns
     -------
@@ -254,15 +248,12 @@ def simulate_power(
 ) -> float:
     """:func:`power_at` by drawing ``repeats`` totals under the alternative: the share whose log10 p reaches ``log10_p``.
 
-    It shares nothing with the exact computation but the model of the scores and the p-value of the watermark. Its
-    standard error is √(power (1 − power) / repeats).
+    Its standard error is √(power (1 − power) / repeats).
 
     Parameters
     ----------
-    wm : Watermark
-        The watermark whose key is asked about.
-    effect : float
-        Excess of the mean score over the null's (γ for green lists, 1 for Gumbel-max).
+    wm, effect
+        As in :func:`pairs_needed`.
     scored : int
         Number of distinct pairs.
     log10_p : float
@@ -284,7 +275,7 @@ def simulate_power(
 
     Notes
     -----
-    An independent check of :func:`power_at`.
+    An independent check of :func:`power_at`, with which it shares the model of the scores and the p-value alone.
 
     Examples
     --------
@@ -398,18 +389,6 @@ class PairYield:
             curve=tuple(zip(t.astype(int).tolist(), n.astype(int).tolist(), strict=True)),
         )
 
-    def pairs_from(self, tokens: ArrayLike) -> Any:
-        """Distinct pairs expected among so many tokens, never more than there are tokens; scalars or arrays."""
-        t = np.asarray(tokens, np.float64)
-        if not np.all(t >= 0):
-            raise ValueError("tokens must be numbers that are not negative")
-        law = np.minimum(self.scale * t**self.exponent, t)
-        if not self.curve:
-            return law[()]
-        points: Floats = np.array(((0, 0), *self.curve), np.float64)
-        read_off = np.interp(t, points[:, 0], points[:, 1])
-        return np.where(t <= self.measured_tokens, read_off, np.maximum(law, self.measured_pairs))[()]
-
     def tokens_for(self, pairs: int) -> TokensNeeded:
         """Tokens to read for so many distinct pairs. Raises ``ValueError`` where it would take more than 10¹⁸."""
         wanted = int(_one("pairs", pairs))
@@ -434,15 +413,12 @@ class PairYield:
 def tokens_needed(plan: Plan, yield_: PairYield | float) -> TokensNeeded:
     """Tokens to read for the pairs of a plan.
 
-    ``yield_`` is a measured :class:`PairYield`, or a constant number of distinct pairs per token in (0, 1]. A constant is
-    right for as much text as it was measured on; since no more is known of it, its answer counts as extrapolated.
-
     Parameters
     ----------
     plan : Plan
         What :func:`pairs_needed` returned.
     yield_ : PairYield or float in (0, 1]
-        Distinct pairs that so many tokens give, or pairs a token.
+        Distinct pairs that so many tokens give, or pairs a token: a constant, whose answer counts as extrapolated.
 
     Returns
     -------
@@ -497,13 +473,17 @@ class _Test(abc.ABC):
     def power(self, n: Floats, effect: float) -> Floats:
         """P(log10 p ≤ target) with n pairs."""
 
-    @abc.abstractmethod
     def bounds(self, n: Floats, effect: float) -> tuple[Floats, Floats]:
-        """Two curves that never fall with n, with the power between them."""
+        """Two curves that never fall with n, with the power between them.
 
-    @abc.abstractmethod
+        Here the power itself: the test is the most powerful of its level, and a test of n + 1 pairs may ignore one.
+        """
+        exact = self.power(n, effect)
+        return exact, exact
+
     def last_short(self, first: int, safe: int, effect: float, power: float) -> int:
-        """The last n in [first, safe) whose power is below ``power``; first − 1 if there is none."""
+        """The last n in [first, safe) whose power is below ``power``; first − 1 if there is none, as without teeth."""
+        return first - 1
 
     @abc.abstractmethod
     def effect_seen(self, n: Floats, power: float) -> Floats:
@@ -694,14 +674,6 @@ class _Exponentials(_Test):
         result[some] = 10.0 ** np.asarray(tails.log10_gamma_tail(total, n[some]), np.float64)
         return result
 
-    def bounds(self, n: Floats, effect: float) -> tuple[Floats, Floats]:
-        """The power itself: the test is the most powerful of its level, and a test of n + 1 pairs may ignore one."""
-        exact = self.power(n, effect)
-        return exact, exact
-
-    def last_short(self, first: int, safe: int, effect: float, power: float) -> int:
-        return first - 1
-
     def effect_seen(self, n: Floats, power: float) -> Floats:
         return np.asarray(self.critical(n) / special.gammainccinv(n, power) - 1.0, np.float64)
 
@@ -759,14 +731,6 @@ class _Tilts(_Test):
         under = self.law.tilt_of(self.law.mean + effect)
         tilts = [self._critical(float(count)) if count > 0 else None for count in n]
         return np.array([0.0 if t is None else 10 ** self._tail(t, under, float(c)) for t, c in zip(tilts, n, strict=True)])
-
-    def bounds(self, n: Floats, effect: float) -> tuple[Floats, Floats]:
-        """The power itself, as for a continuous score."""
-        exact = self.power(n, effect)
-        return exact, exact
-
-    def last_short(self, first: int, safe: int, effect: float, power: float) -> int:
-        return first - 1
 
     def effect_seen(self, n: Floats, power: float) -> Floats:
         return np.array([self._seen(float(count), power) for count in n.ravel()]).reshape(n.shape)

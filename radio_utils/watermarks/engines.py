@@ -18,7 +18,7 @@ from __future__ import annotations
 import abc
 import hashlib
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -267,7 +267,11 @@ class _VLLM(EngineMark):
 
     _name: ClassVar[str]
 
-    def _set_up(self, key: Any, vocab_size: int, window: int, repeats: Repeats, history: int | None) -> None:
+    def _set_up(
+        self, key: Any, vocab_size: int, window: int, repeats: Repeats, history: int | None, shown: str = "",
+        writing: Mapping[str, Any] | None = None, **own: Any,
+    ) -> None:  # fmt: skip
+        """``own``: further parameters, ``shown`` in the fingerprint; ``writing``: those that no score depends on."""
         check_common(vocab_size, window)
         if vocab_size > 1 << 32:
             raise ValueError(f"vocab_size must be at most 2**32, got {vocab_size}; token ids have 32 bits in the engine")
@@ -276,16 +280,25 @@ class _VLLM(EngineMark):
         if history is not None and (isinstance(history, bool) or not isinstance(history, int) or history < 1):
             raise ValueError(f"history must be at least 1 position, or None for all, got {history!r}")
         self.vocab_size, self.window, self.repeats, self.history = int(vocab_size), int(window), repeats, history
-        self._key = checked_key(key)
+        self._key, self._shown, self._own, self._writing = checked_key(key), shown, own, dict(writing or {})
 
-    def _print(self, more: str = "") -> str:
-        digest = derive_bytes(self._key, f"fingerprint/vllm/{self._name}", 8).hex()
-        return f"vllm-{self._name}-k{self.window}{more}-V{self.vocab_size}-{digest}"
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """All that scores depend on but the keys and the law."""
+        return super().parameters | self._own
 
     @property
     def fingerprint(self) -> str:
         """Scheme, parameters and a hash of the key."""
-        return self._print()
+        digest = derive_bytes(self._key, f"fingerprint/vllm/{self._name}", 8).hex()
+        return f"vllm-{self._name}-k{self.window}{self._shown}-V{self.vocab_size}-{digest}"
+
+    def with_key(self, key: Any) -> Self:
+        """The same scheme and parameters under another key."""
+        # each scheme's constructor names what it was set up with
+        made: Any = type(self)
+        how = self._own | self._writing | {"repeats": self.repeats, "history": self.history}
+        return made(key, self.vocab_size, self.window, **how)  # type: ignore[no-any-return]
 
 
 class VLLMGumbel(_VLLM, GumbelMark):
@@ -304,10 +317,6 @@ class VLLMGumbel(_VLLM, GumbelMark):
     ) -> None:
         self._set_up(key, vocab_size, window, repeats, history)
         self._prf = VLLMPhilox(self._key)
-
-    def with_key(self, key: int) -> Self:
-        """The same scheme and parameters under another key."""
-        return type(self)(key, self.vocab_size, self.window, repeats=self.repeats, history=self.history)
 
     def uniforms(self, windows: ArrayLike, tokens: ArrayLike) -> Floats:
         """The engine's number U of each pair."""
@@ -342,24 +351,10 @@ class VLLMDualKey(_VLLM, GumbelMark):
         repeats: Repeats = "single_turn",
         history: int | None = 8192,
     ) -> None:
-        self._set_up(key, vocab_size, window, repeats, history)
         self.alpha = check_share_of("alpha", alpha, closed=True)
+        self._set_up(key, vocab_size, window, repeats, history, f"-a{self.alpha:.6g}", alpha=self.alpha)
         self._prfs = tuple(VLLMPhilox(derived_key(self._key, name)) for name in "ab")
         self._law = TwoExponentials(self.alpha) if 0 < self.alpha < 1 else Exponential()
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """All that scores depend on but the keys and the law."""
-        return super().parameters | {"alpha": self.alpha}
-
-    @property
-    def fingerprint(self) -> str:
-        """Scheme, parameters and a hash of the key."""
-        return self._print(f"-a{self.alpha:.6g}")
-
-    def with_key(self, key: int) -> Self:
-        """The same scheme and parameters under another key."""
-        return type(self)(key, self.vocab_size, self.window, self.alpha, repeats=self.repeats, history=self.history)
 
     @property
     def _shares(self) -> Iterator[tuple[float, VLLMPhilox]]:
@@ -398,24 +393,10 @@ class VLLMSynthID(_VLLM, TournamentMark):
         repeats: Repeats = "single_turn",
         history: int | None = 8192,
     ) -> None:
-        self._set_up(key, vocab_size, window, repeats, history)
+        self._set_up(key, vocab_size, window, repeats, history, f"-m{depth}", depth=depth)
         if isinstance(depth, bool) or not isinstance(depth, int) or not 1 <= depth <= 32:
             raise ValueError(f"depth must be an integer from 1 to 32 (bits of a word), got {depth!r}")
         self.depth, self._prf, self._law = depth, VLLMPhilox(self._key), fair_bits(depth)
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """All that scores depend on but the keys and the law."""
-        return super().parameters | {"depth": self.depth}
-
-    @property
-    def fingerprint(self) -> str:
-        """Scheme, parameters and a hash of the key."""
-        return self._print(f"-m{self.depth}")
-
-    def with_key(self, key: int) -> Self:
-        """The same scheme and parameters under another key."""
-        return type(self)(key, self.vocab_size, self.window, self.depth, repeats=self.repeats, history=self.history)
 
     def _scores(self, windows: Ints, tokens: Ints) -> Floats:
         kept = self._prf.words(windows, tokens) & np.uint64((1 << self.depth) - 1)
@@ -451,10 +432,11 @@ class VLLMGreenList(_VLLM, GreenMark):
         repeats: Repeats = "single_turn",
         history: int | None = 8192,
     ) -> None:
-        self._set_up(key, vocab_size, window, repeats, history)
-        self._asked = check_share_of("gamma", gamma, closed=False)
-        self.delta, self._prf = check_bias(delta), VLLMPhilox(self._key)
-        self._limit = float(np.float32(self._asked))  # the engine compares in float32
+        asked, self.delta = check_share_of("gamma", gamma, closed=False), check_bias(delta)
+        more: dict[str, Any] = {"writing": {"delta": self.delta}, "gamma": asked}
+        self._set_up(key, vocab_size, window, repeats, history, f"-g{asked:.6g}", **more)
+        self._prf = VLLMPhilox(self._key)
+        self._limit = float(np.float32(asked))  # the engine compares in float32
         green = bisect_left(
             range(1 << 24), self._limit, key=lambda m: float(vllm_uniforms(np.array([m << 8], np.uint64))[0])
         )
@@ -462,21 +444,6 @@ class VLLMGreenList(_VLLM, GreenMark):
             raise ValueError(f"gamma={gamma} leaves no green or no red number of 24 bits; choose one farther from 0 and 1")
         self.gamma = green / (1 << 24)
         self._law = Bernoulli(self.gamma)
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """All that scores depend on but the keys and the law."""
-        return super().parameters | {"gamma": self._asked}
-
-    @property
-    def fingerprint(self) -> str:
-        """Scheme, parameters and a hash of the key."""
-        return self._print(f"-g{self._asked:.6g}")
-
-    def with_key(self, key: int) -> Self:
-        """The same scheme and parameters under another key."""
-        same = (self.vocab_size, self.window, self._asked, self.delta)
-        return type(self)(key, *same, repeats=self.repeats, history=self.history)
 
     def _scores(self, windows: Ints, tokens: Ints) -> Floats:
         return (vllm_uniforms(self._prf.words(windows, tokens)) < self._limit).astype(np.float64)
@@ -521,10 +488,12 @@ class SBW(_VLLM, GreenMark):
             raise ValueError(f"seeding must be 'selfhash' or 'lefthash', got {seeding!r}")
         self.seeding: Literal["selfhash", "lefthash"] = seeding
         default = 4 if seeding == "selfhash" else 1
-        self._set_up(key, vocab_size, default if window is None else window, repeats, history)
+        asked, self.delta = check_share_of("gamma", gamma, closed=False), check_bias(delta)
+        more: dict[str, Any] = {"writing": {"delta": self.delta}, "seeding": seeding, "gamma": asked}
+        shown = f"-{seeding}-g{asked:.6g}"
+        self._set_up(key, vocab_size, default if window is None else window, repeats, history, shown, **more)
         checked_key(key, 63, "the engine holds it in a signed 64-bit integer")
-        self._asked = check_share_of("gamma", gamma, closed=False)
-        self.delta, self._limit = check_bias(delta), int(self._asked * 0x7FFFFFFF)
+        self._limit = int(asked * 0x7FFFFFFF)
         if self._limit < 1:
             raise ValueError(f"gamma={gamma} leaves no green token at a resolution of 2**-31; choose a larger one")
         self.gamma = self._limit / (1 << 31)
@@ -535,21 +504,6 @@ class SBW(_VLLM, GreenMark):
     def marks_start(self) -> bool:  # type: ignore[override]
         """Not for selfhash: h(−1) is 0, and with it the seed, whatever the key."""
         return self.seeding == "lefthash" and super().marks_start
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """All that scores depend on but the keys and the law."""
-        return super().parameters | {"seeding": self.seeding, "gamma": self._asked}
-
-    @property
-    def fingerprint(self) -> str:
-        """Scheme, parameters and a hash of the key."""
-        return self._print(f"-{self.seeding}-g{self._asked:.6g}")
-
-    def with_key(self, key: int) -> Self:
-        """The same scheme and parameters under another key."""
-        same = (self.vocab_size, self.window, self.seeding, self._asked, self.delta)
-        return type(self)(key, *same, repeats=self.repeats, history=self.history)
 
     def with_decoy(self, seed: int, index: int) -> Self:
         """The same scheme under decoy key number ``index``, an odd one: an even key would leave fewer seeds."""

@@ -18,7 +18,7 @@ from radio_utils.watermarks.base import Floats, check_common
 from radio_utils.watermarks.engines import GreenMark, check_bias, check_share_of, checked_key
 from radio_utils.watermarks.prf import derive_bytes
 from radio_utils.watermarks.published import PermutationList, check_vocabulary, decoy_int
-from radio_utils.watermarks.torch_random import Ints, UInt32s, colour_rows, colours, low_bits, outputs
+from radio_utils.watermarks.torch_random import Ints, UInt32s, low_bits, outputs
 
 if TYPE_CHECKING:
     import torch
@@ -201,35 +201,6 @@ class KirchenbauerGreenList(PermutationList):
 
     def _pair_seeds(self, windows: Ints, tokens: Ints) -> UInt32s:
         return self._seeds(np.column_stack([windows, tokens]) if self._self_salt else windows)
-
-    def scores(self, windows: ArrayLike, tokens: ArrayLike) -> Floats:
-        """1 where the token is green for its window, else 0."""
-        if self.select_green_tokens:
-            return super().scores(windows, tokens)
-        w, t = self.checked(windows, tokens)
-        return (~colours(self._pair_seeds(w, t), t, self.vocab_size, self.vocab_size - self.greens)).astype(np.float64)
-
-    def green_rows(self, windows: ArrayLike) -> NDArray[np.bool_]:
-        """The green tokens of each window: bool [n, V]. With self-salting, V lists of one token each: seconds a row."""
-        w = self.checked_windows(windows)
-        if self._self_salt:
-            tokens = np.tile(np.arange(self.vocab_size), len(w))
-            found = self.scores(np.repeat(w, self.vocab_size, axis=0), tokens)
-            return found.reshape(len(w), self.vocab_size).astype(np.bool_)
-        if self.select_green_tokens:
-            return colour_rows(self._window_seeds(w), self.vocab_size, self.greens)
-        return ~colour_rows(self._window_seeds(w), self.vocab_size, self.vocab_size - self.greens)
-
-    def green_rows_torch(self, windows: torch.Tensor, width: int | None = None) -> torch.Tensor:
-        """The same as a torch tensor on the device of ``windows``: bool [n, width], red beyond V."""
-        if not self._self_salt and self.select_green_tokens:
-            return super().green_rows_torch(windows, width)
-        import torch
-
-        width = width or self.vocab_size
-        rows = torch.zeros(len(windows), max(width, self.vocab_size), dtype=torch.bool)
-        rows[:, : self.vocab_size] = torch.from_numpy(self.green_rows(windows.cpu().numpy()))
-        return rows[:, :width].to(windows.device)
 
     def logits_processor(self) -> Any:
         """A processor for transformers' ``generate(logits_processor=[…])``; self-salting sees the 41 likeliest tokens."""

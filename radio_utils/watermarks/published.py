@@ -4,24 +4,16 @@
   *Watermarking makes language models radioactive*, NeurIPS 2024.
 * :class:`TransformersGreenList`: what ``generate(watermarking_config=…)`` of transformers embeds, lists made on a CPU.
 
-All three seed a CPU ``torch.Generator`` for each window and draw a number or a permutation of the whole vocabulary from
-it. That generator is MT19937 seeded with the low 32 bits of its seed, as numpy's legacy one is, so scoring needs numpy
-only. Scoring never makes a permutation: it runs many generators side by side, a numpy column each, and follows each
-token through the first ⌊γV⌋ exchanges of the shuffle.
+All three seed a CPU ``torch.Generator`` for each window and draw a number or a permutation of the whole vocabulary from it
+(:mod:`radio_utils.watermarks.torch_random`). What they promise less than :mod:`radio_utils.watermarks` does:
 
-What the schemes promise less than :mod:`radio_utils.watermarks` does
-----------------------------------------------------------------------
-* There are 2³² generator seeds, so at most 2³² lists, whatever the key: a list says little about how long the key is,
-  and windows whose seeds agree in 32 bits share their list.
-* Sums of scores are tested as if pairs were independent. Pairs that share a list are nearly so. Lists hold exactly
-  m = ⌊γV⌋ greens, so among t distinct tokens of one list the number of greens is hypergeometric, not binomial. Each pair
-  alone is green with probability exactly m/V, pairs of one list are negatively correlated (−1/(V − 1)), and the
-  hypergeometric moment generating function is at most the binomial one (Hoeffding 1963, theorem 4). For independent
-  lists the binomial *Chernoff bound* therefore holds as it stands. The binomial *tail* that :meth:`log10_p` gives is
-  exact where every list is asked once, and otherwise an approximation, in the far tail on the cautious side.
+* There are 2³² generator seeds, so at most 2³² lists, whatever the key; windows whose seeds agree share their list.
+* Lists hold exactly m = ⌊γV⌋ greens, so that pairs of one list are not quite independent
+  (:class:`radio_utils.stats.laws.FixedLists`): the binomial *tail* that :meth:`log10_p` gives is exact where every list is
+  asked once, and otherwise an approximation, in the far tail on the cautious side.
 * Where two pairs share seed *and* token they have one colour, however different their windows are. Every test counts
-  such pairs once (``colour_ids``); a test that is watched as it goes asks every list once (``list_ids``), as draws from
-  one list are without replacement. With transformers' selfhash a large share of the pairs of a text is of this kind.
+  such pairs once (``colour_ids``); a test that is watched as it goes asks every list once (``list_ids``). With
+  transformers' selfhash a large share of the pairs of a text is of this kind.
 """
 
 from __future__ import annotations
@@ -72,12 +64,13 @@ def _whole(name: str, value: Any, below: int | None = None) -> int:
 
 
 class PermutationList(Watermark):
-    """What green lists that are the beginning of ``torch.randperm(V)`` share."""
+    """What green lists that are the beginning of ``torch.randperm(V)``, or else its end, share."""
 
     gamma: float
     asked_gamma: float
     delta: float
     one_list_a_window = True
+    select_green_tokens: bool = True  # whether the beginning is green
 
     def _set_rate(self, gamma: float, delta: float, gamma_name: str, delta_name: str) -> None:
         if not 0.0 < gamma < 1.0:
@@ -117,24 +110,40 @@ class PermutationList(Watermark):
     def scores(self, windows: ArrayLike, tokens: ArrayLike) -> Floats:
         """1 where the token is green for its window, else 0."""
         w, t = self.checked(windows, tokens)
-        return colours(self._pair_seeds(w, t), t, self.vocab_size, self.greens).astype(np.float64)
+        steps = self.greens if self.select_green_tokens else self.vocab_size - self.greens
+        first = colours(self._pair_seeds(w, t), t, self.vocab_size, steps)
+        found: Floats = (first == self.select_green_tokens).astype(np.float64)
+        return found
 
     def green_rows(self, windows: ArrayLike) -> NDArray[np.bool_]:
-        """The whole green list of each window: ints [n, k] → bool [n, V]."""
-        return colour_rows(self._window_seeds(self.checked_windows(windows)), self.vocab_size, self.greens)
+        """The green tokens of each window: ints [n, k] → bool [n, V].
+
+        Where the candidate is part of what sets its list, these are V lists of one token each: seconds a row.
+        """
+        w = self.checked_windows(windows)
+        if not self.one_list_a_window:
+            tokens = np.tile(np.arange(self.vocab_size), len(w))
+            found = self.scores(np.repeat(w, self.vocab_size, axis=0), tokens)
+            return found.reshape(len(w), self.vocab_size).astype(np.bool_)
+        steps = self.greens if self.select_green_tokens else self.vocab_size - self.greens
+        green: NDArray[np.bool_] = colour_rows(self._window_seeds(w), self.vocab_size, steps) == self.select_green_tokens
+        return green
 
     def green_rows_torch(self, windows: torch.Tensor, width: int | None = None) -> torch.Tensor:
-        """The lists as torch itself makes them, on the device of ``windows``: bool [n, width], red beyond V."""
+        """The same on the device of ``windows``, lists as torch itself makes them: bool [n, width], red beyond V."""
         import torch
 
         self._check_width(windows)
-        seeds = self._window_seeds(self.checked_windows(windows.cpu().numpy()))
-        width = width or self.vocab_size
-        rows = torch.zeros(len(seeds), max(width, self.vocab_size), dtype=torch.bool)
+        given, width = windows.cpu().numpy(), width or self.vocab_size
+        rows = torch.zeros(len(given), max(width, self.vocab_size), dtype=torch.bool)
+        if not self.one_list_a_window:
+            rows[:, : self.vocab_size] = torch.from_numpy(self.green_rows(given))
+            return rows[:, :width].to(windows.device)
         generator = torch.Generator()
-        for row, seed in zip(rows, seeds.tolist(), strict=True):
+        green = slice(self.greens) if self.select_green_tokens else slice(self.vocab_size - self.greens, None)
+        for row, seed in zip(rows, self._window_seeds(self.checked_windows(given)).tolist(), strict=True):
             generator.manual_seed(seed)
-            row[torch.randperm(self.vocab_size, generator=generator)[: self.greens]] = True
+            row[torch.randperm(self.vocab_size, generator=generator)[green]] = True
         return rows[:, :width].to(windows.device)
 
     @property
@@ -479,27 +488,6 @@ class TransformersGreenList(PermutationList):
         least = products.min(axis=1, initial=np.iinfo(np.int64).max)
         seeds = least.view(np.uint64)
         return low_bits(np.where(least < 0, seeds - np.uint64(1), seeds))  # a negative one mod 2⁶⁴ − 1 is one less
-
-    def green_rows(self, windows: ArrayLike) -> NDArray[np.bool_]:
-        """The green tokens of each window: bool [n, V]. With selfhash, V lists of one token each: seconds a row."""
-        if self.seeding_scheme == "lefthash":
-            return super().green_rows(windows)
-        w = self.checked_windows(windows)
-        tokens = np.tile(np.arange(self.vocab_size), len(w))
-        scores = self.scores(np.repeat(w, self.vocab_size, axis=0), tokens)
-        return scores.reshape(len(w), self.vocab_size).astype(np.bool_)
-
-    def green_rows_torch(self, windows: torch.Tensor, width: int | None = None) -> torch.Tensor:
-        """The same as a torch tensor on the device of ``windows``: bool [n, width], red beyond V."""
-        if self.seeding_scheme == "lefthash":
-            return super().green_rows_torch(windows, width)
-        import torch
-
-        self._check_width(windows)
-        width = width or self.vocab_size
-        rows = torch.zeros(len(windows), max(width, self.vocab_size), dtype=torch.bool)
-        rows[:, : self.vocab_size] = torch.from_numpy(self.green_rows(windows.cpu().numpy()))
-        return rows[:, :width].to(windows.device)
 
     def logits_processor(self) -> Any:
         """A processor for transformers' ``generate(logits_processor=[…])``; selfhash uses transformers' own, on the CPU."""

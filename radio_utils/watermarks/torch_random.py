@@ -6,16 +6,13 @@ That generator is MT19937 (Matsumoto and Nishimura, 1998) seeded with the low 32
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from radio_utils.parallel import side_by_side
 from radio_utils.watermarks.base import Floats
-
-if TYPE_CHECKING:
-    pass
 
 UInt32s = NDArray[np.uint32]
 Ints = NDArray[np.int64]
