@@ -73,10 +73,6 @@ def collect(
     A place is that of an answer's token whose window lies wholly inside the answer.
     """
     collector = contrast.ContrastCollector(window, vocab_size, 2, top=top)
-    allowed = None
-    if keep is not None:
-        packing = collector.packing
-        allowed = np.unique(packing.pack_windows(keep), axis=0)
     contexts = [np.concatenate(both) for both in asked]
     slice_size = max(1, _LARGEST // vocab_size)
     options: dict[str, Any] = {"batch_size": batch_size, "fewer": _FEWER, "what": "answers", "progress": progress}
@@ -86,8 +82,8 @@ def collect(
         rows = np.repeat(np.arange(len(texts)), [places.size for _, places, _ in found])
         places = np.concatenate([p for _, p, _ in found])
         said = np.array([contexts[texts[row]][place] for row, place in zip(rows, places, strict=True)], np.int64)
-        if allowed is not None:
-            kept = ev.Evidence(collector.packing, (allowed,), 0).holds_window(collector.packing.pack_windows(windows))
+        if keep is not None:
+            kept = ev.rows_among(windows, keep)
             collector.skip(int(np.count_nonzero(~kept)))
             windows, rows, places, said = windows[kept], rows[kept], places[kept], said[kept]
         for first in range(0, places.size, slice_size):

@@ -501,16 +501,10 @@ def membership_test(
 ) -> MembershipTest:
     """Test H₀ "candidate and fresh documents are exchangeable" against "candidates score lower, as members do".
 
-    ``candidate_scores`` [n] and ``fresh_scores`` [m] are small for a member (:func:`membership_scores`). Where they are
-    those of *pieces*, ``documents`` [n] and ``fresh_documents`` [m] hold a label for each, of any kind, that says which
-    document it was cut from (:func:`labelled_pieces`): pieces of one document share its author and its topic, and counted
-    as trials of their own they convict innocents. Without labels every score is a document of its own. A document's score
-    is the mean over its pieces, and the test is the one-sided Kolmogorov–Smirnov test of these
+    A document's score is the mean over its pieces, and the test is the one-sided Kolmogorov–Smirnov test of these
     (:func:`radio_utils.stats.ks.ks_lower`): under H₀ all ways to choose the candidates among the documents are equally
     likely, which makes p exact without ties, and cautious with them. It is a permutation test of documents whose
-    permutations are counted instead of drawn, so that p may be as small as 1 / C(n + m, n).
-
-    Candidates that look *less* like members than fresh text never convict: p is then near 1.
+    permutations are counted instead of drawn. Candidates that look *less* like members than fresh text never convict.
 
     What a rejection does not prove. Exchangeability fails for an innocent B, too, where candidates and fresh documents
     differ in anything that a score depends on: time, topic, style, length, number of pieces, or the model that wrote them.
@@ -521,11 +515,12 @@ def membership_test(
     Parameters
     ----------
     candidate_scores : array_like of float [n]
-        Scores of what the suspect may have learned; small looks like a member.
+        Scores of what the suspect may have learned; small looks like a member (:func:`membership_scores`).
     fresh_scores : array_like of float [m]
         Scores of what he cannot have learned.
     documents : array_like [n], optional
-        Which document each score is of.
+        Which document each score is a piece of, as labels of any kind (:func:`labelled_pieces`). Pieces of one document
+        share its author and its topic: as trials of their own they convict innocents. Without labels each is a document.
     fresh_documents : array_like [m], optional
         The same for the fresh scores.
 

@@ -420,7 +420,7 @@ class Watch:
     def add(self, prompts: Sequence[ArrayLike], answers: Sequence[Ids], *, first: int = 0) -> None:
         """Score the pairs of these answers that were not met before; ``first`` numbers the answers in errors."""
         fresh = self._fresh.of(prompts, answers, first)
-        ids = _shared_ids(self.wm, fresh)
+        ids = _shared_ids(self.wm, fresh.windows, fresh.tokens)
         if ids is None:
             self._scored += len(fresh)
             self._total += detection.judge(fresh, self.wm).total
@@ -448,12 +448,12 @@ class Watch:
         )
 
 
-def _shared_ids(wm: Watermark, found: ev.Evidence) -> ev.Words | None:
+def _shared_ids(wm: Watermark, windows: Ids, tokens: Ids) -> ev.Words | None:
     """What may be asked once: the list of each pair or its colour [n]; None where all pairs are independent."""
     if isinstance(wm, ev.SharesLists):
-        return wm.list_ids(found.windows, found.tokens)
+        return wm.list_ids(windows, tokens)
     if isinstance(wm, ev.SharesColours):
-        return wm.colour_ids(found.windows, found.tokens)
+        return wm.colour_ids(windows, tokens)
     return None
 
 
@@ -499,35 +499,21 @@ def audit_watch(
     _check_as_many(prompts, answers)
     _check_options(wm, keep, dedup)
     bet, fresh = EProcess(wm, dedup=dedup), _Fresh(wm, keep, dedup)
-    decoys = [wm.with_decoy(seed, index) for index in range(keys)]
     starts = range(0, len(answers), batch)
-    batches = (fresh.of(prompts[start : start + batch], answers[start : start + batch], start) for start in starts)
-    if isinstance(wm, ev.SharesColours):  # what is asked once differs from key to key
-        met = list(batches)
-        return np.array([_highest_of_sharing(met, decoy, bet) for decoy in decoys])
-    totals, count, highest = np.zeros(keys), 0, np.zeros(keys)
-    for found in batches:
-        if len(found):
-            totals += wm.totals(found.windows, found.tokens, decoys)
-            count += len(found)
-            np.maximum(highest, bet.log10_e(totals, np.full(keys, count)), out=highest)
+    batches = [fresh.of(prompts[start : start + batch], answers[start : start + batch], start) for start in starts]
+    batch_of = np.repeat(np.arange(len(batches)), [len(found) for found in batches])
+    highest = np.zeros(keys)
+    if not batch_of.size:
+        return highest
+    windows, tokens = (np.concatenate([getattr(one, name) for one in batches]) for name in ("windows", "tokens"))
+    for index in range(keys):
+        decoy = wm.with_decoy(seed, index)
+        ids = _shared_ids(decoy, windows, tokens)  # what is asked once differs from key to key
+        new = np.ones(tokens.size, bool) if ids is None else ev.first_appearances(ids) & ~decoy.keyless(windows, tokens)
+        totals = np.bincount(batch_of[new], decoy.scores(windows[new], tokens[new]), len(batches)).cumsum()
+        counts = np.bincount(batch_of[new], minlength=len(batches)).cumsum()
+        highest[index] = max(0.0, float(bet.log10_e(totals, counts).max()))
     return highest
-
-
-def _highest_of_sharing(batches: Sequence[ev.Evidence], wm: Watermark, bet: EProcess) -> float:
-    """log10 of the largest wealth under one key while batches of fresh pairs come in, as :meth:`Watch.add` keeps it."""
-    ids = [_shared_ids(wm, found) for found in batches if len(found)]
-    if not ids:
-        return 0.0
-    windows = np.concatenate([found.windows for found in batches])
-    tokens = np.concatenate([found.tokens for found in batches])
-    first = ev.first_appearances(np.concatenate([one for one in ids if one is not None])) & ~wm.keyless(windows, tokens)
-    batch_of = np.repeat(np.arange(len(batches)), [len(found) for found in batches])[first]
-    windows, tokens = windows[first], tokens[first]
-    scores = wm.scores(windows, tokens)
-    totals = np.bincount(batch_of, scores, len(batches)).cumsum()
-    counts = np.bincount(batch_of, minlength=len(batches)).cumsum()
-    return max(0.0, float(bet.log10_e(totals, counts).max()))
 
 
 def as_suspect(suspect: Suspect | Any) -> Suspect:

@@ -333,7 +333,9 @@ def answer_shards(
         Fewest tokens of an answer that is kept.
     seed : int
         Which draws.
-    batch_size, device, dtype, **how
+    batch_size : int
+        Sequences a forward pass.
+    device, dtype, **how
         As in :func:`read_shards`.
 
     Returns

@@ -25,7 +25,6 @@ string that is tokenised again can hold other pairs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -49,22 +48,21 @@ class Shown:
         long = [row for row in rows if row.size > window]
         none = ev.Evidence(self.packing, (), 0)
         self._pairs = ev.collect(long, window, vocab_size) if long else none
-        self._starts: list[set[tuple[int, ...]]] = []
-        if not whole:
-            self._starts = [{tuple(row[: j + 1].tolist()) for row in rows if row.size > j} for j in range(window)]
+        starts = [] if whole else [[row[: j + 1] for row in rows if row.size > j] for j in range(window)]
+        self._starts = [np.stack(some) for some in starts if some]
 
     def told(self, words: ev.Words) -> NDArray[np.bool_]:
         """Whether each packed pair [n, words] was drawn, or may have been."""
         found = self._pairs.holds(words)
-        if any(self._starts):
+        for starts in self._starts:
             windows, tokens = self.packing.unpack(words)
-            for j, starts in enumerate(self._starts):
-                found |= _rows_among(np.column_stack([windows[:, windows.shape[1] - j :], tokens]), starts)
+            known = windows[:, windows.shape[1] + 1 - starts.shape[1] :]
+            found |= ev.rows_among(np.column_stack([known, tokens]), starts)
         return found
 
     def touched(self, words: ev.Words) -> NDArray[np.bool_]:
         """Whether anything was drawn, or may have been, after the window of each packed pair [n, words]."""
-        if any(self._starts):
+        if self._starts:
             return np.ones(words.shape[0], bool)
         return self._pairs.holds_window(words)
 
@@ -81,15 +79,3 @@ def shown_by(
             raise ValueError("drawn is given, but prompts_marked=False says that nothing was drawn under the key; drop one")
         return None
     return Shown(prompts if drawn is None else drawn, window, vocab_size, whole=drawn is not None)
-
-
-def _rows_among(rows: NDArray[Any], known: set[tuple[int, ...]]) -> NDArray[np.bool_]:
-    if not known:
-        return np.zeros(rows.shape[0], bool)
-    among = np.array(sorted(known), np.int64)
-    near = np.isin(rows[:, -1], among[:, -1])
-    for column in range(rows.shape[1] - 1):
-        near &= np.isin(rows[:, column], among[:, column])
-    places = np.flatnonzero(near)
-    near[places] = [tuple(row) in known for row in rows[places].tolist()]
-    return near

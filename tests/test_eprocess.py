@@ -192,8 +192,8 @@ def test_false_alarms_of_fixed_lists_stay_below_alpha() -> None:
             assert np.mean(highest >= -math.log10(alpha)) <= alpha + 3 * math.sqrt(alpha / 300)
 
 
-@pytest.mark.parametrize("wm", [RELEASED, SELFHASH, compat.ReleasedGumbelMax(3, 20, 1)])
-def test_the_audit_of_shared_colours_is_the_watch_itself(wm: Any) -> None:
+@pytest.mark.parametrize("wm", [RELEASED, SELFHASH, compat.ReleasedGumbelMax(3, 20, 1), GumbelMax("a", 20, 1)])
+def test_the_audit_is_the_watch_itself(wm: Any) -> None:
     answers, prompts = tokens_of(15, 20, 3), [[0]] * 15
     highest = audit_watch(prompts, answers, wm, keys=5, seed=2, batch=4, dedup="window")
     for i in range(5):

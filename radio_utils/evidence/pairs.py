@@ -356,11 +356,8 @@ def collect(
     and prompts each text is an answer of an engine whose contexts begin with the answer: its first ``window`` tokens are
     scored too, after windows that −1 fills up, save where the prompt holds the same run of tokens.
 
-    ``texts`` is read once, a block of about a million tokens at a time, and is never held whole. Memory is 8 bytes for
-    each distinct pair (16 where (k + 1) ids need more than 64 bits), a half more while they are merged, and about 100 MB.
-    For what does not fit, ``sample`` = 1/16, say, scores only the windows whose public hash falls in that share: that
-    hash knows nothing of the key, so p is as valid as without it, and the evidence is that of a sixteenth of the windows.
-    A corpus can also be collected in shards (:meth:`Evidence.save`) whose windows are told apart by ``keep``.
+    ``texts`` is never held whole; what memory is needed, and what ``sample`` does, is said at :func:`radio_utils.detect`. A
+    corpus can also be collected in shards (:meth:`Evidence.save`) whose windows are told apart by ``keep``.
 
     Parameters
     ----------
