@@ -36,6 +36,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "repetition": ("dedup", "repeats", "scored", "false_alarms", "keys"),
     "settings": ("supervised", "access", "watermark", "test"),
     "quality": ("rho", "task", "metric", "value", "stderr"),
+    "noticed": ("test", "scheme", "needs", "value", "log10_p"),
     "composition": ("rho", "watermarked", "plain", "loss_first", "loss_last"),
     "membership": ("method", "d", "statistic", "log10_p"),
     "membership_needed": ("d", "log10_p", "candidates"),
