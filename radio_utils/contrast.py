@@ -47,6 +47,7 @@ Ids = NDArray[np.int64]
 
 FLOOR = 3e-3  # ε: probabilities far below it carry more noise than mark
 EXPONENT = 0.6  # a: n¹ would do if a window's positions were independent measurements, n⁰ if they were one
+MANY = 50  # windows of one count from which its number is taken as it is
 _STEP = 0.3  # a unit of q in root mean squares of the weights: rounding costs less than 1 % of the power
 _WAITING = 4_000_000  # entries that wait before they are added up
 MARKED = detection.MARKED
@@ -258,7 +259,8 @@ class ContrastCollector:
             return replace(nothing, explained=(0.0,) * twins, twins=(nothing,) * twins)
         scale = np.sqrt(sums / count[:, None] + FLOOR)
         # one row a pair: how far B, and each twin, has moved from the first reference
-        moves = (scale[:, [0, *range(2, scale.shape[1])]] - scale[:, 1:2]) * count[:, None] ** EXPONENT
+        trust = discount(self._counts.total()[1][:, 0])[count.astype(np.int64) - 1] * count**EXPONENT
+        moves = (scale[:, [0, *range(2, scale.shape[1])]] - scale[:, 1:2]) * trust[:, None]
         if not np.isfinite(moves).all():
             raise ValueError("a weight is not finite; the models' probabilities or the exponent are out of range")
         explained = _explained(moves)
@@ -274,6 +276,25 @@ class ContrastCollector:
         q = np.rint(weights / unit).astype(np.int64) if unit > 0 else np.zeros(weights.size, np.int64)
         chosen = q != 0
         return Contrast(ev.Evidence(self.packing, (keys[chosen],), self.seen), q[chosen])
+
+
+def discount(counts: Floats) -> Floats:
+    """Good and Turing's d(n) = n*/n for n = 1 … the largest of ``counts``, how often each of several windows was met.
+
+    N_n windows were met n times, and n* = (n + 1) N_{n+1} / N_n. Where fewer than ``MANY`` were, N ∝ n^A is fitted to all,
+    each N spread over the gap to its neighbours. One where nothing can be fitted, or where rare windows are no more numerous.
+    """
+    number = np.bincount(counts.astype(np.int64), minlength=2)[1:].astype(float)
+    n = np.arange(1.0, number.size + 1)
+    met = n[number > 0]
+    if met.size < 2:
+        return np.ones_like(number)
+    gaps = np.concatenate([met[1:], [2 * met[-1] - met[-2]]]) - np.concatenate([[0.0], met[:-1]])
+    slope = np.polyfit(np.log(met), np.log(2 * number[number > 0] / gaps), 1)[0]
+    share = (1 + 1 / n) ** (slope + 1)
+    some = max(0, int(np.argmin(np.append(number >= MANY, False))) - 1)  # the next number is one of many, too
+    share[:some] = n[1 : some + 1] * number[1 : some + 1] / (n[:some] * number[:some])
+    return np.asarray(np.minimum(share, 1.0))
 
 
 def _explained(weighted: Floats) -> tuple[float, ...]:

@@ -68,22 +68,37 @@ def test_weights_equal_the_definition(window: int, twin: bool, skip_seen: bool) 
             sums.setdefault(tuple(context[t - window : t]), []).append(np.stack([one[t - 1] for one in p]))
     rows = {w: np.sqrt(np.mean(all_p, axis=0) + contrast.FLOOR) for w, all_p in sums.items()}
     counts = {w: len(all_p) for w, all_p in sums.items()}
+    share = contrast.discount(np.array(list(map(float, counts.values()))))
+    trust = {w: share[n - 1] * n**contrast.EXPONENT for w, n in counts.items()}
     y = {w: h[0] - h[1] for w, h in rows.items()}
     if twin:
-        a = np.concatenate([(h[2] - h[1]) * counts[w] ** contrast.EXPONENT for w, h in rows.items()])
-        b = np.concatenate([y[w] * counts[w] ** contrast.EXPONENT for w in rows])
+        a = np.concatenate([(h[2] - h[1]) * trust[w] for w, h in rows.items()])
+        b = np.concatenate([y[w] * trust[w] for w in rows])
         beta = min(max(float(a @ b / (a @ a)), 0.0), 1.0)
         assert len(got.twins) == 1
         assert got.twins[0].pairs.seen == got.pairs.seen
         assert got.explained == pytest.approx((beta,), rel=1e-4)
         y = {w: y[w] - beta * (h[2] - h[1]) for w, h in rows.items()}
-    weights = {(w, v): float(y[w][v]) * counts[w] ** contrast.EXPONENT for w in rows for v in range(V)}
+    weights = {(w, v): float(y[w][v]) * trust[w] for w in rows for v in range(V)}
     unit = 0.3 * math.sqrt(np.mean(np.square(list(weights.values()))))
     rows_of = zip(got.pairs.windows.tolist(), got.pairs.tokens.tolist(), got.weights, strict=True)
     found = {(tuple(w), t): q for w, t, q in rows_of}
     for pair, weight in weights.items():
         assert abs(found.get(pair, 0) - weight / unit) <= 0.501
     assert got.pairs.seen == sum(len(t) for t in sequences)
+
+
+def test_the_discount_tells_how_often_windows_come_again() -> None:
+    """Windows of a long-tailed law: those met n times in one text are met about n d(n) times in another of its size."""
+    chance = 1 / np.arange(1, 50_001)
+    first, second = np.random.default_rng(0).multinomial(20_000, chance / chance.sum(), size=2)
+    found = contrast.discount(first[first > 0].astype(float))
+    assert 0 < found[0] < 0.5 and found[-1] > 0.95
+    for n in (1, 2, 3, 5):
+        assert n * found[n - 1] == pytest.approx(second[first == n].mean(), rel=0.25)
+    assert contrast.discount(np.array([3.0, 3.0])).tolist() == [1, 1, 1], "nothing to fit"
+    assert contrast.discount(np.array([1.0, 2, 2, 2, 3, 3, 3, 3, 3])).max() == 1, "rare windows are few"
+    assert contrast.discount(np.zeros(0)).tolist() == [1]
 
 
 def test_the_mark_is_found_and_only_with_its_key() -> None:
