@@ -37,6 +37,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "settings": ("supervised", "access", "watermark", "test"),
     "quality": ("rho", "task", "metric", "value", "stderr"),
     "noticed": ("test", "scheme", "needs", "value", "log10_p"),
+    "samples": ("written", "instruction", "answer"),
     "composition": ("rho", "watermarked", "plain", "loss_first", "loss_last"),
     "membership": ("method", "d", "statistic", "log10_p"),
     "membership_needed": ("d", "log10_p", "candidates"),

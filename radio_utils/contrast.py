@@ -281,8 +281,8 @@ class ContrastCollector:
 def discount(counts: Floats) -> Floats:
     """Good and Turing's d(n) = n*/n for n = 1 … the largest of ``counts``, how often each of several windows was met.
 
-    N_n windows were met n times, and n* = (n + 1) N_{n+1} / N_n. Where fewer than ``MANY`` were, N ∝ n^A is fitted to all,
-    each N spread over the gap to its neighbours. One where nothing can be fitted, or where rare windows are no more numerous.
+    N_n windows were met n times, and n* = (n + 1) N_{n+1} / N_n. Where fewer than ``MANY`` were, N ∝ n^A is fitted to
+    all, each N spread over the gap to its neighbours. One where nothing can be fitted or rare windows are not numerous.
     """
     number = np.bincount(counts.astype(np.int64), minlength=2)[1:].astype(float)
     n = np.arange(1.0, number.size + 1)
