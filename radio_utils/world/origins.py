@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import gc
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,7 +37,8 @@ class Origins(Setting):
         packages = installed.resolved(self.preset.corpus.packages)
 
         def build(folder: Path) -> None:
-            documents = corpus.read_corpus(packages)
+            with _uncollected():
+                documents = corpus.read_corpus(packages)
             atomic_write(folder / "documents.jsonl", "".join(json.dumps(asdict(d)) + "\n" for d in documents))
 
         return self._get(Spec("corpus", corpus.package_versions(packages), [], code_version("world.corpus")), build)
@@ -52,8 +56,18 @@ class Origins(Setting):
     def demonstrations(self) -> list[Pair]:
         """Short documents of Alice's own half, shown to her as examples."""
         pairs = self.half(0)
-        ids = instructions.text_ids(self.tokenizer, pairs)
-        return [pair for pair, tokens in zip(pairs, ids, strict=True) if tokens.size <= DEMONSTRATION_TOKENS]
+
+        def build(folder: Path) -> None:
+            ids = instructions.text_ids(self.tokenizer, pairs)
+            short = [i for i, tokens in enumerate(ids) if tokens.size <= DEMONSTRATION_TOKENS]
+            write_json(folder / "short.json", short)
+
+        hub = self.preset.alice.hub
+        tokenized = [self._tokenizer] if hub is None else self.model_inputs("alice")
+        config = {"tokens": DEMONSTRATION_TOKENS, "hub": hub}
+        # kept, because every set of pairs begins with them, and to tokenize half the corpus takes seconds
+        spec = Spec("demonstrations", config, [self._corpus, *tokenized], code_version("world.instructions"))
+        return [pairs[i] for i in read_json(self._get(spec, build) / "short.json")]
 
     def held_out(self, count: int) -> list[Pair]:
         """Real documents of Alice's half, which Bob's base has not seen."""
@@ -195,3 +209,15 @@ class Origins(Setting):
     def _save(self, network: Any, folder: Path, weights: dict[str, Any] | None = None) -> None:
         network.save_pretrained(str(folder), safe_serialization=True, state_dict=weights)
         self.tokenizer.save_pretrained(str(folder))
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Let no garbage be looked for meanwhile: among the many objects of syntax trees that takes a quarter of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -155,8 +155,14 @@ def test_held_out_documents_are_of_alices_half(world: World) -> None:
     chosen = world.held_out(30)
     assert len(chosen) == len(set(chosen)) == 30 and set(chosen) <= set(world.half(0))
     assert chosen == again(world).held_out(30)
-    sizes = [ids.size for ids in instructions.text_ids(world.tokenizer, world.demonstrations())]
-    assert max(sizes) <= 70
+
+
+def test_demonstrations_are_the_short_documents_of_alices_half(world: World) -> None:
+    pairs = world.half(0)
+    sizes = [ids.size for ids in instructions.text_ids(world.tokenizer, pairs)]
+    short = [pair for pair, size in zip(pairs, sizes, strict=True) if size <= 70]
+    assert 0 < len(short) < len(pairs)
+    assert world.demonstrations() == again(world).demonstrations() == short
 
 
 def test_a_torn_model_is_made_again(world: World, trainings: list[str]) -> None:
