@@ -109,7 +109,7 @@ def _execute(project: Project, options: argparse.Namespace) -> None:
 
     execute(
         project, options.preset, options.name or None,
-        silence=options.silence or None, timeout=options.timeout, force=options.force,
+        silence=options.silence or None, timeout=options.timeout, force=options.force, at_once=options.at_once,
     )  # fmt: skip
 
 
@@ -185,6 +185,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--preset", default="laptop")
     _add_limits(command)
     command.add_argument("--force", action="store_true", help="run them even if nothing changed")
+    command.add_argument("--at-once", type=int, default=1, metavar="N", help="chapters that run side by side (default: 1)")
     command.set_defaults(
         command=_execute,
         kept=f"Chapters that had ended are kept. {_KEPT} `make book PRESET={{preset}}` goes on from there.",

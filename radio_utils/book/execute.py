@@ -7,6 +7,7 @@ that digest is what the sources, the package, the preset and the installed versi
 from __future__ import annotations
 
 import ast
+import asyncio
 import importlib.metadata
 import json
 import logging
@@ -14,8 +15,11 @@ import os
 import re
 import resource
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import chdir, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +29,7 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from radio_utils.book.check import literals, parameter_problems
-from radio_utils.book.kernels import ENGINE, Watch
+from radio_utils.book.kernels import ENGINE, Together, Watch
 from radio_utils.book.progress import Progress
 from radio_utils.book.project import (
     SILENCE,
@@ -128,7 +132,8 @@ def run(
     records = results or Path(os.environ.get("RADIO_UTILS_RESULTS") or project.build / "runs" / "results")
     preset = str(parameters.get("preset", known.get("preset", "laptop")))
     with environment(RADIO_UTILS_RESULTS=_from_root(project, records)):
-        notebook, seconds = _papermill(project, name, given, target, silence, timeout, Progress(project, preset, [name]))
+        progress = Progress(project, preset, [name])
+        notebook, seconds = _papermill(project, name, given, target, silence, timeout, progress, Together())
     atomic_write(target, notebook_text(notebook))
     logger.info("%-24s %7.1f s  → %s", name, seconds, target)
     return target
@@ -142,14 +147,17 @@ def execute(
     silence: float | None = SILENCE,
     timeout: float | None = None,
     force: bool = False,
+    at_once: int = 1,
 ) -> dict[str, float]:
     """Run the chapters ``names`` (default: all) in order on ``preset``; those whose inputs didn't change are kept.
 
-    Logs the seconds of each chapter and the total, and once a minute what is done and how much is left. Returns the seconds
-    of each chapter that ran.
+    ``at_once`` run side by side: a core that one leaves idle is another's. They share what they make through the store,
+    where one waits for what another is making, so nothing is made twice and no number depends on it. Logs the seconds of
+    each chapter and the total, and once a minute what is done and how much is left. Returns the seconds of each chapter
+    that ran.
 
     Raises:
-        BookError, ChapterFailed: see ``run``.
+        BookError, ChapterFailed: see ``run``. Chapters that run beside one that fails are ended.
     """
     ordered = [name for name in project.chapters() if names is None or name in names]
     for name in names or []:
@@ -158,22 +166,59 @@ def execute(
     folder = project.executed(preset)
     folder.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(folder.parent / ".lock"):
-        start = time.monotonic()
-        progress = Progress(project, preset, ordered)
-        for name in ordered:
+        start, together = time.monotonic(), Together()
+        progress = Progress(project, preset, ordered, at_once=at_once)
+
+        def one(name: str) -> None:
             if not force and (seconds := fresh(project, preset, name)) is not None:
                 logger.info("%-24s unchanged (it took %.1f s)", name, seconds)
                 progress.took(name, seconds)
-                continue
-            ran[name] = _execute_one(project, preset, name, silence, timeout, progress)
+                return
+            ran[name] = _execute_one(project, preset, name, silence, timeout, progress, together)
             progress.took(name, ran[name])
             logger.info("%-24s %7.1f s", name, ran[name])
+
+        if at_once > 1:
+            _side_by_side(project, preset, ordered, one, at_once, together)
+        else:
+            for name in ordered:
+                one(name)
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
         told = f"{len(ran)} of {len(ordered)} chapters ran on {preset}" + (
             f", largest kernel {peak:.2f} GiB" if ran else ""
         )
         logger.info("%-24s %7.1f s  (%s)", "total", time.monotonic() - start, told)
-    return ran
+    return {name: ran[name] for name in ordered if name in ran}
+
+
+def _side_by_side(
+    project: Project, preset: str, names: list[str], one: Callable[[str], None], at_once: int, together: Together
+) -> None:
+    """Run ``one`` of each name, ``at_once`` at a time and begun in this order. What ends this ends the kernels."""
+    waiting = {name: threading.Event() for name in names}
+
+    def run_one(name: str) -> None:
+        try:
+            for other in _earlier(project, name, read_notebook(project.chapter(name))):
+                if other in waiting:
+                    waiting[other].wait()
+            if not together.over:
+                one(name)
+        finally:
+            waiting[name].set()
+            with suppress(RuntimeError):  # a thread's own, and nobody else closes it; none where the chapter was kept
+                asyncio.get_event_loop().close()
+
+    # threads share the folder and the environment: papermill, which changes both for each chapter, finds them so already
+    results = _from_root(project, project.results(preset).parent)
+    pool = ThreadPoolExecutor(at_once, thread_name_prefix="chapter")
+    with environment(RADIO_UTILS_RESULTS=results, **_variables()), chdir(project.root):
+        try:
+            for done in as_completed([pool.submit(run_one, name) for name in names]):
+                done.result()
+        finally:
+            together.end()
+            pool.shutdown(cancel_futures=True)
 
 
 def fresh(project: Project, preset: str, name: str) -> float | None:
@@ -197,8 +242,7 @@ def inputs(project: Project, preset: str, name: str) -> str:
     requirements.txt.
     """
     notebook = read_notebook(project.chapter(name))
-    code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
-    earlier = [other for other in project.chapters() if other < name and other in code]
+    earlier = _earlier(project, name, notebook)
     installed = json.dumps(versions(project), sort_keys=True)
     parts: list[str | bytes] = [_FORMAT, preset, sys.version, installed, notebook_text(notebook)]
     parts += [inputs(project, preset, other) for other in earlier]
@@ -209,6 +253,12 @@ def inputs(project: Project, preset: str, name: str) -> str:
         if path.suffix in (".py", ".yaml") and package / "book" not in path.parents:
             parts += [path.relative_to(package).as_posix(), path.read_bytes()]
     return digest(*parts)
+
+
+def _earlier(project: Project, name: str, notebook: NotebookNode) -> list[str]:
+    """The chapters before this one that its code names."""
+    code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    return [other for other in project.chapters() if other < name and other in code]
 
 
 def versions(project: Project) -> dict[str, str]:
@@ -237,7 +287,13 @@ def _record(project: Project, preset: str, name: str) -> str:
 
 
 def _execute_one(
-    project: Project, preset: str, name: str, silence: float | None, timeout: float | None, progress: Progress
+    project: Project,
+    preset: str,
+    name: str,
+    silence: float | None,
+    timeout: float | None,
+    progress: Progress,
+    together: Together,
 ) -> float:
     known = defaults(project.chapter(name))
     if "preset" not in known:
@@ -248,7 +304,7 @@ def _execute_one(
     # a notebook whose default it is shows no injected cell
     parameters = {} if known["preset"] == preset else {"preset": preset}
     with environment(RADIO_UTILS_RESULTS=_from_root(project, project.results(preset).parent)):
-        notebook, seconds = _papermill(project, name, parameters, target, silence, timeout, progress)
+        notebook, seconds = _papermill(project, name, parameters, target, silence, timeout, progress, together)
     record = _record(project, preset, name)
     if not record:
         path = project.results(preset) / f"{name}.json"
@@ -266,6 +322,7 @@ def _papermill(
     silence: float | None,
     timeout: float | None,
     progress: Progress,
+    together: Together,
 ) -> tuple[NotebookNode, float]:
     """Run chapter ``name``; the executed notebook and the seconds it took. A failed one is left beside ``target``."""
     source = project.chapter(name)
@@ -276,9 +333,10 @@ def _papermill(
     start = time.monotonic()
     running: list[str] = [""]
     watches: list[Watch] = []
-    variables = {"PYTHONHASHSEED": "0", **{one: os.environ.get(one, value) for one, value in _THREADS.items()}}
 
     def left(cell: NotebookNode) -> float | None:
+        if together.over:
+            raise DeadKernelError("it was ended with the others")
         # nbclient limits each cell; what is left of the whole is a limit for the chapter
         running[0] = cell.source
         return None if timeout is None else max(0.5, timeout - (time.monotonic() - start))
@@ -287,7 +345,7 @@ def _papermill(
         return _failure(source, what, running[0], trace, start, _keep(partial, failed))
 
     try:
-        with environment(**variables), progress.of(name, lambda: watches[-1].doing if watches else ""):
+        with environment(**_variables()), progress.of(name, lambda: watches[-1].doing if watches else ""):
             notebook = papermill.execute_notebook(
                 str(source),
                 str(partial),
@@ -300,6 +358,7 @@ def _papermill(
                 silence=silence,
                 timeout_func=left,
                 watching=watches.append,
+                together=together,
                 extra_arguments=["--IPKernelApp.log_level=ERROR"],  # the kernel talks on loopback, and warns of it
             )
         return notebook, time.monotonic() - start
@@ -310,6 +369,8 @@ def _papermill(
     except CellTimeoutError:
         raise failure(f"took longer than the chapter's time limit of {timeout:g} s (--timeout changes it)") from None
     except (DeadKernelError, RuntimeError) as error:
+        if together.over:  # not this chapter's failure
+            raise
         if watches and watches[-1].silent:
             raise failure(
                 f"gave no sign of life for {silence:g} s (--silence): no output, and no work of its processes"
@@ -319,6 +380,11 @@ def _papermill(
         raise failure("lost its kernel; it was killed, perhaps for want of memory", str(error)) from None
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _variables() -> dict[str, str]:
+    """The environment of every kernel."""
+    return {"PYTHONHASHSEED": "0", **{one: os.environ.get(one, value) for one, value in _THREADS.items()}}
 
 
 def _keep(partial: Path, failed: Path) -> Path | None:

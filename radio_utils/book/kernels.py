@@ -10,8 +10,8 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import papermill.clientwrap
@@ -80,6 +80,38 @@ class Watch:
                 return
 
 
+class Together:
+    """The kernels of one run. Several may be at work side by side, and one may wait for what another makes.
+
+    So none is silent while another works.
+    """
+
+    def __init__(self) -> None:
+        self.over = False  # whether they were ended, and no other may begin
+        self._clients: list[_Client] = []
+
+    def spent(self) -> float | None:
+        """Processor time (s) of all that are here; None where it can't be known."""
+        found = [client.spent() for client in tuple(self._clients)]
+        known = [one for one in found if one is not None]
+        return sum(known) if len(known) == len(found) else None
+
+    def end(self) -> None:
+        """End them all."""
+        self.over = True
+        for client in tuple(self._clients):
+            client.kill()
+
+    @contextmanager
+    def joined(self, client: _Client) -> Iterator[None]:
+        """While this one is at work."""
+        self._clients.append(client)
+        try:
+            yield
+        finally:
+            self._clients.remove(client)
+
+
 class _Manager(AsyncKernelManager):
     async def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:  # type: ignore[override]
         """End it without the interrupt that jupyter_client sends first: one that has just fallen idle complains of it.
@@ -92,27 +124,30 @@ class _Manager(AsyncKernelManager):
 
 
 class _Client(papermill.clientwrap.PapermillNotebookClient):  # type: ignore[misc]
-    def __init__(self, notebook: Any, silence: float | None, watching: Callable[[Watch], object], **options: Any) -> None:
+    def __init__(
+        self, notebook: Any, silence: float | None, watching: Callable[[Watch], object], together: Together, **options: Any
+    ) -> None:
         super().__init__(notebook, **options)
-        self._watched = Watch(silence, self._spent, self._kill)
+        self._together = together
+        self._watched = Watch(silence, together.spent, self.kill)
         watching(self._watched)
 
     def execute(self, **options: Any) -> Any:
         """Run the notebook. Whatever ends it, the kernel and what it has started end too."""
         if os.name == "posix":
             options["preexec_fn"] = end_with_parent
-        with self._watched:
+        with self._together.joined(self), self._watched:
             try:
                 return super().execute(**options)
             finally:
-                self._kill()
+                self.kill()
 
     def papermill_execute_cells(self) -> None:
         """Run the cells. What stops them elsewhere than in a cell ends a kernel that may be at work."""
         try:
             super().papermill_execute_cells()
         except BaseException:
-            self._kill()
+            self.kill()
             raise
 
     def process_message(self, message: Any, *arguments: Any, **options: Any) -> Any:
@@ -125,11 +160,13 @@ class _Client(papermill.clientwrap.PapermillNotebookClient):  # type: ignore[mis
         provisioner = getattr(self.km, "provisioner", None)
         return getattr(provisioner, "process", None)
 
-    def _spent(self) -> float | None:
+    def spent(self) -> float | None:
+        """Processor time (s) of the kernel and what it has started."""
         process = self._process()
         return cpu_seconds(process.pid) if process is not None else None
 
-    def _kill(self) -> None:
+    def kill(self) -> None:
+        """End the kernel and what it has started."""
         process = self._process()
         if process is not None and process.poll() is None:
             with suppress(OSError):
@@ -140,12 +177,13 @@ class _Engine(papermill.engines.Engine):  # type: ignore[misc]
     @classmethod
     def execute_managed_notebook(
         cls, nb_man: Any, kernel_name: str, *, silence: float | None, watching: Callable[[Watch], object],
-        timeout_func: Callable[[Any], float | None], extra_arguments: list[str], **_: Any,
+        together: Together, timeout_func: Callable[[Any], float | None], extra_arguments: list[str], **_: Any,
     ) -> None:  # fmt: skip
         # nothing in this library may give up because the machine is slow: the watch alone decides
         client = _Client(
-            nb_man, silence, watching, kernel_name=kernel_name, kernel_manager_class=_Manager, timeout_func=timeout_func,
-            startup_timeout=_FOREVER, iopub_timeout=_FOREVER, extra_arguments=extra_arguments, log=papermill.engines.logger,
+            nb_man, silence, watching, together, kernel_name=kernel_name, kernel_manager_class=_Manager,
+            timeout_func=timeout_func, startup_timeout=_FOREVER, iopub_timeout=_FOREVER, extra_arguments=extra_arguments,
+            log=papermill.engines.logger,
         )  # fmt: skip
         client.execute()
 

@@ -1,7 +1,7 @@
 """How far a run of the book has come: a line at each chapter's start, and once a minute while one runs.
 
 What is left is estimated from the seconds of the committed records, scaled by how much longer the chapters so far took on
-this machine. It is no promise: what the store holds already takes no time.
+this machine, and shared out over those that run side by side. It is no promise: what the store holds already takes no time.
 """
 
 from __future__ import annotations
@@ -21,10 +21,13 @@ logger = logging.getLogger(__name__)
 class Progress:
     """Of a run of these chapters, in this order."""
 
-    def __init__(self, project: Project, preset: str, names: Sequence[str], *, every: float = 60.0) -> None:
-        self._names, self._every = list(names), every
+    def __init__(
+        self, project: Project, preset: str, names: Sequence[str], *, every: float = 60.0, at_once: int = 1
+    ) -> None:
+        self._names, self._every, self._at_once = list(names), every, at_once
         self._expected = {name: _recorded(project, preset, name) for name in names}
         self._took: dict[str, float] = {}
+        self._begun: dict[str, float] = {}  # when those began that run
 
     def took(self, name: str, seconds: float) -> None:
         """A chapter is done; ``seconds`` is what it took, now or when it ran."""
@@ -34,6 +37,7 @@ class Progress:
     def of(self, name: str, doing: Callable[[], str]) -> Iterator[None]:
         """While chapter ``name`` runs. ``doing`` says what it does, if that is known."""
         over, start = threading.Event(), time.monotonic()
+        self._begun[name] = start
         number = f"chapter {self._names.index(name) + 1} of {len(self._names)}"
         logger.info("%-24s %s%s", name, number, self._told(name, 0.0))
 
@@ -50,17 +54,23 @@ class Progress:
         finally:
             over.set()
             thread.join()
+            del self._begun[name]
 
     def left(self, name: str, elapsed: float) -> float | None:
         """About how many seconds the run still takes, ``elapsed`` seconds into chapter ``name``; None if nothing tells."""
-        first, *rest = (self._expected[one] for one in self._names[self._names.index(name) :])
+        beside = {one: begun for one, begun in tuple(self._begun.items()) if one != name}
+        after = [one for one in self._names[self._names.index(name) + 1 :] if one not in beside and one not in self._took]
+        first, *rest = (self._expected[one] for one in (name, *after, *beside))
         if first is None or None in rest:
             return None
         known = {one: seconds for one in self._took if (seconds := self._expected[one])}
         rate = sum(self._took[one] for one in known) / sum(known.values()) if known else 1.0
         if first and elapsed > rate * first:  # this one alone shows that the machine is slower than it seemed
             rate = elapsed / first
-        return rate * sum(seconds or 0.0 for seconds in rest) + max(0.0, rate * first - elapsed)
+        own = max(0.0, rate * first - elapsed)
+        done = sum(time.monotonic() - begun for begun in beside.values())
+        others = max(0.0, rate * sum(seconds or 0.0 for seconds in rest) - done)
+        return max(own, (own + others) / self._at_once)
 
     def _told(self, name: str, elapsed: float) -> str:
         left = self.left(name, elapsed)
