@@ -476,7 +476,7 @@ def test_alice_from_a_hub_is_in_half_precision_on_every_gpu(device: str, monkeyp
     hub = World(small(alice=here, base=here), store=Store("/nowhere"), device=device)
     hub.alice()
     hub.base()
-    assert asked == [torch.float16, None]
+    assert asked == [torch.float16, torch.float32]
 
 
 def test_too_few_pairs_from_shards_are_an_error(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
