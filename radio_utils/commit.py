@@ -264,9 +264,9 @@ def _written(options: Any) -> Path:
         raise ValueError("give either vocab_size or the tokenizer that it is counted from")
     size = options.vocab_size
     if options.tokenizer:
-        from radio_utils import suspects  # needs torch
+        from radio_utils.suspects.gguf_files import load_tokenizer  # needs torch
 
-        size = max(suspects.load_tokenizer(options.tokenizer).get_vocab().values()) + 1  # as an audit counts it
+        size = max(load_tokenizer(options.tokenizer).get_vocab().values()) + 1  # as an audit counts it
     parameters = Parameters(options.scheme, options.window, options.gamma, size)
     if os.path.lexists(options.output.expanduser()):  # said before a key is read and hashed
         raise _exists(options.output)

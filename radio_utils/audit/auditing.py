@@ -42,7 +42,7 @@ def run(request: Request, *, progress: bool = False) -> Verdict:
     vocabulary = None  # in words, with how the models are fed
     if request.kind == "model":
         case.opened = open_model(case)
-        vocabulary = f"{case.models.vocabulary.words} {fed(case)}"
+        vocabulary = " ".join([case.models.vocabulary.words, *stored(case), fed(case)])
         case.spelling = spelling.measured(case)
     elif request.kind == "endpoint":
         case.server = open_endpoint(case)
@@ -165,6 +165,15 @@ def outcome_of(tests: Sequence[TestResult], log10_alpha: float) -> Outcome:
     return "void" if guilty else "not convicted"
 
 
+def stored(case: Case) -> list[str]:
+    """How weights are stored that come as GGUF files, in words."""
+    return [
+        f"The weights of {one.name} come from a GGUF file, stored as {one.quantisation}; what is read is what this left."
+        for one in case.models.all
+        if one.quantisation
+    ]
+
+
 def fed(case: Case) -> str:
     """How the models are fed, in words; where it is the same for all, once."""
     chats = any(one is not None and one.prompts is not None for one in (case.texts, case.fresh, case.plain))
@@ -185,6 +194,8 @@ def _inputs(case: Case) -> dict[str, Any]:
         for one in case.opened.all:
             found[one.name] = {"name": getattr(case.request, one.name), "sha256": one.digest}
             found[one.name] |= {"tokenizer": tokenizer_digest(one.feeding.tokenizer), "fed": one.feeding.digest}
+            if one.quantisation:
+                found[one.name]["quantisation"] = one.quantisation
             if one.unused:
                 found[one.name]["weights not used"] = ", ".join(one.unused)
     elif case.answers is not None:

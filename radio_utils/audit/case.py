@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -18,6 +19,7 @@ from radio_utils import decoding, detection, keys, querying, reading, suspects
 from radio_utils import evidence as ev
 from radio_utils.artifacts import Artifact, Store
 from radio_utils.audit import preflight
+from radio_utils.audit.earlier import weights_of
 from radio_utils.audit.errors import AuditError, blamed
 from radio_utils.audit.request import Request
 from radio_utils.audit.texts import Texts, read_texts, tokenizer_digest
@@ -27,6 +29,7 @@ from radio_utils.files import read_json, sha256_of
 from radio_utils.predictions import Predictions
 from radio_utils.retokenising import TokenMap, read_across
 from radio_utils.suspects.feeding import Feeding, TemplateError
+from radio_utils.suspects.gguf_files import gguf_file, load_tokenizer, quantisation
 from radio_utils.suspects.loading import identity
 from radio_utils.suspects.memory import DeviceMemoryError
 from radio_utils.suspects.vocabulary import size_of
@@ -47,7 +50,8 @@ class Case:
     The suspect is ``opened`` if its weights are at hand, a ``server``, or ``answers``. ``commitment`` says what opened with
     the key: file, its hash and its date; None where the key was not committed to. ``heard`` is what a test was answered and
     hands on to the next, ``first_answers`` what the first answers promise of all, ``kept_answers`` the files of those of
-    models at hand. ``clock`` adds up the seconds that models and statistics take.
+    models at hand. ``tokenizers`` are those of the models that were named, ``quantised`` how those that are GGUF files
+    store their weights. ``clock`` adds up the seconds that models and statistics take.
     """
 
     request: Request
@@ -67,6 +71,8 @@ class Case:
     heard: Heard | None = None
     first_answers: dict[str, Any] = field(default_factory=dict)
     kept_answers: dict[str, Path] = field(default_factory=dict)
+    tokenizers: dict[str, Any] = field(default_factory=dict)
+    quantised: dict[str, str] = field(default_factory=dict)
     clock: dict[str, float] = field(default_factory=lambda: {"model": 0.0, "statistics": 0.0})
 
     @contextmanager
@@ -117,7 +123,8 @@ class Case:
 class Weights:
     """A model at hand: the parameter that names it, the hashes of all files that decide it, and how it is fed.
 
-    ``unused`` are weights of its folder that the model has no place for.
+    ``unused`` are weights of its folder that the model has no place for. ``quantisation`` says how a GGUF file stores them,
+    empty for any other.
     """
 
     name: str
@@ -125,6 +132,7 @@ class Weights:
     digest: dict[str, str]
     feeding: Feeding
     unused: tuple[str, ...] = ()
+    quantisation: str = ""
 
     @property
     def stop_tokens(self) -> tuple[int, ...]:
@@ -196,8 +204,8 @@ def _prepared(request: Request) -> Case:
             keys.check_secret(secret, request.named)
         except ValueError as error:
             raise AuditError(str(error)) from error
-    name = next(name for name in ("tokenizer", "alice", "suspect") if getattr(request, name))
-    tokenizer = _tokenizer(name, getattr(request, name))
+    quantised, tokenizers = _quantised(request), _tokenizers(request)
+    tokenizer = tokenizers[next(name for name in ("tokenizer", "alice", "suspect") if name in tokenizers)]
     size = size_of(tokenizer)
     wm = request.watermark(size)
     if wm.vocab_size < size:
@@ -225,7 +233,10 @@ def _prepared(request: Request) -> Case:
     if request.full_context and texts.prompts is None:
         raise AuditError("full_context is said of prompts, and watermarked_texts has none; give them, or leave it out")
     of_fresh = None if fresh is None else preflight.detected(fresh, wm)
-    return Case(request, tokenizer, wm, texts, fresh, answers, of_texts, of_fresh, plain, commitment=commitment)
+    return Case(
+        request, tokenizer, wm, texts, fresh, answers, of_texts, of_fresh, plain, commitment=commitment,
+        tokenizers=tokenizers, quantised=quantised,
+    )  # fmt: skip
 
 
 def _plain(request: Request, fresh: Texts | None, tokenizer: Any, wm: Watermark) -> Texts | None:
@@ -317,9 +328,34 @@ _HOW = {
 }  # fmt: skip
 
 
-def _tokenizer(name: str, folder: str) -> Any:
-    with blamed(name, suspects.ModelFolderError):
-        return suspects.load_tokenizer(folder)
+def _named(request: Request) -> dict[str, str]:
+    """The models that are given, and Alice's tokenizer, by the parameter that names them."""
+    names = ("tokenizer", "alice", "reference", *(["suspect"] if request.kind == "model" else []))
+    return {name: value for name in names if (value := getattr(request, name))}
+
+
+def _quantised(request: Request) -> dict[str, str]:
+    """How the weights are stored of those that are GGUF files. Raises :class:`AuditError` for a file that is not whole."""
+    found = {}
+    for name, value in _named(request).items():
+        with blamed(name, suspects.ModelFolderError):
+            file = gguf_file(value)
+            if file is not None and importlib.util.find_spec("gguf"):  # without, its loading says what to do
+                found[name] = quantisation(file)
+    return found
+
+
+def _tokenizers(request: Request) -> dict[str, Any]:
+    """The tokenizer of each. Raises :class:`AuditError` for one that must be another's and is not."""
+    found = {}
+    for name, value in _named(request).items():
+        with blamed(name, suspects.ModelFolderError):
+            found[name] = load_tokenizer(value)
+    if "reference" in found and found["reference"].get_vocab() != found["suspect"].get_vocab():
+        raise AuditError("reference has another tokenizer than suspect; give the model that the suspect was made from")
+    if {"alice", "tokenizer"} <= found.keys() and found["alice"].get_vocab() != found["tokenizer"].get_vocab():
+        raise AuditError("alice has another tokenizer than the texts; give Alice's own unmarked model, or none")
+    return found
 
 
 def _load(name: str, folder: str, request: Request) -> Any:
@@ -332,47 +368,37 @@ def _load(name: str, folder: str, request: Request) -> Any:
         return suspects.load_model(folder, device=device, dtype=getattr(torch, request.dtype))
 
 
-def _weights(digest: dict[str, str]) -> dict[str, str]:
-    return {name: value for name, value in digest.items() if name.endswith(".safetensors")}
-
-
 def open_model(case: Case) -> OpenModel:
     """Load the suspect and its reference. Raises :class:`AuditError` for folders that cannot be used, or not together."""
     request = case.request
     with case.timed("model"):
-        suspect = _opened("suspect", request)
+        suspect = _opened("suspect", case)
         its_tokenizer = suspect.feeding.tokenizer
         vocabulary = preflight.compare_vocabularies(case.tokenizer, its_tokenizer, rows_of(suspect.model))
         with blamed("suspect", TemplateError):  # some templates raise at some prompts only
             _check_length(case, suspect)
         opened = OpenModel(suspect, its_tokenizer, vocabulary)
         if request.reference:
-            opened.reference = _opened("reference", request)
-            its_weights = _weights(suspect.digest)
-            if request.reference == request.suspect or (its_weights and its_weights == _weights(opened.reference.digest)):
+            opened.reference = _opened("reference", case)
+            its_weights = weights_of(suspect.digest)
+            if request.reference == request.suspect or (its_weights and its_weights == weights_of(opened.reference.digest)):
                 raise AuditError(
                     "reference is the suspect itself, weight for weight; give the model that it was made from, or none"
                 )
-            if opened.reference.feeding.tokenizer.get_vocab() != its_tokenizer.get_vocab():
-                raise AuditError(
-                    "reference has another tokenizer than suspect; give the model that the suspect was made from"
-                )
         if request.alice:
-            opened.alice = _opened("alice", request)
-            if opened.alice.feeding.tokenizer.get_vocab() != case.tokenizer.get_vocab():
-                raise AuditError("alice has another tokenizer than the texts; give Alice's own unmarked model, or none")
+            opened.alice = _opened("alice", case)
     return opened
 
 
-def _opened(name: str, request: Request) -> Weights:
+def _opened(name: str, case: Case) -> Weights:
+    request, tokenizer = case.request, case.tokenizers[name]
     folder = getattr(request, name)
-    tokenizer = _tokenizer(name, folder)
     digest, model = identity(folder), _load(name, folder, request)
     if digest.get("hub commit") == "unknown":  # it was not on this machine before
         digest = identity(folder)
     with blamed(name, TemplateError):
         feeding = Feeding.of(tokenizer, request.chat_template)
-    return Weights(name, model, digest, feeding, getattr(model, "unused_weights", ()))
+    return Weights(name, model, digest, feeding, getattr(model, "unused_weights", ()), case.quantised.get(name, ""))
 
 
 def room(writer: Weights, prompts: Sequence[Ids], wanted: int) -> int:

@@ -39,13 +39,17 @@ def earlier_audits(folder: Path, inputs: dict[str, Any]) -> tuple[dict[str, Any]
     return tuple(sorted(found, key=lambda row: row["date"]))
 
 
+def weights_of(digest: dict[str, str]) -> list[str]:
+    """The hashes of the files of weights among those of a model's folder, whatever the files are called."""
+    return sorted(value for name, value in digest.items() if name.lower().endswith((".safetensors", ".gguf")))
+
+
 def _identities(inputs: dict[str, Any]) -> set[tuple[Any, ...]]:
     """By what a suspect is known; two audits with one of these in common are of the same."""
     suspect, found = inputs["suspect"], set[tuple[Any, ...]]()
     digest = suspect.get("sha256")
     if isinstance(digest, dict):
-        weights = sorted(value for name, value in digest.items() if name.endswith(".safetensors"))
-        if weights:
+        if weights := weights_of(digest):
             found.add(("weights", *weights))
         elif digest.get("hub commit", "unknown") != "unknown":
             found.add(("hub", suspect["name"], digest["hub commit"]))

@@ -31,8 +31,8 @@ class Request:
         ``suspect``: a folder, GGUF file or hub name of a causal model, the ``http(s)://…`` address of an OpenAI-compatible
         server (with ``suspect_model``), or a JSONL or Parquet file of the suspect's answers (``prompt``, ``text``).
         ``suspect_model``: the name of the model that the server should answer with.
-        ``reference``: folder or hub name of B₀, the model that the suspect was made from. Each test is then one of what the
-        suspect added to it.
+        ``reference``: folder, GGUF file or hub name of B₀, the model that the suspect was made from. Each test is then one
+        of what the suspect added to it.
         ``access``: "open" (read the weights' predictions), "closed" (score answers) or "both"; empty, as open as can be.
 
     With what
@@ -44,11 +44,11 @@ class Request:
         unsupervised test.
         ``plain_texts``: texts written without the key, for contrastive reading; empty, the ``fresh_texts`` if they are
         such, else texts that Alice's own model writes.
-        ``alice``: folder or hub name of Alice's own *unmarked* model. It is the reference of contrastive reading where
-        there is no ``reference``, and writes the texts of the re-marking control.
+        ``alice``: folder, GGUF file or hub name of Alice's own *unmarked* model. It is the reference of contrastive reading
+        where there is no ``reference``, and writes the texts of the re-marking control.
         ``chat_template``: how prompts are fed to a model at hand: "auto" (as the user's turn, where its tokenizer has a
         chat template), "none" (bare), or a file of Jinja source. Rows without a prompt are no chats and are fed bare.
-        ``tokenizer``: folder or hub name of Alice's tokenizer; empty, that of ``alice``, else the suspect's own.
+        ``tokenizer``: folder, GGUF file or hub name of Alice's tokenizer; empty, that of ``alice``, else the suspect's own.
 
     The watermark
         ``scheme``: the name of the watermark's scheme.

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from radio_utils.suspects.feeding import opening
+from radio_utils.suspects.gguf_files import filler
 from radio_utils.suspects.loading import ModelFolderError, load_model, load_tokenizer
 
 PRECISIONS = ("F32", "F16")
@@ -161,7 +162,7 @@ def _add_tokenizer(writer: Any, tokenizer: Any, model: Any, folder: str) -> None
     added = {one["id"]: one["special"] for one in parts["added_tokens"]}
     tokens, kinds = [], []
     for number in range(model.config.vocab_size):
-        tokens.append(of_id.get(number, f"[PAD{number}]"))
+        tokens.append(of_id.get(number, filler(number)))
         if number not in of_id:
             kinds.append(gguf.TokenType.UNUSED)
         elif number in added:
