@@ -2,7 +2,7 @@
 
 ::
 
-    python tests/llama_server.py model.gguf
+    python tests/llama_server.py model.gguf SLOTS CONTEXT PORT
 
 prints its address and serves until its input ends.
 """
@@ -22,7 +22,7 @@ ALIAS = "bob"
 _ADDRESS = "serving at "
 
 
-def serve(model: str, *, slots: int, context: int) -> None:
+def serve(model: str, *, slots: int, context: int, port: int) -> None:
     """Serve until the input ends: ``slots`` answers at a time of ``context`` tokens each, prompt and all, on one thread."""
     import xllamacpp
 
@@ -31,7 +31,7 @@ def serve(model: str, *, slots: int, context: int) -> None:
     params.model_alias = {ALIAS}
     params.n_parallel, params.n_ctx = slots, slots * context
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
-    params.port, params.n_gpu_layers, params.fit_params, params.ui = 0, 0, False, False
+    params.port, params.n_gpu_layers, params.fit_params, params.ui = port, 0, False, False
     params.verbosity = 1
     server = xllamacpp.Server(params)
     sys.stdout.write(f"\n{_ADDRESS}{server.listening_address}\n")
@@ -40,9 +40,9 @@ def serve(model: str, *, slots: int, context: int) -> None:
 
 
 @contextmanager
-def serving(model: Path, *, slots: int = 4, context: int = 512) -> Iterator[str]:
-    """The address of a server that answers with this GGUF file."""
-    command = [sys.executable, __file__, str(model), str(slots), str(context)]
+def serving(model: Path, *, slots: int = 4, context: int = 512, port: int = 0) -> Iterator[str]:
+    """The address of a server that answers with this GGUF file; port 0 is any that is free."""
+    command = [sys.executable, __file__, str(model), str(slots), str(context), str(port)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as server:
@@ -72,4 +72,4 @@ def asked(address: str, route: str, **body: Any) -> Any:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], slots=int(sys.argv[2]), context=int(sys.argv[3]))
+    serve(sys.argv[1], **dict(zip(("slots", "context", "port"), map(int, sys.argv[2:]), strict=True)))
