@@ -151,6 +151,8 @@ class Chapter:
                 if shown[f"{column}, {run}"] is not None:
                     raise ValueError(f"by={list(names)} names several rows of {table!r}; add another of its columns")
                 shown[f"{column}, {run}"] = row[column]
+        if len(runs) == 1 and self.preset.name != _REAL:
+            self.say(f"On a real model (the tier `{_REAL}`): not yet run.")
         return figures.table(list(found.values()))
 
     def beside_real_model(self, table: str, *, where: Mapping[str, Any] | None = None, **drawn: Any) -> Any:
@@ -160,7 +162,9 @@ class Chapter:
         """
         wanted = dict(where or {})
         real = [_matching(rows, wanted) for rows in self._real(table).values()]
-        runs = {f"this run ({self.preset.name})": self.all_seeds(table, **wanted)} | ({_REAL_NAME: real} if real else {})
+        runs = {f"this run ({self.preset.name})": self.all_seeds(table, **wanted)}
+        if self.preset.name != _REAL:
+            runs[_REAL_NAME] = real
         return figures.side_by_side(runs, **drawn)
 
     def real(self, table: str, **where: Any) -> list[dict[str, Any]]:
@@ -168,16 +172,11 @@ class Chapter:
         return _matching(next(iter(self._real(table).values()), []), where)
 
     def _real(self, table: str) -> dict[int, list[dict[str, Any]]]:
-        """By seed, the committed runs of this chapter on a real model: the tier ``pocket`` as it is now.
+        """By seed, the committed runs of this chapter on a real model, the tier ``pocket`` as it is now.
 
-        Without any "not yet run" is said, and in a run of this tier itself there is nothing to compare.
+        A run of this tier itself has nothing to be compared with.
         """
-        if self.preset.name == _REAL:
-            return {}
-        found = self._committed(load_preset(_REAL), table)
-        if not found:
-            self.say(f"On a real model (the tier `{_REAL}`): not yet run.")
-        return found
+        return {} if self.preset.name == _REAL else self._committed(load_preset(_REAL), table)
 
     def _committed(self, preset: Preset, table: str) -> dict[int, list[dict[str, Any]]]:
         """The rows of a table in the committed runs of this chapter at these sizes, by seed."""

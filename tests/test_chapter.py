@@ -148,6 +148,8 @@ def test_a_run_stands_beside_those_on_a_real_model(
         -0.5,
         -9.0,
     ]
+    drawn = run.beside_real_model("open_model", series="setting", labels={"supervised": "supervised"})
+    assert len(said) == 1 and drawn.axes[1].texts[0].get_text() == "not yet run", "one output: the page names the figure"
     rows = [{"rho": rho, "setting": "supervised", "log10_p": p} for rho, p in ((0.1, -30.0), (1.0, -99.0))]
     for seed, sizes in ((0, load_preset("pocket")), (1, load_preset("pocket", audit_keys=99))):
         record = {"seed": seed, "config_hash": chapter_module.config_hash(sizes, seed), "tables": {"open_model": rows}}

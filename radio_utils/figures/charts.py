@@ -59,12 +59,17 @@ def side_by_side(
     drawn there.
     """
     figure, axes = plt.subplots(1, len(runs), figsize=(7.2 if len(runs) == 1 else 10, 4), sharey=True, squeeze=False)
-    for ax, (name, (rows, *others)) in zip(axes[0], runs.items(), strict=True):
+    for ax, (name, run) in zip(axes[0], runs.items(), strict=True):
+        if len(runs) > 1:
+            ax.set_title(name, size=11)
+        if not run:
+            ax.set_xticks([])
+            ax.text(0.5, 0.5, "not yet run", color=GREY, ha="center", transform=ax.transAxes)
+            continue
+        rows, *others = run
         there = {value: label for value, label in labels.items() if any(row[series] == value for row in rows)}
         _series(rows, others, x=x, y=y, series=series, labels=there, ax=ax)
         _share_axis(ax, [row[x] for row in rows], x)
-        if len(runs) > 1:
-            ax.set_title(name, size=11)
     for ax in axes[0]:
         if y == "z":
             ax.axhspan(-1.96, 1.96, color=GREY, alpha=0.15, lw=0, label="95 % of innocents")
