@@ -180,8 +180,30 @@ def test_the_lead_falls_in_proportion_to_d(folder: Path, d: float) -> None:
 
 
 def test_marked_answers_have_more_distinct_pairs(folder: Path) -> None:
+    """They are longer; at equal length they have fewer (below)."""
     scored = {row["watermarked"]: row["scored"] for row in rows(folder, "03_data_and_models", "detection")}
     assert scored[True] > 1.2 * scored[False]
+
+
+def test_bob_can_notice_a_mark_where_he_has_a_plain_model_and_only_there(folder: Path) -> None:
+    found = {
+        (row["test"], row["scheme"], row["needs"]): (row["value"], row["log10_p"])
+        for row in rows(folder, "03_data_and_models", "noticed")
+    }
+    for (test, scheme, needs), (_, log10_p) in found.items():
+        if scheme == "none" and needs != "queries, no plain model":
+            assert log10_p > INNOCENT, (test, needs)
+    assert found["length", "green list", "texts"][0] > 1.5
+    value, log10_p = found["vocabulary", "green list", "texts"]
+    assert value < 1 and log10_p < -2.6
+    value, log10_p = found["classifier", "green list", "texts, 20 tokens"]
+    assert value > 0.9 and log10_p < -50
+    assert found["endings", "green list", "queries"][1] < -2.9
+    value, log10_p = found["repeats", "gumbel max", "queries"]
+    assert value == 1 and log10_p < -10
+    # another temperature is noticed like a mark, and without a plain model an unmarked one is
+    assert found["vocabulary", "none, warmer", "questions"][1] < -2.6
+    assert found["endings", "none", "queries, no plain model"][1] < -2.9
 
 
 def test_where_the_filter_gains_and_where_it_loses(folder: Path) -> None:
