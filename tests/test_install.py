@@ -227,7 +227,7 @@ except ModuleNotFoundError as error:
     )
     numbers, error = said.splitlines()
     assert float(numbers.split()[0]) < -10 and float(numbers.split()[1]) <= 0
-    assert re.fullmatch(r"radio_utils\.figures needs \w+: pip install 'radio-utils\[audit\]'", error)
+    assert re.fullmatch(r"radio_utils\.figures\.\w+ needs \w+: pip install 'radio-utils\[audit\]'", error)
 
 
 def test_audit(wheel: Path, tmp_path: Path) -> None:
