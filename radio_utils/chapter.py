@@ -22,7 +22,7 @@ import numpy as np
 from radio_utils import figures
 from radio_utils.artifacts import Store, default_root
 from radio_utils.files import write_json
-from radio_utils.presets import Preset, load_preset
+from radio_utils.presets import REAL, REAL_NAME, Preset, load_preset
 from radio_utils.provenance import hardware, versions
 from radio_utils.world.world import World
 
@@ -61,7 +61,6 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "audit": ("case", "test", "scored", "log10_p", "log10_corrected", "ks_p", "outcome"),
     "summary": ("rho", "setting", "access", "watermark", "log10_p"),
 }
-_REAL, _REAL_NAME = "pocket", "SmolLM2-135M-Instruct (pocket)"  # the tier of a real model
 
 
 class Chapter:
@@ -140,7 +139,7 @@ class Chapter:
         """
         names = tuple(by)
         runs = {self.preset.name: self.tables.get(table, [])}
-        runs |= {f"{_REAL}, seed {seed}": rows for seed, rows in self._real(table).items()}
+        runs |= {f"{REAL}, seed {seed}": rows for seed, rows in self._real(table).items()}
         found: dict[tuple[Any, ...], dict[str, Any]] = {}
         for run, rows in runs.items():
             for row in rows:
@@ -151,8 +150,8 @@ class Chapter:
                 if shown[f"{column}, {run}"] is not None:
                     raise ValueError(f"by={list(names)} names several rows of {table!r}; add another of its columns")
                 shown[f"{column}, {run}"] = row[column]
-        if len(runs) == 1 and self.preset.name != _REAL:
-            self.say(f"On a real model (the tier `{_REAL}`): not yet run.")
+        if len(runs) == 1 and self.preset.name != REAL:
+            self.say(f"On a real model (the tier `{REAL}`): not yet run.")
         return figures.table(list(found.values()))
 
     def beside_real_model(self, table: str, *, where: Mapping[str, Any] | None = None, **drawn: Any) -> Any:
@@ -163,8 +162,8 @@ class Chapter:
         wanted = dict(where or {})
         real = [_matching(rows, wanted) for rows in self._real(table).values()]
         runs = {f"this run ({self.preset.name})": self.all_seeds(table, **wanted)}
-        if self.preset.name != _REAL:
-            runs[_REAL_NAME] = real
+        if self.preset.name != REAL:
+            runs[REAL_NAME] = real
         return figures.side_by_side(runs, **drawn)
 
     def real(self, table: str, **where: Any) -> list[dict[str, Any]]:
@@ -176,7 +175,7 @@ class Chapter:
 
         A run of this tier itself has nothing to be compared with.
         """
-        return {} if self.preset.name == _REAL else self._committed(load_preset(_REAL), table)
+        return {} if self.preset.name == REAL else self._committed(load_preset(REAL), table)
 
     def _committed(self, preset: Preset, table: str) -> dict[int, list[dict[str, Any]]]:
         """The rows of a table in the committed runs of this chapter at these sizes, by seed."""

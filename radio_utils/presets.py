@@ -21,6 +21,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 
 
+REAL, REAL_NAME = "pocket", "SmolLM2-135M-Instruct (pocket)"  # the tier of a real model, and its name in figures
+
+
 class PresetError(ValueError):
     """An unknown preset or field, or a value out of range."""
 

@@ -144,6 +144,7 @@ def _repository(project: Project, options: argparse.Namespace) -> None:
 def _figure(project: Project, options: argparse.Namespace) -> None:
     from radio_utils import figures
     from radio_utils.book.status import read_record, read_seeds
+    from radio_utils.presets import REAL, REAL_NAME
 
     record = read_record(project, options.preset, "06_closed_model")
     if record is None:
@@ -153,11 +154,11 @@ def _figure(project: Project, options: argparse.Namespace) -> None:
     seeds = read_seeds(project, options.preset)
     found = [records["06_closed_model"] for seed, records in seeds.items() if seed != record["seed"]]
     runs = {options.preset: [one["tables"]["summary"] for one in (record, *found)]}
-    real = [
-        records["06_closed_model"] for records in read_seeds(project, "pocket").values() if "06_closed_model" in records
-    ]
-    if real and options.preset != "pocket":
-        runs["SmolLM2-135M-Instruct (pocket)"] = [one["tables"]["summary"] for one in real]
+    if options.preset != REAL:
+        real = [
+            records["06_closed_model"] for records in read_seeds(project, REAL).values() if "06_closed_model" in records
+        ]
+        runs |= {REAL_NAME: [one["tables"]["summary"] for one in real]} if real else {}
     figures.story(runs).savefig(target, dpi=150)
     print(f"drew {target.relative_to(project.root)} from seed {record['seed']}")
 

@@ -43,9 +43,8 @@ def z_against_share(
 ) -> Axes:
     """Standard deviations of evidence against ρ, as :func:`log10_p_against_share`."""
     ax = _series(rows, others, x="rho", y="z", series=series, labels=labels, ax=ax)
-    ax.axhspan(-1.96, 1.96, color=GREY, alpha=0.15, lw=0, label="95 % of innocents")
     _share_axis(ax, [row["rho"] for row in rows], "rho")
-    ax.set_ylabel("evidence z (standard deviations)")
+    _z_axis(ax)
     ax.legend()
     return ax
 
@@ -72,8 +71,7 @@ def side_by_side(
         _share_axis(ax, [row[x] for row in rows], x)
     for ax in axes[0]:
         if y == "z":
-            ax.axhspan(-1.96, 1.96, color=GREY, alpha=0.15, lw=0, label="95 % of innocents")
-            ax.set_ylabel("evidence z (standard deviations)")
+            _z_axis(ax)
         else:
             drawn = [line.get_ydata() for one in axes[0] for line in one.get_lines() if line.get_label() in labels.values()]
             _log10_p_axis(ax, min((float(np.nanmin(values)) for values in drawn if len(values)), default=THRESHOLD))
@@ -178,6 +176,12 @@ def curves_in_panels(
         figure.legend(handles.values(), handles, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=2)
     figure.tight_layout()
     return figure
+
+
+def _z_axis(ax: Axes) -> None:
+    """An axis of standard deviations, with the band that holds 95 % of innocents."""
+    ax.axhspan(-1.96, 1.96, color=GREY, alpha=0.15, lw=0, label="95 % of innocents")
+    ax.set_ylabel("evidence z (standard deviations)")
 
 
 def _log10_p_axis(ax: Axes, lowest: float | None = None) -> None:
