@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
+from scipy import stats
 
 from radio_utils import evidence as ev
 from radio_utils.stats import tails
@@ -168,7 +168,8 @@ def classify(
     right, tested = int(np.sum(said == true)), true.size
     hits, false = int(np.sum(said & true)), int(np.sum(said & ~true))
     log10_p = tails.log10_fisher(hits, int(true.sum()), false, int((~true).sum()))
-    return Classified(tested, right / tested, *_interval(right, tested), log10_p)
+    low, high = stats.binomtest(right, tested).proportion_ci(method="exact")
+    return Classified(tested, right / tested, float(low), float(high), log10_p)
 
 
 def repeated_answers(
@@ -306,9 +307,3 @@ def _table(name: str, drawn: ArrayLike, shape: tuple[int, ...] | None = None) ->
 def _check_permutations(permutations: int) -> None:
     if permutations < 1:
         raise ValueError(f"permutations must be at least 1, got {permutations}")
-
-
-def _interval(right: int, tested: int) -> tuple[float, float]:
-    low = float(special.betaincinv(right, tested - right + 1, 0.025)) if right else 0.0
-    high = float(special.betaincinv(right + 1, tested - right, 0.975)) if right < tested else 1.0
-    return low, high
