@@ -2,7 +2,7 @@
 
 ::
 
-    python tests/bench/innocents.py --preset laptop --keys 20 --texts 300
+    python tests/bench/remarked.py --preset laptop --keys 20 --texts 300
 
 The suspects are the Bob of ρ = 0, who met no key, and Alice's own model without its mark. Each key marks as many new texts
 as are read, by the same pipeline; each is judged under the key that marked it. For each mode stand the Kolmogorov–Smirnov
