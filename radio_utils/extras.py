@@ -16,11 +16,11 @@ _PACKAGE = "radio_utils"
 # by the name that is imported; an extra that holds another is named by the smaller one
 EXTRAS = {
     "accelerate": "models", "huggingface_hub": "models", "peft": "models", "safetensors": "models",
-    "tokenizers": "models", "torch": "models", "transformers": "models", "filelock": "models",
+    "psutil": "models", "tokenizers": "models", "torch": "models", "transformers": "models", "filelock": "models",
     "jinja2": "audit", "matplotlib": "audit", "pandas": "audit", "pydantic": "audit", "seaborn": "audit", "yaml": "audit",
     "IPython": "chapters",
     "jupyter_book": "book", "jupyter_client": "book", "jupyter_server_mathjax": "book", "nbclient": "book",
-    "nbformat": "book", "papermill": "book", "psutil": "book", "docutils": "book", "sphinx": "book",
+    "nbformat": "book", "papermill": "book", "docutils": "book", "sphinx": "book",
     "bitsandbytes": "quantised", "datasets": "wikipedia", "gguf": "gguf", "lm_eval": "quality", "openai": "api",
     "playwright": "test", "pyarrow": "parquet", "ray": "ray",
 }  # fmt: skip

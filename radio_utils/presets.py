@@ -305,6 +305,7 @@ class Limits(_Section):
 class Preset(_Section):
     """All sizes of one tier.
 
+    ``memory_gb`` is what a process may need, of a device or a machine: as many work side by side as have it.
     ``questions`` are asked in the quality check. ``compile`` translates models before they are trained, where that pays.
     With ``precision`` bfloat16 models write, read and learn in it where the device has such arithmetic, in half the time;
     the weights that are trained stay in float32. Writing and reading are cut into ``shards``, which several machines may

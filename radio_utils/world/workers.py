@@ -18,13 +18,17 @@ import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Protocol
 
+import psutil
 import torch
 from tqdm import tqdm
 
 from radio_utils.artifacts import Artifact
 from radio_utils.world.names import Which, named
+
+_CONTAINER = Path("/sys/fs/cgroup/memory.max")  # bytes, or "max"
 
 
 class Maker(Protocol):
@@ -32,6 +36,10 @@ class Maker(Protocol):
 
     device: str
     progress: bool
+
+    @property
+    def memory_gb(self) -> float:
+        """GB that one process needs to make anything of this world."""
 
     def has(self, which: Which) -> bool:
         """Whether its store holds what has this name."""
@@ -53,6 +61,8 @@ class WorkerError(RuntimeError):
 def make_all(jobs: Sequence[Job], *, workers: int | None = None) -> None:
     """Make those that the store lacks, named as ``World.made`` does. On a processor several at once, one for each core.
 
+    ``workers`` is how many at most; without it as many as torch has threads and the machine has memory for.
+
     There each is made by a process with one thread, be it one of many or the last that was missing: sums in another order
     would make another model. What a job is made from is made before, one after the other: ask for it in an earlier call. A
     machine lost half-way has lost what was under way and nothing else. Raises :class:`WorkerError` when a process fails.
@@ -60,11 +70,20 @@ def make_all(jobs: Sequence[Job], *, workers: int | None = None) -> None:
     missing = [(world, which) for world, which in jobs if not world.has(which)]
     if not missing:
         return
-    count = workers if workers is not None else torch.get_num_threads() if missing[0][0].device == "cpu" else 1
-    if count > 1:
-        _make_side_by_side(missing, min(count, len(missing)))
+    if workers is None:
+        fit = max(1, int(_memory_gb() / max(world.memory_gb for world, _ in missing)))
+        workers = min(torch.get_num_threads(), fit) if missing[0][0].device == "cpu" else 1
+    if workers > 1:
+        _make_side_by_side(missing, min(workers, len(missing)))
     for world, which in missing:
         world.made(which)
+
+
+def _memory_gb() -> float:
+    """GB of memory that this machine has, or the container may take."""
+    with suppress(OSError, ValueError):  # no container, or one without a limit: "max"
+        return min(psutil.virtual_memory().total, int(_CONTAINER.read_text())) / 1e9
+    return psutil.virtual_memory().total / 1e9
 
 
 def _make_side_by_side(jobs: Sequence[Job], workers: int) -> None:

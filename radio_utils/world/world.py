@@ -28,6 +28,11 @@ class World(Tuning):
     A, ``"base"`` is B₀, and ``"pairs/fresh"`` a set of pairs.
     """
 
+    @property
+    def memory_gb(self) -> float:
+        """GB that one process needs to make anything here."""
+        return self.preset.memory_gb
+
     def made(self, which: Which, *, steps: training.Steps | None = None) -> Artifact:
         """The artifact of a model or a set of pairs, made now if the store lacks it.
 

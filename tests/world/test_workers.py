@@ -7,9 +7,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from worlds import again, small
 
 from radio_utils.artifacts import Store
@@ -149,3 +151,20 @@ def test_a_worker_ends_when_nobody_waits_for_it(world: World) -> None:
         assert worker.stdin is not None
         worker.stdin.close()
         assert worker.wait() == 0, "one that has nothing to do ends well"
+
+
+@pytest.mark.parametrize(("limit", "workers"), [("8_000_000_000", 1), ("17_000_000_000", 2), ("1000000000", 1), ("max", 4)])
+def test_as_many_work_side_by_side_as_there_is_memory_for(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, workers: int
+) -> None:
+    container = tmp_path / "memory.max"
+    container.write_text(limit.replace("_", "") + "\n")
+    monkeypatch.setattr("radio_utils.world.workers._CONTAINER", container)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=64e9))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    asked: list[int] = []
+    monkeypatch.setattr("radio_utils.world.workers._make_side_by_side", lambda jobs, count: asked.append(count))
+    monkeypatch.setattr(World, "made", lambda self, which: None)
+    large = world.changed(run=1, memory_gb=8)
+    make_all([(large, rho) for rho in (0.0, 0.1, 0.5, 1.0)])
+    assert (asked or [1]) == [workers]
