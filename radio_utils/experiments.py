@@ -170,6 +170,11 @@ def remark(
     return RemarkControl.load(artifact / "control.json")
 
 
+def control_seed(world: World) -> int:
+    """What the control's other keys are drawn from: Alice's own, so that they are the same in every run."""
+    return int.from_bytes(derive_bytes(world.key, "re-marking", 16), "big")
+
+
 def remark_with(
     world: World, real: Sequence[Pair], test: Callable[[list[Ids], list[Ids], Watermark], Detection], *, worlds: int
 ) -> RemarkControl:
@@ -189,7 +194,7 @@ def remark_with(
         worlds=worlds,
         batched=True,
         strength=lambda pairs, wm: mean_score(instructions.written_ids(world.tokenizer, pairs)[1], wm),
-        seed=int.from_bytes(derive_bytes(world.key, "re-marking", 16), "big"),
+        seed=control_seed(world),
         progress="re-marking control" if world.progress else None,
     )
 

@@ -340,3 +340,14 @@ def test_links_within_a_readme_lead_to_its_headings(name: str) -> None:
         re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in re.findall(r"(?m)^#+ (.+)$", text)
     }
     assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= headings
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "tests" / "bench").glob("[!_]*.py")), ids=lambda path: path.name)
+def test_every_benchmark_still_finds_what_it_imports(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are run by hand, so that nothing else notices a name that moved."""
+    monkeypatch.syspath_prepend(str(script.parent))
+    spec = importlib.util.spec_from_file_location(f"bench_{script.stem}", script)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look their module up
+    spec.loader.exec_module(module)
