@@ -88,6 +88,15 @@ def compare_vocabularies(
     Noticed
         ``value`` is distinct pairs of ``texts`` over those of ``others``.
 
+    Raises
+    ------
+    ValueError
+        For a set without texts, or what is no sequence of token ids.
+
+    Notes
+    -----
+    A permutation test: B. Phipson and G. K. Smyth, *Permutation p-values should never be zero*, 2010.
+
     Examples
     --------
     >>> import numpy as np
@@ -149,6 +158,20 @@ def classify(
     ------
     ValueError
         For a set of fewer than two texts, or what is no sequence of token ids.
+
+    Notes
+    -----
+    R. A. Fisher's exact test, 1935; the interval is that of C. J. Clopper and E. S. Pearson, 1934.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from radio_utils import keyless
+    >>> draw = np.random.default_rng(0)
+    >>> few, many = draw.integers(6, size=(40, 30)), draw.integers(12, size=(40, 30))
+    >>> found = keyless.classify(many, few, generator=draw)
+    >>> found.tested, found.accuracy, found.log10_p < -6
+    (40, 1.0, True)
     """
     pairs, sizes, first = _pairs_of(texts, others, window)
     if min(first, sizes.size - first) < 2:
@@ -199,6 +222,18 @@ def repeated_answers(
     ------
     ValueError
         Where there are no answers, or not equally many.
+
+    Notes
+    -----
+    The question is that of the fixed-sampling test of Gloaguen et al., 2025; the test is Q. McNemar's of 1947.
+
+    Examples
+    --------
+    >>> from radio_utils import keyless
+    >>> always, never = [([1, 2], [1, 2])] * 10, [([1, 2], [1, 3])] * 10
+    >>> found = keyless.repeated_answers(always, never)
+    >>> found.value, round(found.log10_p, 2)
+    (1.0, -3.01)
     """
     if not answers or len(answers) != len(others):
         raise ValueError(
@@ -252,6 +287,21 @@ def ending_effects(
     ------
     ValueError
         For arrays of other shapes, or fewer than two beginnings or endings.
+
+    Notes
+    -----
+    The question is that of the red–green test of Gloaguen et al., 2025; the statistic and its permutations are this
+    package's.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from radio_utils import keyless
+    >>> draw = np.random.default_rng(0)
+    >>> plain = draw.integers(4, size=(5, 6, 40))  # 5 beginnings, 6 endings, 40 answers each
+    >>> marked = np.where(draw.random(plain.shape) < 0.5, np.arange(6)[:, None] % 4, plain)
+    >>> [round(keyless.ending_effects(one, generator=draw).log10_p, 1) for one in (marked, plain)]
+    [-3.0, -0.4]
     """
     _check_permutations(permutations)
     tokens = _table("drawn", drawn)

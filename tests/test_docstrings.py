@@ -20,6 +20,7 @@ LIGHT = {
     "evidence": "collect from_pairs frequent_windows",
     "eprocess": "EProcess",
     "commit": "commit",
+    "keyless": "compare_vocabularies classify repeated_answers ending_effects",
     "stats.ks": "family_wise",
 }
 OTHERS = {

@@ -278,6 +278,12 @@ def test_commands_name_what_exists(name: str) -> None:
         assert made_later or (ROOT / file).exists(), file
 
 
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
+def test_every_extra_stands_in_the_readme(name: str) -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    assert set(re.findall(r"(?m)^\| `(\w+)` \|", (ROOT / name).read_text(encoding="utf-8"))) == extras.keys()
+
+
 def test_one_command_sets_the_address_in_every_file_that_names_it(tmp_path: Path) -> None:
     old, new = Project(ROOT).address(), "https://github.com/somebody/a-fork"
     listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
