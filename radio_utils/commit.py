@@ -264,7 +264,7 @@ def _written(options: Any) -> Path:
         raise ValueError("give either vocab_size or the tokenizer that it is counted from")
     size = options.vocab_size
     if options.tokenizer:
-        from radio_utils.suspects.gguf_files import load_tokenizer  # needs torch
+        from radio_utils.suspects import load_tokenizer  # needs torch
 
         size = max(load_tokenizer(options.tokenizer).get_vocab().values()) + 1  # as an audit counts it
     parameters = Parameters(options.scheme, options.window, options.gamma, size)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -29,7 +28,7 @@ from radio_utils.files import read_json, sha256_of
 from radio_utils.predictions import Predictions
 from radio_utils.retokenising import TokenMap, read_across
 from radio_utils.suspects.feeding import Feeding, TemplateError
-from radio_utils.suspects.gguf_files import gguf_file, load_tokenizer, quantisation
+from radio_utils.suspects.gguf_files import gguf_file, quantisation
 from radio_utils.suspects.loading import identity
 from radio_utils.suspects.memory import DeviceMemoryError
 from radio_utils.suspects.vocabulary import size_of
@@ -340,7 +339,7 @@ def _quantised(request: Request) -> dict[str, str]:
     for name, value in _named(request).items():
         with blamed(name, suspects.ModelFolderError):
             file = gguf_file(value)
-            if file is not None and importlib.util.find_spec("gguf"):  # without, its loading says what to do
+            if file is not None:
                 found[name] = quantisation(file)
     return found
 
@@ -350,7 +349,7 @@ def _tokenizers(request: Request) -> dict[str, Any]:
     found = {}
     for name, value in _named(request).items():
         with blamed(name, suspects.ModelFolderError):
-            found[name] = load_tokenizer(value)
+            found[name] = suspects.load_tokenizer(value)
     if "reference" in found and found["reference"].get_vocab() != found["suspect"].get_vocab():
         raise AuditError("reference has another tokenizer than suspect; give the model that the suspect was made from")
     if {"alice", "tokenizer"} <= found.keys() and found["alice"].get_vocab() != found["tokenizer"].get_vocab():

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from radio_utils.suspects.errors import ModelFolderError
 from radio_utils.suspects.feeding import opening
 from radio_utils.suspects.gguf_files import filler
-from radio_utils.suspects.loading import ModelFolderError, load_model, load_tokenizer
+from radio_utils.suspects.loading import load_model, load_tokenizer
 
 PRECISIONS = ("F32", "F16")
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}

@@ -5,13 +5,14 @@ transformers reads a model and its tokenizer from such a file, and takes each te
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from radio_utils.suspects import loading
-from radio_utils.suspects.loading import ModelFolderError
+from radio_utils.extras import remedy
+from radio_utils.suspects.errors import ModelFolderError
 
 
 def gguf_file(name: str | Path) -> Path | None:
@@ -31,11 +32,21 @@ def gguf_file(name: str | Path) -> Path | None:
     return found[0] if found else None
 
 
+def check_readable(file: Path) -> None:
+    """Raise :class:`ModelFolderError` where the package that reads GGUF files is missing."""
+    if importlib.util.find_spec("gguf") is None:
+        raise ModelFolderError(
+            f"{file} is a GGUF file, and the package that reads it is not installed: {remedy('gguf')}; or let llama.cpp's "
+            "server answer with it and give that server's address"
+        )
+
+
 def quantisation(file: Path) -> str:
     """How the tensors of a GGUF file are stored, the commonest first: "Q4_1 (211 tensors), F32 (61 tensors)".
 
     Raises :class:`ModelFolderError` for a file that is torn, is one part of several, or holds no tokenizer.
     """
+    check_readable(file)
     import gguf
 
     try:
@@ -54,23 +65,19 @@ def quantisation(file: Path) -> str:
     return ", ".join(f"{kind} ({count} tensors)" for kind, count in kinds.most_common())
 
 
-def load_tokenizer(name: str | Path) -> Any:
-    """The tokenizer of a folder, a GGUF file or a hub name, with the tokens that the model's own has and no others.
+def without_fillers(tokenizer: Any) -> Any:
+    """A GGUF file's tokenizer with the tokens that the model's own has and no others.
 
-    A GGUF file names rows of the model that have no token, too, and transformers adds a token to some for what is unknown.
-    Raises :class:`ModelFolderError` where there is none.
+    Such a file names rows of the model that have no token, too, and transformers adds a token to some for what is unknown.
     """
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-    found = loading.load_tokenizer(name)
-    if gguf_file(name) is None:
-        return found
-    size, tokens = found.backend_tokenizer.get_vocab_size(with_added_tokens=False), found.get_vocab()
+    size, tokens = tokenizer.backend_tokenizer.get_vocab_size(with_added_tokens=False), tokenizer.get_vocab()
     odd = {token for token, number in tokens.items() if number >= size or token == filler(number)}
     if not odd:
-        return found
-    parts = json.loads(found.backend_tokenizer.to_str())
+        return tokenizer
+    parts = json.loads(tokenizer.backend_tokenizer.to_str())
     model = parts["model"]
     if isinstance(model["vocab"], dict):
         model["vocab"] = {token: number for token, number in model["vocab"].items() if token not in odd}
@@ -78,10 +85,10 @@ def load_tokenizer(name: str | Path) -> Any:
         while model["vocab"] and model["vocab"][-1][0] in odd:
             model["vocab"].pop()
     parts["added_tokens"] = [one for one in parts["added_tokens"] if one["content"] not in odd]
-    special = {role: token for role, token in found.special_tokens_map.items() if token not in odd}
+    special = {role: token for role, token in tokenizer.special_tokens_map.items() if token not in odd}
     backend = Tokenizer.from_str(json.dumps(parts))
     result = PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **special)
-    result.chat_template = found.chat_template
+    result.chat_template = tokenizer.chat_template
     return result
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import re
@@ -14,13 +13,11 @@ from typing import Any
 import torch
 
 from radio_utils.files import sha256_of, sha256_of_folder
+from radio_utils.suspects.errors import ModelFolderError
+from radio_utils.suspects.gguf_files import check_readable, gguf_file, without_fillers
 from radio_utils.suspects.vocabulary import VocabularySizes
 
 logger = logging.getLogger(__name__)
-
-
-class ModelFolderError(ValueError):
-    """A folder or hub name does not hold a usable causal language model with its tokenizer."""
 
 
 def load_tokenizer(name: str | Path) -> Any:
@@ -34,7 +31,8 @@ def load_tokenizer(name: str | Path) -> Any:
         raise ModelFolderError(f"model folder {folder} holds no tokenizer; save one there with tokenizer.save_pretrained")
     absent = "" if folder.is_dir() else f"there is no folder {str(name)!r} here, and as a hub's name: "
     with _said(f"{absent}no tokenizer could be read from {str(name)!r}"):
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
+        found = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
+        return without_fillers(found) if options else found
 
 
 def load_model(name: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Any:
@@ -180,31 +178,16 @@ def _source(name: str | Path) -> tuple[str, dict[str, str]]:
     """What ``from_pretrained`` takes: a hub name as it is or a folder with its ~ expanded, and the GGUF file in it."""
     text = str(name)
     path = Path(text).expanduser()
-    if path.is_file() and path.suffix.lower() == ".gguf":
-        return str(path.parent), _gguf(path)
+    if (file := gguf_file(path)) is not None:
+        check_readable(file)
+        return str(file.parent), {"gguf_file": file.name}
     if not path.is_dir():
         if isinstance(name, Path) or text.startswith((".", "/", "~")):
             raise ModelFolderError(
                 f"model folder {text} does not exist; give a folder made by save_pretrained, or a hub name"
             )
         return text, {}
-    packed = sorted(path.glob("*.gguf"))
-    if not packed or any(path.glob("*.safetensors")):
-        return (text if text == str(path) else str(path)), {}
-    if len(packed) > 1:
-        raise ModelFolderError(
-            f"{text} holds {len(packed)} GGUF files, {packed[0].name} first; give the file that the suspect is"
-        )
-    return str(path), _gguf(packed[0])
-
-
-def _gguf(file: Path) -> dict[str, str]:
-    if importlib.util.find_spec("gguf") is None:
-        raise ModelFolderError(
-            f"{file} is a GGUF file, and the package that reads it is not installed: pip install gguf; or let llama.cpp's "
-            "server answer with it and give that server's address"
-        )
-    return {"gguf_file": file.name}
+    return (text if text == str(path) else str(path)), {}
 
 
 @contextmanager

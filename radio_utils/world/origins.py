@@ -18,6 +18,7 @@ from radio_utils.files import atomic_write, read_json, write_json
 from radio_utils.presets import Model
 from radio_utils.provenance import code_version
 from radio_utils.suspects import check_same_tokenizer, load_model, load_tokenizer
+from radio_utils.suspects.gguf_files import gguf_file
 from radio_utils.suspects.memory import needs_memory
 from radio_utils.watermarks import Watermark
 from radio_utils.world import chats, corpus, installed, instructions, models, pretrained, training
@@ -147,7 +148,7 @@ class Origins(Setting):
         found = {}
         for name in _HALVES:
             hub = self._model(name).hub
-            if hub is not None and (pretrained.in_wheel(hub) or pretrained.is_gguf(hub)):
+            if hub is not None and (pretrained.in_wheel(hub) or gguf_file(hub)):
                 facts = self._facts(hub)
                 precision = {} if self.precision == torch.float32 else {"precision": str(self.precision)}
                 spec = Spec("given", facts | precision | library_versions(), [], code_version("world.pretrained"))

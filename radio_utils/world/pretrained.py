@@ -8,7 +8,6 @@ standard format whose numbers are what the quantisation left of the original's.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from radio_utils.files import sha256_of, write_json
 from radio_utils.suspects import ModelFolderError, load_model, load_tokenizer
+from radio_utils.suspects.gguf_files import gguf_file, quantisation
 
 logger = logging.getLogger(__name__)
 FACTS = "origin.json"
@@ -63,14 +63,6 @@ def in_wheel(name: str) -> bool:
     return name in WHEELS
 
 
-def is_gguf(name: str | Path) -> bool:
-    """Whether a name is a GGUF file, or a folder whose weights are one."""
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return any(path.glob("*.gguf")) and not any(path.glob("*.safetensors"))
-    return path.is_file() and path.suffix.lower() == ".gguf"
-
-
 def choose(name: str) -> dict[str, str]:
     """Where a model with a wheel is taken from: the hub where it is reached (or was before), else the wheel.
 
@@ -93,25 +85,11 @@ def choose(name: str) -> dict[str, str]:
 
 
 def facts_of(gguf: str | Path) -> dict[str, str]:
-    """What names a GGUF file: its name, its SHA-256 and its quantisation."""
-    path = _file(gguf)
-    return {"file": path.name, "sha256": sha256_of(path), "quantisation": quantisation(path)}
-
-
-def quantisation(gguf: str | Path) -> str:
-    """How the tensors of a GGUF file are stored, the commonest first: "Q4_1 (211 tensors), F32 (61 tensors)"."""
-    path = _file(gguf)
-    try:
-        from gguf import GGUFReader
-    except ImportError as error:
-        raise ModelFolderError(
-            f"{path} is a GGUF file, and the package that reads it is not installed: pip install 'radio-utils[gguf]'"
-        ) from error
-    try:
-        counts = Counter(tensor.tensor_type.name for tensor in GGUFReader(path).tensors)
-    except Exception as error:  # what the reader raises for a torn file is of no class of its own
-        raise ModelFolderError(f"{path} cannot be read as GGUF: {error}; get the file again") from error
-    return ", ".join(f"{kind} ({count} tensors)" for kind, count in counts.most_common())
+    """What names a GGUF file: its name, its SHA-256 and its quantisation. Raises :class:`ModelFolderError` for none."""
+    file = gguf_file(gguf)
+    if file is None:
+        raise ModelFolderError(f"{gguf} is no GGUF file and holds none; give the file that is meant")
+    return {"file": file.name, "sha256": sha256_of(file), "quantisation": quantisation(file)}
 
 
 def place(facts: dict[str, str], folder: Path) -> Path:
@@ -151,20 +129,14 @@ def gguf_of(facts: dict[str, str], name: str | Path) -> Path | None:
     """The GGUF file that the facts name; None for weights of the hub. Raises :class:`ModelFolderError` for another file."""
     if "commit" in facts:
         return None
-    found = WHEELS[str(name)].find() if "wheel" in facts else (_file(name), "")
-    if found is None or sha256_of(found[0]) != facts["sha256"]:
+    if "wheel" in facts:
+        found = WHEELS[str(name)].find()
+        file = found and found[0]
+    else:
+        file = gguf_file(name)
+    if file is None or sha256_of(file) != facts["sha256"]:
         raise ModelFolderError(f"{facts['file']} is not here any more; install {facts.get('wheel', 'it')} again")
-    return found[0]
-
-
-def _file(name: str | Path) -> Path:
-    path = Path(name).expanduser()
-    if not path.is_dir():
-        return path
-    files = sorted(path.glob("*.gguf"))
-    if len(files) != 1:
-        raise ModelFolderError(f"{path} holds {len(files)} GGUF files; give the file that is meant")
-    return files[0]
+    return file
 
 
 def _from_hub(name: str) -> tuple[str | None, str]:

@@ -81,9 +81,10 @@ def make_all(jobs: Sequence[Job], *, workers: int | None = None) -> None:
 
 def _memory_gb() -> float:
     """GB of memory that this machine has, or the container may take."""
+    found = int(psutil.virtual_memory().total)
     with suppress(OSError, ValueError):  # no container, or one without a limit: "max"
-        return min(psutil.virtual_memory().total, int(_CONTAINER.read_text())) / 1e9
-    return psutil.virtual_memory().total / 1e9
+        found = min(found, int(_CONTAINER.read_text()))
+    return found / 1e9
 
 
 def _make_side_by_side(jobs: Sequence[Job], workers: int) -> None:

@@ -31,9 +31,9 @@ from radio_utils import querying
 from radio_utils.audit import Request, run
 from radio_utils.evidence.files import CorpusFile
 from radio_utils.keys import known_key
+from radio_utils.suspects import load_tokenizer
 from radio_utils.suspects.endpoint import EndpointSuspect
 from radio_utils.suspects.exporting import write_gguf
-from radio_utils.suspects.gguf_files import load_tokenizer
 from radio_utils.world.instructions import load_pairs
 
 Ids = NDArray[np.int64]

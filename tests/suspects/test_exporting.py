@@ -13,7 +13,7 @@ import torch
 import words
 from llama_server import asked, serving
 
-from radio_utils.suspects import ModelFolderError, gguf_files, load_model, load_tokenizer
+from radio_utils.suspects import ModelFolderError, load_model, load_tokenizer
 from radio_utils.suspects.endpoint import EndpointSuspect
 from radio_utils.suspects.exporting import write_gguf
 
@@ -38,7 +38,7 @@ def test_transformers_reads_the_same_model(tied: bool, precision: str, tmp_path:
     ids = torch.arange(2, 60)[None]
     with torch.inference_mode():
         torch.testing.assert_close(theirs(ids).logits, ours(ids).logits, rtol=0, atol=1e-5 if precision == "F32" else 0.2)
-    mine, its = load_tokenizer(folder), gguf_files.load_tokenizer(file)
+    mine, its = load_tokenizer(folder), load_tokenizer(file)
     assert its.chat_template == mine.chat_template and (its.bos_token_id, its.eos_token_id) == (1, 0)
     assert its.get_vocab() == mine.get_vocab() and its.all_special_ids == mine.all_special_ids
     for text in TEXTS:

@@ -123,11 +123,11 @@ def test_gguf_without_its_package_has_two_ways_out(tmp_path: Path, monkeypatch: 
     file.write_bytes(b"GGUF")
     for name in (file, str(file), tmp_path, str(tmp_path)):
         for load in (suspects.load_model, suspects.load_tokenizer):
-            with pytest.raises(ModelFolderError, match=r"pip install gguf; or let llama\.cpp's server answer"):
+            with pytest.raises(ModelFolderError, match=r"radio-utils\[gguf\]'; or let llama\.cpp's server answer"):
                 load(name)
     assert identity(file).keys() == {"model-Q4.gguf"}
     (tmp_path / "model-Q8.gguf").write_bytes(b"GGUF")
-    with pytest.raises(ModelFolderError, match=r"holds 2 GGUF files, model-Q4\.gguf first; give the file"):
+    with pytest.raises(ModelFolderError, match=r"holds 2 GGUF files \(model-Q4\.gguf, model-Q8\.gguf\); give the path"):
         suspects.load_model(tmp_path)
 
 

@@ -76,16 +76,17 @@ def test_the_quantisation_is_named(toy_gguf: Path, toy_chat: Path, tmp_path: Pat
     }
     assert json.loads((toy_chat / pretrained.FACTS).read_text("utf-8")) == facts
     whole = toys.write_gguf(tmp_path / "whole.gguf", quantised=False)
-    assert pretrained.quantisation(tmp_path) == "F32 (21 tensors)", "a folder with one file is that file"
-    assert pretrained.is_gguf(tmp_path) and pretrained.is_gguf(whole) and not pretrained.is_gguf(toy_chat)
+    assert pretrained.facts_of(tmp_path)["quantisation"] == "F32 (21 tensors)", "a folder with one file is that file"
     assert pretrained.gguf_of(facts, toy_gguf) == toy_gguf
     with pytest.raises(ModelFolderError, match="is not here any more"):
         pretrained.gguf_of(facts, whole)
     (tmp_path / "torn.gguf").write_bytes(whole.read_bytes()[:2000])
-    with pytest.raises(ModelFolderError, match=r"torn\.gguf cannot be read as GGUF"):
-        pretrained.quantisation(tmp_path / "torn.gguf")
+    with pytest.raises(ModelFolderError, match=r"torn\.gguf is no whole GGUF file"):
+        pretrained.facts_of(tmp_path / "torn.gguf")
     with pytest.raises(ModelFolderError, match="holds 2 GGUF files"):
-        pretrained.quantisation(tmp_path)
+        pretrained.facts_of(tmp_path)
+    with pytest.raises(ModelFolderError, match="is no GGUF file and holds none"):
+        pretrained.facts_of(toy_chat)
 
 
 @pytest.fixture
