@@ -22,14 +22,19 @@ def gguf_file(name: str | Path) -> Path | None:
     """
     path = Path(name).expanduser()
     if path.is_file():
-        return path if path.suffix.lower() == ".gguf" else None
-    found = sorted(path.glob("*.gguf")) if path.is_dir() and not any(path.glob("*.safetensors")) else []
+        return path if _is_gguf(path) else None
+    inside = sorted(path.iterdir()) if path.is_dir() else []
+    found = [] if any(one.suffix == ".safetensors" for one in inside) else [*filter(_is_gguf, inside)]
     if len(found) > 1:
         raise ModelFolderError(
             f"{path} holds {len(found)} GGUF files ({', '.join(one.name for one in found[:3])}{' …' * (len(found) > 3)}); "
             "give the path of the one that is meant"
         )
     return found[0] if found else None
+
+
+def _is_gguf(path: Path) -> bool:
+    return path.suffix.lower() == ".gguf"
 
 
 def check_readable(file: Path) -> None:

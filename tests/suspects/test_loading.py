@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from radio_utils import suspects
 from radio_utils.suspects import ModelFolderError
+from radio_utils.suspects.gguf_files import gguf_file
 from radio_utils.suspects.loading import identity, rows_in_config
 
 
@@ -129,6 +130,15 @@ def test_gguf_without_its_package_has_two_ways_out(tmp_path: Path, monkeypatch: 
     (tmp_path / "model-Q8.gguf").write_bytes(b"GGUF")
     with pytest.raises(ModelFolderError, match=r"holds 2 GGUF files \(model-Q4\.gguf, model-Q8\.gguf\); give the path"):
         suspects.load_model(tmp_path)
+
+
+def test_a_gguf_file_is_known_by_its_ending_in_any_case(tmp_path: Path) -> None:
+    assert gguf_file("some/hub-name") is None and gguf_file(tmp_path) is None
+    file = tmp_path / "MODEL.GGUF"
+    file.write_bytes(b"GGUF")
+    assert gguf_file(file) == gguf_file(str(tmp_path)) == file
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert gguf_file(tmp_path) is None, "weights in the hub's format come first"
 
 
 def test_a_damaged_gguf(tmp_path: Path) -> None:
