@@ -291,7 +291,7 @@ def simulate_power(
     n, draws = _one("scored", scored), _one("repeats", repeats)
     if not isinstance(generator, np.random.Generator):
         raise ValueError(f"generator must be a numpy Generator, got {generator!r}; use numpy.random.default_rng(seed)")
-    totals = test.draw(n, effect, draws, generator)
+    totals = wm.law.tilted_to(wm.law.mean + effect).draw(n, draws, generator)
     return float(np.mean(np.asarray(wm.log10_p(totals, np.full(draws, n))) <= log10_p))
 
 
@@ -465,9 +465,16 @@ class _Test(abc.ABC):
     def __init__(self, law: Law, target: float) -> None:
         self.law, self.target = law, target
 
-    @abc.abstractmethod
     def checked_effect(self, effect: float) -> float:
         """The effect, or an error that names it."""
+        mean = self.law.mean
+        if not (effect > 0 and math.isfinite(effect)):
+            raise ValueError(
+                f"effect must be positive and finite (mean score less {mean:g}), got {effect}; no pairs show it"
+            )
+        if not mean + effect > mean:
+            raise ValueError(f"effect={effect} is lost beside {mean:g} in double precision; give a larger one")
+        return float(effect)
 
     @abc.abstractmethod
     def power(self, n: Floats, effect: float) -> Floats:
@@ -489,13 +496,9 @@ class _Test(abc.ABC):
     def effect_seen(self, n: Floats, power: float) -> Floats:
         """The effect at which n pairs have the power."""
 
-    @abc.abstractmethod
     def expected(self, n: Floats, effect: float) -> Floats:
         """The expected total of n pairs."""
-
-    @abc.abstractmethod
-    def draw(self, n: int, effect: float, repeats: int, generator: np.random.Generator) -> Floats:
-        """Totals of n pairs under the alternative."""
+        return n * (self.law.mean + effect)
 
     @abc.abstractmethod
     def _divergence(self, effect: float) -> tuple[float, float]:
@@ -527,13 +530,9 @@ class _Greens(_Test):
         self.gamma = law.rate
 
     def checked_effect(self, effect: float) -> float:
-        if not effect > 0:
-            raise ValueError(f"effect must be positive (green share less γ), got {effect}; no number of pairs shows none")
-        if not self.gamma + effect < 1:
+        if math.isfinite(effect) and not self.gamma + effect < 1:
             raise ValueError(f"effect={effect} leaves γ + effect = {self.gamma + effect:g}, which must stay below 1")
-        if not self.gamma + effect > self.gamma:
-            raise ValueError(f"effect={effect} is lost beside γ={self.gamma:g} in double precision; give a larger one")
-        return float(effect)
+        return super().checked_effect(effect)
 
     def critical(self, n: Floats, start: Floats | None = None) -> tuple[Floats, Floats]:
         """The smallest number of greens c whose log10 p is at or below the target, n + 1 where there is none; and a share.
@@ -626,9 +625,6 @@ class _Greens(_Test):
     def expected(self, n: Floats, effect: float) -> Floats:
         return np.minimum(np.floor(n * (self.gamma + effect) + 1e-6), n)
 
-    def draw(self, n: int, effect: float, repeats: int, generator: np.random.Generator) -> Floats:
-        return np.asarray(generator.binomial(n, self.gamma + effect, repeats), np.float64)
-
     def _divergence(self, effect: float) -> tuple[float, float]:
         rate = self.gamma + effect
         green, red = math.log1p(effect / self.gamma), math.log1p(-effect / (1 - self.gamma))
@@ -638,15 +634,6 @@ class _Greens(_Test):
 
 class _Exponentials(_Test):
     """Gamma(n, 1) under the null, Gamma(n, scale 1 + effect) under the alternative."""
-
-    def checked_effect(self, effect: float) -> float:
-        if not (effect > 0 and math.isfinite(effect)):
-            raise ValueError(
-                f"effect must be positive and finite (mean score less 1), got {effect}; no number of pairs shows none"
-            )
-        if not 1 + effect > 1:
-            raise ValueError(f"effect={effect} is lost beside 1 in double precision; give a larger one")
-        return float(effect)
 
     def critical(self, n: Floats) -> Floats:
         """The total whose log10 p is the target, by Newton's method from Wilson and Hilferty's guess.
@@ -677,12 +664,6 @@ class _Exponentials(_Test):
     def effect_seen(self, n: Floats, power: float) -> Floats:
         return np.asarray(self.critical(n) / special.gammainccinv(n, power) - 1.0, np.float64)
 
-    def expected(self, n: Floats, effect: float) -> Floats:
-        return n * (1 + effect)
-
-    def draw(self, n: int, effect: float, repeats: int, generator: np.random.Generator) -> Floats:
-        return np.asarray(generator.gamma(n, 1 + effect, repeats), np.float64)
-
     def _divergence(self, effect: float) -> tuple[float, float]:
         return max(effect - math.log1p(effect), effect * effect / (2 + 2 * effect)), effect
 
@@ -691,13 +672,12 @@ class _Tilts(_Test):
     """Any other law, and its tilts as alternatives: both tails by Lugannani and Rice's saddlepoint approximation."""
 
     def checked_effect(self, effect: float) -> float:
-        if not (effect > 0 and math.isfinite(effect)):
-            raise ValueError(f"effect must be positive and finite (mean score less {self.law.mean:g}), got {effect}")
+        checked = super().checked_effect(effect)
         try:
             self.law.tilt_of(self.law.mean + effect)
         except ValueError as error:
             raise ValueError(f"effect={effect}: {error}") from error
-        return float(effect)
+        return checked
 
     def _tail(self, theta: float, under: float, n: float) -> float:
         """log10 of the chance of a total n·K′(θ) or more under the tilt ``under``."""
@@ -749,12 +729,6 @@ class _Tilts(_Test):
                 return self.law.tilted(float(optimize.brentq(missing, 0.0, high))).mean - self.law.mean
             high *= 1.5
         raise ValueError(f"scored={int(n)} pairs are too few for log10_p={self.target:g}; score more pairs or ask for less")
-
-    def expected(self, n: Floats, effect: float) -> Floats:
-        return n * (self.law.mean + effect)
-
-    def draw(self, n: int, effect: float, repeats: int, generator: np.random.Generator) -> Floats:
-        return self.law.tilted_to(self.law.mean + effect).draw(n, repeats, generator)
 
     def _divergence(self, effect: float) -> tuple[float, float]:
         theta = self.law.tilt_of(self.law.mean + effect)
