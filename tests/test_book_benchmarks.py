@@ -11,7 +11,7 @@ import pytest
 from tiny import REPOSITORY, chapter, tiny_project
 
 from radio_utils.book import BookError, Project
-from radio_utils.book.benchmarks import benchmarks_figure, benchmarks_page, plain_text, tables_of
+from radio_utils.book.benchmarks import benchmarks_figure, benchmarks_page, tables_of
 from radio_utils.book.execute import execute
 from radio_utils.book.render import pages, render
 
@@ -161,9 +161,6 @@ def test_tables_of_what_was_measured_alone() -> None:
     one = tables_of({"peers": tables["peers"][:1], "keys": []})
     assert [table.name for table in one] == ["tab-bench-peers"]
     assert one[0].rows[0][-2:] == ("–", "–")
-    lines = plain_text(one[0])
-    assert lines[0].startswith("Text          Program ")
-    assert len(lines) == 2
 
 
 def test_renders_without_a_warning(book: Project, monkeypatch: pytest.MonkeyPatch) -> None:

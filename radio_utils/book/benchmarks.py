@@ -5,32 +5,17 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
-from string import Template
 from typing import Any, TypeVar
 
 from radio_utils.book.project import BookError, Project
-from radio_utils.book.status import row_of, text_of
+from radio_utils.book.tables import Table, page, text_of
 from radio_utils.files import read_json
 
 Row = Mapping[str, Any]
 Tables = Mapping[str, Sequence[Row]]
 Made = TypeVar("Made")
 
-_NOT_RUN = """\
-# Benchmarks
-
-Not yet run: `make bench` measures the speeds and writes the record that this page is made of.
-"""
-_ENGINES = """\
-## Marks of engines
-
-Detection on one array, and the scores of its pairs alone. *As vLLM* does what that engine's detector does, on a
-processor; transformers computes the bits without a p-value.
-
-"""
 _OTHERS = ("transformers", "plain")
 _AXES = (
     ("tokens", "tokens", "tokens read", "text"),
@@ -40,16 +25,6 @@ _AXES = (
 )
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table of strings, for a page or a terminal."""
-
-    name: str
-    caption: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-
 def benchmarks_page(project: Project) -> str:
     """The Markdown of the page, or a page that says that nothing has been measured.
 
@@ -57,9 +32,7 @@ def benchmarks_page(project: Project) -> str:
         BookError: the record isn't strict JSON with the fields that the page shows.
     """
     record = _record(project)
-    if record is None:
-        return _NOT_RUN
-    return _checked(project, lambda: _page(record))
+    return page("benchmarks.md", record=None) if record is None else _checked(project, lambda: _page(record))
 
 
 def benchmarks_figure(project: Project) -> bytes | None:
@@ -79,13 +52,6 @@ def tables_of(tables: Tables) -> list[Table]:
         "vocabulary": _vocabulary, "window": _window, "keys": _keys,
     }  # fmt: skip
     return [make(tables[name]) for name, make in makers.items() if tables.get(name)]
-
-
-def plain_text(table: Table) -> list[str]:
-    """The lines of a table in a terminal."""
-    lines = [table.header, *table.rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(table.header))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
 
 
 def _path(project: Project) -> Path:
@@ -250,28 +216,23 @@ def _page(record: Mapping[str, Any]) -> str:
     tables: Tables = record["tables"]
     if missing := [name for name in ("peers", "compat", "processors", *(axis[0] for axis in _AXES)) if not tables[name]]:
         raise ValueError(f"{missing[0]} is empty")
-    first, compat, stepped = tables["peers"][0], tables["compat"][0], tables["processors"][0]
-    shown = {table.name.removeprefix("tab-bench-"): "\n".join(_markdown(table)) for table in tables_of(tables)}
-    engines = f"{_ENGINES}{shown['engines']}\n\n" if "engines" in shown else ""
-    template = resources.files("radio_utils.book").joinpath("benchmarks.md").read_text(encoding="utf-8")
-    return Template(template).substitute(
-        {name: text_of(record[name]) for name in ("date", "hardware", "versions")},
+    return page(
+        "benchmarks.md",
+        record=record,
+        tables={"engines": None} | {table.name.removeprefix("tab-bench-"): table for table in tables_of(tables)},
         share=_share(tables),
-        peers_vocabulary=_count(first["vocab_size"]),
-        k=first["window"],
         lists_faster=_peer_range(tables, "ours, lists of ints"),
         array_faster=_peer_range(tables, "ours, one array"),
-        compat_vocabulary=_count(compat["vocab_size"]),
-        batch=stepped["batch"],
-        growth="\n".join(_growth(tables)),
+        powers={table: _powers(tables, table, by) for table, _, _, by in _AXES if table in ("tokens", "keys")},
+        longest=max(tables["tokens"], key=lambda row: (row["tokens"], row["scored"])),
+        ends={table: _series(tables, table, column, by) for table, column, _, by in _AXES},
+        most_keys=max(tables["keys"], key=lambda row: int(row["keys"])),
         alternative=_alternative(tables),
-        **shown | {"engines": engines},
+        count=_count,
+        number=_number,
+        seconds=_seconds,
+        words=text_of,
     )
-
-
-def _markdown(table: Table) -> list[str]:
-    rows = [line for cells in (table.header, *table.rows) for line in row_of(cells)]
-    return [f"```{{list-table}} {table.caption}", ":header-rows: 1", f":name: {table.name}", "", *rows, "```"]
 
 
 def _share(tables: Tables) -> str:
@@ -303,37 +264,9 @@ def _power(points: Sequence[tuple[float, float]]) -> float:
     return math.log(seconds / then) / math.log(last / begin)
 
 
-def _growth(tables: Tables) -> list[str]:
-    tokens = _series(tables, "tokens", "tokens", "text")
-    powers = ", ".join(f"$n^{{{_power(points):.2f}}}$ for {name} text" for name, points in tokens.items())
-    keys = _series(tables, "keys", "keys", "scheme")
-    key_powers = ", ".join(f"$n^{{{_power(points):.2f}}}$ ({name})" for name, points in keys.items())
-    longest = max(tables["tokens"], key=lambda row: (row["tokens"], row["scored"]))
-    tried = max(tables["keys"], key=lambda row: int(row["keys"]))
-    lines = [
-        f"- **Tokens.** Over the last hundredfold the time grows as {powers}, sorting included.",
-        f"  {_count(longest['tokens'])} tokens of {longest['text']} text, read as a stream, took",
-        f"  {_seconds(longest['seconds'])} without the making of the text, and the whole process at most",
-        f"  {_number(longest['peak_bytes'] / 2**20)}\u00a0MiB:",
-        f"  {_number((longest['peak_bytes'] - longest['start_bytes']) / longest['scored'])} bytes for each distinct pair",
-        "  beyond what it held before.",
-    ]
-    for table, column, label, text in (
-        ("vocabulary", "vocab_size", "Vocabulary", "No step of detection runs over the vocabulary; distinct pairs grow."),
-        ("window", "window", "Window", "A pair that no longer fits one 64-bit word takes two, and sorts more slowly."),
-    ):
-        series = _series(tables, table, column, "scheme")
-        ratios = ", ".join(
-            f"{_number(points[-1][1] / points[0][1])} times the time from {_count(points[0][0])} to {_count(points[-1][0])}"
-            f" ({name})"
-            for name, points in series.items()
-        )
-        lines.append(f"- **{label}.** {ratios}. {text}")
-    lines += [
-        f"- **Keys.** The texts are read and sorted once; the time grows as {key_powers}. {_count(tried['keys'])} keys",
-        f"  against {_count(tried['pairs'])} distinct pairs took {_seconds(tried['seconds'])}.",
-    ]
-    return lines
+def _powers(tables: Tables, table: str, by: str) -> list[tuple[str, float]]:
+    """The exponents with which the time of a table grows, by name."""
+    return [(name, _power(points)) for name, points in _series(tables, table, table, by).items()]
 
 
 def _alternative(tables: Tables) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,6 +19,7 @@ from pydantic import Field
 
 from radio_utils import costs
 from radio_utils.book.project import BookError, Project
+from radio_utils.book.tables import NOTHING, Table, page, text_of
 from radio_utils.files import read_json
 from radio_utils.presets import load_preset
 
@@ -27,20 +28,7 @@ Row = Mapping[str, Any]
 
 TIERS = ("laptop", "pocket", "gpu", "colab", "paper")
 _NOT_RUN = "not yet run"
-_NOTHING = "–"
 _FILE = "experiments.yaml"
-
-_LEGEND = [
-    "What the paper states, then our figure on each tier. The smaller tiers have smaller models and less data: compare the",
-    "direction there, and the size of a figure on the tier `paper` alone.",
-    "",
-    "- A power of ten is a p-value. So is the plain number of a test that has nothing to find: plain text, an innocent",
-    "  Bob, d = 0.",
-    "- Where a chapter made several runs, the cell holds their mean and says of how many (of p-values, the mean exponent).",
-    f"- *{_NOT_RUN}*: this tier has no record of the chapter. *none*: no share got that far. A dash: the paper states no",
-    "  figure, or the record has none.",
-    "- *Public release*: what the paper's code states as its expected output.",
-]
 
 # --- the experiments --------------------------------------------------------------------------------------------------
 
@@ -205,7 +193,7 @@ def figure_text(figure: Figure, record: Record) -> str:
         return _mean(figure, within)
     values = _values(within, figure.column)
     if not values:
-        return _NOTHING
+        return NOTHING
     return _shown(min(values), figure.show) + (f" (least of {len(values)})" if len(values) > 1 else "")
 
 
@@ -216,7 +204,7 @@ def _along(figure: Figure, by: str, rows: Sequence[Row]) -> str:
         if row.get(by) is not None:
             groups.setdefault(row[by], []).append(row)
     if not groups:
-        return _NOTHING
+        return NOTHING
     values = list(groups)
     places = [_as_number(value) for value in values]
     if None not in places:  # words keep the order of the record
@@ -230,7 +218,7 @@ def _along(figure: Figure, by: str, rows: Sequence[Row]) -> str:
 def _mean(figure: Figure, rows: Sequence[Row], where: str = "") -> str:
     values = _values(rows, figure.column)
     if not values:
-        return _NOTHING
+        return NOTHING
     many = f"{len(values)}" if len(values) == len(rows) else f"{len(values)} of {len(rows)}"
     runs = f" (mean of {many})" if len(rows) > 1 else ""
     return _shown(sum(values) / len(values), figure.show) + where + runs
@@ -298,64 +286,42 @@ def status_page(project: Project, preset: str = "laptop") -> str:
         BookError: a record isn't strict JSON with the fields that the page shows.
     """
     tiers = TIERS if preset in TIERS else (preset, *TIERS)
-    chapters = project.chapters()
+    chapters, groups = project.chapters(), load_experiments()
     records = {tier: _tier_records(project, tier) for tier in tiers}
-    groups = load_experiments()
-    lines = [
-        "# Status",
-        "",
-        "What ran, on which tier and hardware, with which versions: generated from the records that the chapters write.",
-        "",
-        "## Every experiment",
-        "",
-        *_LEGEND,
-        "",
-        *_experiments(groups, chapters, "Every experiment on every tier", "tab-experiments",
-                      {f"`{tier}`": _cells(tier, records[tier]) for tier in tiers}, paper=True),
-        *_spread(project, groups, tiers),
-        "## Run times",
-        "",
-        "```{list-table} Seconds for each chapter and tier",
-        ":header-rows: 1",
-        ":name: tab-status",
-        "",
-        *row_of(["Chapter", *tiers]),
-    ]  # fmt: skip
-    for name in chapters:
-        cells = [_seconds(records[tier][name]) if name in records[tier] else _NOT_RUN for tier in tiers]
-        lines += row_of([f"[](/notebooks/{name}.ipynb)", *cells])
-    totals = [[float(record["seconds"]) for record in records[tier].values()] for tier in tiers]
-    lines += row_of(["total", *(f"{sum(total):,.1f}\u00a0s" if total else _NOTHING for total in totals)])
-    lines += ["```", "", *_estimates()]
-    for tier in tiers:
-        lines += _tier(tier, records[tier])
-    return "\n".join(lines)
-
-
-def _estimates() -> list[str]:
-    """What chapters 1 to 7 should take on the larger tiers, by arithmetic."""
-    lines = [
-        "## Estimates for the larger tiers",
-        "",
-        "Arithmetic, not a run: operations and bytes of each kind of work in chapters 1 to 7, and the minutes that",
-        "they take at the share of a device's peak that plain code usually reaches (`radio_utils/costs.py` states the",
-        "assumptions). Memory is the larger model with all that training it needs, and a quarter for activations.",
-        "",
-        "```{list-table} Estimated work of chapters 1 to 7",
-        ":header-rows: 1",
-        ":name: tab-estimates",
-        "",
-        *row_of(["Tier", "Work", "Operations", "Bytes", "Steps", "Minutes"]),
+    columns = {f"`{tier}`": _cells(tier, records[tier]) for tier in tiers}
+    seconds = [
+        [f"[](/notebooks/{name}.ipynb)"]
+        + [_seconds(records[tier][name]) if name in records[tier] else _NOT_RUN for tier in tiers]
+        for name in chapters
     ]
+    totals = [[float(record["seconds"]) for record in records[tier].values()] for tier in tiers]
+    total = ["total", *(f"{sum(each):,.1f}\u00a0s" if each else NOTHING for each in totals)]
+    return page(
+        "status.md",
+        not_run=_NOT_RUN,
+        experiments=_experiments(
+            groups, chapters, "Every experiment on every tier", "tab-experiments", columns, paper=True
+        ),
+        seeds=list(_spread(project, groups, tiers)),
+        times=Table("tab-status", "Seconds for each chapter and tier", ["Chapter", *tiers], [*seconds, total]),
+        estimates=_estimates(),
+        tiers=[(tier, _ran(records[tier]), list(_notes(records[tier]))) for tier in tiers],
+    )
+
+
+def _estimates() -> Table:
+    """What chapters 1 to 7 should take on the larger tiers, by arithmetic."""
+    rows = []
     for tier, device in costs.DEVICES.items():
         preset = load_preset(tier)
         for work in costs.works(preset):
             amounts = [f"{work.operations:.1e}", f"{work.bytes:.1e}", f"{work.steps:,.0f}"]
-            lines += row_of([tier, work.name, *amounts, f"{work.seconds(device) / 60:.1f}"])
+            rows.append([tier, work.name, *amounts, f"{work.seconds(device) / 60:.1f}"])
         memory = preset.memory_estimate_gb()  # known for models of the hub
         where = f"{preset.devices} × {device.name}" + (f", {memory:.0f} GB each" if memory else "")
-        lines += row_of([f"**{tier}**", where, "", "", "", f"**{costs.minutes(preset, device):.0f}**"])
-    return [*lines, "```", ""]
+        rows.append([f"**{tier}**", where, "", "", "", f"**{costs.minutes(preset, device):.0f}**"])
+    header = ["Tier", "Work", "Operations", "Bytes", "Steps", "Minutes"]
+    return Table("tab-estimates", "Estimated work of chapters 1 to 7", header, rows)
 
 
 def _tier_records(project: Project, tier: str) -> dict[str, Record]:
@@ -390,75 +356,57 @@ def _experiments(
     columns: Mapping[str, Callable[[Experiment], str]],
     *,
     paper: bool = False,
-) -> list[str]:
+) -> Table:
     """A table with a row for each experiment, under a row for each group; ``paper`` adds the paper's column."""
     header = ["Experiment", *(["The paper {cite}`sander2024radioactive`"] if paper else []), *columns]
-    widths = " ".join(["28", *(["20"] if paper else []), *["14"] * len(columns)])
-    options = [":header-rows: 1", f":widths: {widths}", f":name: {name}", ""]
-    lines = [f"```{{list-table}} {caption}", *options, *row_of(header)]
+    rows = []
     for group in groups:
-        lines += row_of([f"**{_unbroken(group.title)}**", *([""] * (len(header) - 1))])
+        rows.append([f"**{_unbroken(group.title)}**", *([""] * (len(header) - 1))])
         for one in group.experiments:
             title = _unbroken(one.title)
             first = f"[{title}](/notebooks/{one.chapter}.ipynb)" if one.chapter in chapters else title
-            stated = [_unbroken(one.paper) if one.paper else _NOTHING] if paper else []
-            lines += row_of([first, *stated, *(cell(one) for cell in columns.values())])
-    return [*lines, "```", ""]
+            stated = [_unbroken(one.paper) if one.paper else NOTHING] if paper else []
+            rows.append([first, *stated, *(cell(one) for cell in columns.values())])
+    return Table(name, caption, header, rows, [28, *([20] if paper else []), *[14] * len(columns)])
 
 
-def _spread(project: Project, groups: Iterable[Group], tiers: Iterable[str]) -> list[str]:
+def _spread(project: Project, groups: Iterable[Group], tiers: Iterable[str]) -> Iterator[Table]:
     """The experiments at each seed that the checkout keeps, for the tiers of which it keeps several."""
-    kept = {tier: seeds for tier in tiers if len(seeds := read_seeds(project, tier)) > 1}
-    if not kept:
-        return []
-    lines = [
-        "## From seed to seed",
-        "",
-        "The same experiments and sizes with other seeds, which give other models and other texts: the columns differ by",
-        "chance alone.",
-        "",
-    ]
-    for tier, seeds in kept.items():
-        columns = {f"seed {seed}": _cells(f"seed-{seed}/{tier}", records) for seed, records in seeds.items()}
-        dates = sorted({text_of(record.get("date")) for records in seeds.values() for record in records.values()})
-        when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
-        caption = f"Tier {tier}, recorded {when}: one column for each seed"  # backticks would end the fence
-        lines += _experiments(groups, project.chapters(), caption, f"tab-seeds-{tier}", columns)
-    return lines
+    for tier in tiers:
+        if len(seeds := read_seeds(project, tier)) > 1:
+            columns = {f"seed {seed}": _cells(f"seed-{seed}/{tier}", records) for seed, records in seeds.items()}
+            dates = sorted({text_of(record.get("date")) for records in seeds.values() for record in records.values()})
+            when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+            caption = f"Tier {tier}, recorded {when}: one column for each seed"  # backticks would end the fence
+            yield _experiments(groups, project.chapters(), caption, f"tab-seeds-{tier}", columns)
 
 
-def _tier(tier: str, records: Mapping[str, Record]) -> list[str]:
-    lines = [f"## Tier `{tier}`", ""]
-    if not records:
-        return [*lines, "Not yet run.", ""]
-    lines += [
-        "```{list-table}",
-        ":header-rows: 1",
-        "",
-        *row_of(["Chapter", "Preset", "Seed", "Seconds", "Hardware", "Date"]),
+def _ran(records: Mapping[str, Record]) -> Table | None:
+    """What ran on a tier, None for nothing."""
+    fields = ("preset", "seed", "seconds", "hardware", "date")
+    rows = [
+        [f"`{name}`", *(_seconds(record) if field == "seconds" else text_of(record.get(field)) for field in fields)]
+        for name, record in records.items()
     ]
-    for name, record in records.items():
-        shown = [text_of(record.get(field)) for field in ("preset", "seed")]
-        lines += row_of(
-            [f"`{name}`", *shown, _seconds(record), text_of(record.get("hardware")), text_of(record.get("date"))]
-        )
-    lines += ["```", ""]
+    return Table("", "", ["Chapter", *map(str.capitalize, fields)], rows) if rows else None
+
+
+def _notes(records: Mapping[str, Record]) -> Iterator[tuple[str, list[str]]]:
+    """What chapters were made with, those that agree in one line: a heading, and its lines."""
     for heading, field in (("Models that were taken", "models"), ("Versions", "versions")):
         groups: dict[str, list[str]] = {}
         for name, record in records.items():
             if field == "versions" or field in record:
                 groups.setdefault(text_of(record.get(field)), []).append(name)
-        lines += [f"{heading}:", ""] if groups else []
-        for text, names in groups.items():
-            whose = "all chapters" if len(names) == len(records) else ", ".join(f"`{name}`" for name in names)
-            lines.append(f"- {whose}: {text}")
-        lines += [""] if groups else []
-    return lines
-
-
-def row_of(cells: Iterable[str]) -> list[str]:
-    """The lines of one row of a list-table."""
-    return [f"{'* -' if index == 0 else '  -'} {cell}".rstrip() for index, cell in enumerate(cells)]
+        if groups:
+            whole = len(records)
+            yield (
+                heading,
+                [
+                    f"{'all chapters' if len(names) == whole else ', '.join(f'`{name}`' for name in names)}: {text}"
+                    for text, names in groups.items()
+                ],
+            )
 
 
 def _unbroken(text: str) -> str:
@@ -468,14 +416,3 @@ def _unbroken(text: str) -> str:
 
 def _seconds(record: Record) -> str:
     return f"{float(record['seconds']):,.1f}\u00a0s"
-
-
-def text_of(value: Any) -> str:
-    """A recorded value in words."""
-    if value is None:
-        return _NOTHING
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {text_of(item)}" for key, item in value.items() if item is not None)
-    if isinstance(value, list):
-        return ", ".join(text_of(item) for item in value)
-    return f"{value:g}" if isinstance(value, float) else str(value).replace("\n", " ")

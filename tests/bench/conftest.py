@@ -8,7 +8,7 @@ from typing import Any
 import measure
 import pytest
 
-from radio_utils.book.benchmarks import plain_text, tables_of
+from radio_utils.book.benchmarks import tables_of
 
 _ROWS = pytest.StashKey[dict[str, list[measure.Row]]]()
 
@@ -36,5 +36,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     found = config.stash.get(_ROWS, {})
     for table in tables_of(found):
         terminalreporter.section(table.caption)
-        for line in plain_text(table):
-            terminalreporter.write_line(line)
+        lines = [table.header, *table.rows]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        for line in lines:
+            terminalreporter.write_line("  ".join(map(str.ljust, line, widths)).rstrip())
