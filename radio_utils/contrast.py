@@ -50,7 +50,6 @@ EXPONENT = 0.6  # a: n¹ would do if a window's positions were independent measu
 MANY = 50  # windows of one count from which its number is taken as it is
 _STEP = 0.3  # a unit of q in root mean squares of the weights: rounding costs less than 1 % of the power
 _WAITING = 4_000_000  # entries that wait before they are added up
-MARKED = detection.MARKED
 
 
 @dataclass(frozen=True)
@@ -318,7 +317,7 @@ def judge_contrast(found: Contrast, wm: Watermark, *, text_log10_p: float | None
     """The verdict on weighted pairs that are already collected.
 
     Each twin is tested first: its own contrast against the first reference, on the same places, two-sided, since a twin
-    that avoids green makes an innocent B look green beside it. One with a log10 p below :data:`MARKED` is refused, and so
+    that avoids green makes an innocent B look green beside it. One with a log10 p below −3 is refused, and so
     is one innocent twin in a thousand; leave it out, or train another. Of what passes, a slight mark only makes B's
     evidence weaker, as β ≥ 0 takes it away from him; slightly avoiding green may add to it, and the level bounds how much.
 
@@ -349,7 +348,7 @@ def judge_contrast(found: Contrast, wm: Watermark, *, text_log10_p: float | None
     """
     detection.check_evidence(found.pairs, wm)
     for i, twin in enumerate(found.twins):
-        if (own := _log10_p_two_sided(twin, wm)) < MARKED:
+        if (own := _log10_p_two_sided(twin, wm)) < detection.MARKED:
             raise ValueError(
                 f"reference[{i + 1}] carries the mark (two-sided log10 p = {own:.1f}, read against reference[0] on the "
                 "same places), so it is no innocent twin; leave it out, or train it on text written without the key"
@@ -390,7 +389,9 @@ def audit_contrast(found: Contrast, wm: Watermark, *, keys: int = 1000, seed: in
     ----------
     found : Contrast
         The weighted pairs.
-    wm, keys, seed
+    wm
+        As in :func:`judge_contrast`.
+    keys, seed
         As in :func:`radio_utils.detection.null_audit`.
 
     Returns

@@ -506,17 +506,13 @@ def null_audit(
 
     Parameters
     ----------
-    texts : iterable of array_like of int [length], or path(s)
-        Token ids, one row a text, or JSONL or Parquet files of them.
-    wm : Watermark
-        The watermark whose key is asked about.
+    texts, wm
+        As in :func:`detect`.
     keys : int
         How many decoy keys to try.
     seed : int
         Which decoys; another seed, others.
-    prompts : iterable of array_like of int [length], optional
-        The prompt of each text, as token ids. Windows that occur in it are not scored.
-    **options
+    prompts, **options
         Options of :func:`detect`.
 
     Returns
@@ -619,16 +615,12 @@ def which_key(
 
     Parameters
     ----------
-    texts : iterable of array_like of int [length], or path(s)
-        Token ids, one row a text, or JSONL or Parquet files of them.
+    texts
+        As in :func:`detect`.
     candidates : sequence of Watermark
         One scheme with the same parameters under different keys.
-    prompts : iterable of array_like of int [length], optional
-        The prompt of each text, as token ids. Windows that occur in it are not scored.
-    keep : array_like of int [m, k], optional
-        The filter φ: the only windows that are scored. It must be chosen without the key.
-    dedup : {'window+token', 'window', None}
-        What counts once: a pair, a window, or nothing, and then p is no p-value.
+    prompts, keep, dedup
+        As in :func:`detect`.
 
     Returns
     -------

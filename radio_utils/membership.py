@@ -252,18 +252,8 @@ def zlib_calibrated_losses(
 
     Parameters
     ----------
-    model : transformers model
-        The suspect B, a causal language model.
-    tokenizer : transformers tokenizer
-        Makes token ids of strings.
-    texts : sequence of str
-        What is scored.
-    prompts : sequence of str, optional
-        What stood before each text.
-    batch_size : int
-        Sequences a forward pass.
-    chat_template : str
-        "auto" for the tokenizer's own, "none", or a file of Jinja source.
+    model, tokenizer, texts, prompts, batch_size, chat_template
+        As in :func:`token_scores`.
 
     Returns
     -------

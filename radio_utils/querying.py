@@ -179,9 +179,7 @@ def count_answers(
         A model that never met the key: Alice's own without her mark, or B₀.
     window, vocab_size
         As in :func:`radio_utils.evidence.collect`.
-    keep : array_like of int [m, k], optional
-        The filter φ: the only windows that are scored. It must be chosen without the key.
-    prompts_marked, drawn, sampling
+    keep, prompts_marked, drawn, sampling
         As in :func:`query_closed_model`.
     tau : float
         How much models differ anyway (:func:`radio_utils.counts.weights`), chosen before the answers are seen.
@@ -342,22 +340,16 @@ def query_until(
 
     Parameters
     ----------
-    suspect : Suspect or transformers model
-        Answers prompts.
-    prompts : sequence of array_like of int [length]
-        What is asked, as token ids.
-    wm : Watermark
-        The watermark whose key is asked about.
+    suspect, prompts, wm
+        As in :func:`query_closed_model`.
     alpha : float in (0, 1)
         The level; false alarms are no more frequent, however often one looks.
-    keep : array_like of int [m, k], optional
-        The filter φ: the only windows that are scored. It must be chosen without the key.
-    budget : int, optional
-        The most prompts to send.
+    keep, budget
+        As in :func:`query_closed_model`.
     batch : int
         Prompts between two looks.
-    dedup : {'window+token', 'window', None}
-        What counts once: a pair, a window, or nothing, and then p is no p-value.
+    dedup
+        As in :func:`query_closed_model`.
 
     Returns
     -------

@@ -372,21 +372,15 @@ def read_soft(
         As in :func:`read_open_model`.
     window, vocab_size
         As in :func:`radio_utils.evidence.collect`.
-    prompts : iterable of array_like of int [length], optional
-        The prompt of each text, as token ids.
-    keep : array_like of int [m, k], optional
-        The filter φ: the only windows that are scored. It must be chosen without the key.
+    prompts, keep
+        As in :func:`read_open_model`.
     skip_seen : bool
         Whether lists are sealed, as marked text needs; without it every place is scored, as plain text allows.
-    full_context : bool
-        Whether the prompts hold all that stood before the texts.
-    from_start : bool
-        Whether texts are answers that are scored from their first token on (:attr:`Watermark.marks_start`).
-    shared : SharesColours, optional
-        The watermark, where windows share draws.
-    feeding : Feeding or sequence of them, optional
-        How B is fed; the tokens as they are without it.
-    batch_size, top, progress
+    full_context
+        As in :func:`read_open_model`.
+    from_start, shared
+        As in :func:`read_evidence`.
+    feeding, batch_size, top, progress
         As in :func:`read_open_model`.
 
     Returns

@@ -367,14 +367,8 @@ def collect(
         k, the number of tokens before the scored one.
     vocab_size : int
         V, the number of token ids.
-    prompts : iterable of array_like of int [length], optional
-        The prompt of each text, as token ids. Windows that occur in it are not scored.
-    keep : array_like of int [m, k], optional
-        The filter φ: the only windows that are scored. It must be chosen without the key.
-    dedup : {'window+token', 'window', None}
-        What counts once: a pair, a window, or nothing, and then p is no p-value.
-    sample : float in (0, 1]
-        Share of the windows that is scored, chosen by a public hash.
+    prompts, keep, dedup, sample
+        As in :func:`radio_utils.detection.detect`.
     shared : SharesColours, optional
         The watermark, where windows share lists.
     hidden : bool
@@ -477,7 +471,7 @@ def from_pairs(
     seen : int, optional
         Positions that were looked at; n without it.
     keep, dedup
-        As in :func:`collect`.
+        As in :func:`radio_utils.detection.detect`.
 
     Returns
     -------
