@@ -17,38 +17,25 @@ from radio_utils.stats.laws import FixedLists
 from radio_utils.watermarks.base import Floats, check_common
 from radio_utils.watermarks.engines import GreenMark, check_bias, check_share_of, checked_key
 from radio_utils.watermarks.prf import derive_bytes
-from radio_utils.watermarks.published import PermutationList, check_vocabulary, decoy_int
-from radio_utils.watermarks.torch_random import Ints, UInt32s, low_bits, outputs
+from radio_utils.watermarks.published import TABLE_SIZE, PermutationList, check_vocabulary, decoy_int
+from radio_utils.watermarks.torch_random import Ints, UInt32s, low_bits_of_products, low_bits_of_signed, permutation
 
 if TYPE_CHECKING:
     import torch
 
-_MODULUS = (1 << 64) - 1
-_TABLE_SIZE, _TABLE_SEED = 1_000_003, 2971215073
+_TABLE_SEED = 2971215073
 _CANDIDATES = 41  # of a row that self-salting looks at: the likeliest
 
 
 @lru_cache(maxsize=1)
 def _table() -> Ints:
     """1 + ``torch.randperm`` of the table's seed: the release's hash of small integers."""
-    drawn = (outputs(_TABLE_SEED, _TABLE_SIZE) % np.arange(_TABLE_SIZE, 0, -1)).tolist()
-    entries = list(range(_TABLE_SIZE))
-    for step, distance in enumerate(drawn[:-1]):
-        target = step + distance
-        entries[step], entries[target] = entries[target], entries[step]
-    return np.array(entries) + 1
+    return permutation(_TABLE_SEED, TABLE_SIZE, TABLE_SIZE) + 1
 
 
 def _hashed(ids: Ints) -> Ints:
-    found: Ints = _table()[ids % _TABLE_SIZE]
+    found: Ints = _table()[ids % TABLE_SIZE]
     return found
-
-
-def _products(key: int, values: Ints) -> Ints:
-    """key·value modulo 2⁶⁴ − 1 as Python multiplies, in the signed form of the others: only the low half matters."""
-    distinct, inverse = np.unique(values, return_inverse=True)
-    seeds = np.array([key * value % _MODULUS for value in distinct.tolist()], np.uint64)
-    return seeds[inverse.reshape(values.shape)].view(np.int64)
 
 
 def _min_skipgram(key: int, c: Ints) -> Ints:
@@ -175,11 +162,9 @@ class KirchenbauerGreenList(PermutationList):
 
     def _seeds(self, contexts: Ints) -> UInt32s:
         if self._function in _EXACT:
-            return low_bits(_products(self._key, _EXACT[self._function](contexts)).view(np.uint64))
+            return low_bits_of_products(self._key, _EXACT[self._function](contexts))
         with np.errstate(over="ignore"):  # as torch's integers do, these wrap
-            found = _FUNCTIONS[self._function](self._key, contexts)
-        seeds = found.view(np.uint64)
-        return low_bits(np.where(found < 0, seeds - np.uint64(1), seeds))  # a negative one mod 2⁶⁴ − 1 is one less
+            return low_bits_of_signed(_FUNCTIONS[self._function](self._key, contexts))
 
     @cached_property
     def _others(self) -> list[Self]:

@@ -38,14 +38,16 @@ from radio_utils.watermarks.torch_random import (
     colour_rows,
     colours,
     low_bits,
-    outputs,
+    low_bits_of_products,
+    low_bits_of_signed,
+    permutation,
     uniforms_of,
     with_tokens,
 )
 
 _MODULUS = (1 << 64) - 1  # both programs reduce their seeds by this, not by 2⁶⁴
 _SALT = 35317
-_TABLE_SIZE = 1_000_003  # of transformers' selfhash
+TABLE_SIZE = 1_000_003  # of transformers' selfhash, and of lm-watermarking
 
 
 def check_vocabulary(vocab_size: int, window: int) -> None:
@@ -456,18 +458,11 @@ class TransformersGreenList(PermutationList):
 
     @cached_property
     def _hashes(self) -> Ints:
-        """1 + what selfhash's table of 10⁶ + 3 entries holds for each token: the beginning of one more shuffle."""
-        count = min(self.vocab_size, _TABLE_SIZE)
-        left = np.arange(_TABLE_SIZE, _TABLE_SIZE - count, -1)
-        drawn = np.arange(count) + outputs(self._key & 0xFFFFFFFF, count) % left
-        entries, moved = np.empty(count, np.int64), dict[int, int]()  # moved: the entries not at home
-        for step, target in enumerate(drawn.tolist()):
-            entries[step] = moved.get(target, target)
-            moved[target] = moved.get(step, step)
-        return entries + 1
+        """1 + what selfhash's table of 10⁶ + 3 entries holds for each token: the beginning of a permutation."""
+        return permutation(self._key & 0xFFFFFFFF, TABLE_SIZE, min(self.vocab_size, TABLE_SIZE)) + 1
 
     def _hash(self, ids: Ints) -> Ints:
-        return self._hashes[ids % _TABLE_SIZE]
+        return self._hashes[ids % TABLE_SIZE]
 
     def keyless(self, windows: ArrayLike, tokens: ArrayLike) -> NDArray[np.bool_]:
         """With lefthash those after token 0: their list is that of the seed 0."""
@@ -475,9 +470,7 @@ class TransformersGreenList(PermutationList):
         return (w[:, -1] == 0) if self.seeding_scheme == "lefthash" else np.zeros(t.size, bool)
 
     def _window_seeds(self, windows: Ints) -> UInt32s:
-        ids, inverse = np.unique(windows[:, -1], return_inverse=True)
-        seeds = np.array([self._key * token % _MODULUS for token in ids.tolist()], np.uint64)
-        return low_bits(seeds)[inverse]
+        return low_bits_of_products(self._key, windows[:, -1])
 
     def _pair_seeds(self, windows: Ints, tokens: Ints) -> UInt32s:
         if self.seeding_scheme == "lefthash":
@@ -485,9 +478,7 @@ class TransformersGreenList(PermutationList):
         last = self._hash(tokens)
         with np.errstate(over="ignore"):  # products wrap, as in torch, and the least of the signed ones counts
             products = self._key * self._hash(np.column_stack([windows, tokens])) * last[:, None]
-        least = products.min(axis=1, initial=np.iinfo(np.int64).max)
-        seeds = least.view(np.uint64)
-        return low_bits(np.where(least < 0, seeds - np.uint64(1), seeds))  # a negative one mod 2⁶⁴ − 1 is one less
+        return low_bits_of_signed(products.min(axis=1, initial=np.iinfo(np.int64).max))
 
     def logits_processor(self) -> Any:
         """A processor for transformers' ``generate(logits_processor=[…])``; selfhash uses transformers' own, on the CPU."""

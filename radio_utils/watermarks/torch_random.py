@@ -88,6 +88,16 @@ def outputs(seed: int, count: int, generator: np.random.RandomState | None = Non
     return words
 
 
+def permutation(seed: int, size: int, count: int) -> Ints:
+    """The first ``count`` entries of ``torch.randperm(size)`` under one seed: as many steps of its shuffle."""
+    entries, moved = np.empty(count, np.int64), dict[int, int]()  # moved: the entries not at home
+    targets = np.arange(count) + outputs(seed, count) % np.arange(size, size - count, -1)
+    for step, target in enumerate(targets.tolist()):
+        entries[step] = moved.get(target, target)
+        moved[target] = moved.pop(step, step)
+    return entries
+
+
 def _blocks(seeds: UInt32s) -> Iterator[tuple[slice, UInt32s | None]]:
     """Slices of the seeds to work on together, with their states; no states where there are only few."""
     if seeds.size < _FEW:
@@ -301,6 +311,18 @@ def colour_rows(seeds: UInt32s, vocab_size: int, steps: int) -> NDArray[np.bool_
 def low_bits(seeds: NDArray[np.uint64]) -> UInt32s:
     """What a CPU ``torch.Generator`` keeps of its seed."""
     return (seeds & np.uint64(0xFFFFFFFF)).astype(np.uint32)
+
+
+def low_bits_of_signed(seeds: Ints) -> UInt32s:
+    """The same of signed seeds, as torch reduces them modulo 2⁶⁴ − 1: a negative one is one less."""
+    return low_bits(np.where(seeds < 0, seeds.view(np.uint64) - np.uint64(1), seeds.view(np.uint64)))
+
+
+def low_bits_of_products(key: int, values: Ints) -> UInt32s:
+    """The same of key·value modulo 2⁶⁴ − 1, multiplied as Python does: [n] → [n]."""
+    distinct, inverse = np.unique(values, return_inverse=True)
+    products = [key * value % ((1 << 64) - 1) for value in distinct.tolist()]
+    return low_bits(np.array(products, np.uint64))[inverse.reshape(values.shape)]
 
 
 def with_tokens(seeds: NDArray[np.unsignedinteger[Any]], tokens: Ints) -> NDArray[np.uint64]:
