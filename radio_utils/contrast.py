@@ -2,16 +2,16 @@
 
 Text *without* the watermark is read, so that the context knows nothing of the key; and of each text a window counts only
 where it is met for the first time, so that B cannot copy what followed it earlier, should a faint mark be in the text after
-all. For each distinct window w and token v the probabilities of v after w are averaged over these positions of w, once
-under B (m_B) and once under each reference. The first reference is B₀, his base model, or A, Alice's own unmarked model:
+all. For each distinct window W and token v the probabilities of v after W are averaged over these ν positions of W, once
+under B (P̄_B) and once under each reference. The first reference is B₀, his base model, or A, Alice's own unmarked model:
 any model with B's tokenizer, of whatever architecture. After it may come *twins*: the first reference fine-tuned by Alice
-on her own un-watermarked text. On the scale on which counts have equal noise, h = √(m + ε), what the twins explain is taken
+on her own un-watermarked text. On the scale on which counts have equal noise, h = √(P̄ + ε), what the twins explain is taken
 out by bounded least squares,
 
-    y(w, v) = (h_B − h_0) − Σ β_i (h_i − h_0),    0 ≤ β_i ≤ 1,
+    y(W, v) = (h_B − h_0) − Σ β_i (h_i − h_0),    0 ≤ β_i ≤ 1,
 
-and the statistic is S = Σ q(w, v) · 1[v is green for w], with whole-number weights q ∝ n_w^a · y(w, v), n_w the number of
-positions of w that count. The weights are argued for in the chapter "Hearing more".
+and the statistic is S = Σ λ(W, v) · 1[v is green for W], with whole-number weights λ ∝ ξ(ν) · ν^a · y(W, v), where ξ is
+:func:`discount`. The weights are argued for in the chapter "Hearing more".
 
 The tail of S is that of a sum of independent marks with known weights (:meth:`radio_utils.stats.laws.Law.weighted`), and a
 bound on it where lists hold a fixed number of greens. It is the law of S under H₀ on one condition:
@@ -46,9 +46,9 @@ Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]
 
 FLOOR = 3e-3  # ε: probabilities far below it carry more noise than mark
-EXPONENT = 0.6  # a: n¹ would do if a window's positions were independent measurements, n⁰ if they were one
+EXPONENT = 0.6  # a: ν¹ would do if a window's positions were independent measurements, ν⁰ if they were one
 MANY = 50  # windows of one count from which its number is taken as it is
-_STEP = 0.3  # a unit of q in root mean squares of the weights: rounding costs less than 1 % of the power
+_STEP = 0.3  # a unit of λ in root mean squares of the weights: rounding costs less than 1 % of the power
 _WAITING = 4_000_000  # entries that wait before they are added up
 
 
@@ -112,7 +112,7 @@ class WeightedVerdict:
     """The verdict on a weighted sum of marks.
 
     ``seen`` positions were read, ``scored`` pairs have a weight, ``total`` is S − E S in units of weight, and ``score`` is
-    the mean mark weighted by |q|, as much above that of the null as the total says. ``log10_saddlepoint`` approximates
+    the mean mark weighted by |λ|, as much above that of the null as the total says. ``log10_saddlepoint`` approximates
     ``log10_p`` by another route and should agree. ``text_log10_p`` is the plain detector's log10 p of all that was read,
     None where it is not known: text that carries the mark is no ground for a test of plain text.
     """
@@ -278,9 +278,9 @@ class ContrastCollector:
 
 
 def discount(counts: Floats) -> Floats:
-    """Good and Turing's d(n) = n*/n for n = 1 … the largest of ``counts``, how often each of several windows was met.
+    """Good and Turing's ξ(ν) for ν = 1 … the largest of ``counts``, how often each of several windows was met.
 
-    N_n windows were met n times, and n* = (n + 1) N_{n+1} / N_n. Where fewer than ``MANY`` were, N ∝ n^A is fitted to
+    N_ν windows were met ν times, and ξ(ν) = (ν + 1) N_{ν+1} / (ν N_ν). Where fewer than ``MANY`` were, N ∝ ν^A is fitted to
     all, each N spread over the gap to its neighbours. One where nothing can be fitted or rare windows are not numerous.
     """
     number = np.bincount(counts.astype(np.int64), minlength=2)[1:].astype(float)
