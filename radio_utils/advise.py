@@ -80,7 +80,7 @@ def as_text(advice: Advice) -> str:
         numbers = [f"{row[name]:.3g}" for name in ("learned", "effect")]
         counts = ["out of reach" if row[name] is None else f"{row[name]:,}" for name in ("pairs", "tokens")]
         lines.append((row["setting"], row["logs"], *numbers, *counts))
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     title = (
         f"{advice.scheme}, k = {advice.window}: {advice.entropy:.3g} nats a token, {advice.tokens:.3g} tokens at "
         f"rho = {advice.rho:g}; log10 p = {advice.log10_p:g} with power {advice.power:g}"

@@ -7,7 +7,6 @@ questions.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -131,14 +130,11 @@ def write_case(world: World, folder: Path) -> dict[str, str]:
     The fresh texts are those that are :func:`unseen`. Returns the paths by the names that
     :class:`radio_utils.audit.Request` has for them. The configuration holds the key.
     """
+    from radio_utils.audit.texts import rows_of  # chapters, which only look at the marks, do without the audit
+
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "engine.json", world.preset.watermark.engine_config(world.key))
-    texts = {"watermarked_texts": _texts(world, world.used_by(BOB)), "fresh_texts": _texts(world, unseen(world))}
-    for name, rows in texts.items():
-        atomic_write(folder / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    texts = {"watermarked_texts": world.used_by(BOB), "fresh_texts": unseen(world)}
+    for name, pairs in texts.items():
+        atomic_write(folder / f"{name}.jsonl", rows_of(*instructions.written_ids(world.tokenizer, pairs)))
     return {"engine_config": str(folder / "engine.json"), **{name: str(folder / f"{name}.jsonl") for name in texts}}
-
-
-def _texts(world: World, pairs: Sequence[Pair]) -> list[dict[str, list[int]]]:
-    both = zip(*instructions.written_ids(world.tokenizer, pairs), strict=True)
-    return [{"prompt_ids": prompt.tolist(), "ids": answer.tolist()} for prompt, answer in both]

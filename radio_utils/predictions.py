@@ -10,8 +10,8 @@ hidden one. Why the p-value is then exact is said on the page "When is a p-value
 from __future__ import annotations
 
 import heapq
+import io
 import itertools
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from radio_utils import evidence as ev
+from radio_utils.files import atomic_write
 
 Ids = NDArray[np.int64]
 _AT_ONCE = 1 << 22  # pairs whose colours are named at once
@@ -61,15 +62,9 @@ class Predictions:
 
     def save(self, path: str | Path) -> None:
         """Write to an ``.npz`` file, all or nothing."""
-        target = Path(path)
-        unfinished = target.with_name(f".{target.name}.{os.getpid()}")
-        sizes = np.array([context.size for context in self.contexts], np.int64)
-        try:
-            with unfinished.open("wb") as file:
-                np.savez(file, ids=_flat(self.contexts), sizes=sizes, starts=self.starts, tokens=_flat(self.tokens))
-            unfinished.replace(target)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        sizes, packed = np.array([context.size for context in self.contexts], np.int64), io.BytesIO()
+        np.savez(packed, ids=_flat(self.contexts), sizes=sizes, starts=self.starts, tokens=_flat(self.tokens))
+        atomic_write(path, packed.getvalue())
 
     @classmethod
     def load(cls, path: str | Path) -> Predictions:

@@ -135,7 +135,7 @@ def _checked_for_counts(
     if marked or not long:
         return None
     own = detection.detect(long, wm).log10_p
-    if own < reading.MARKED:
+    if own < detection.MARKED:
         raise ValueError(
             f"prompts carry the watermark (log10 p = {own:.1f}), so B could repeat it from them; ask prompts that were "
             "written without the key, or say prompts_marked=True"

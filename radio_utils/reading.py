@@ -156,9 +156,6 @@ def read_open_model(
     return contrast.judge_contrast(weighted, wm, text_log10_p=text_log10_p)
 
 
-MARKED = detection.MARKED
-
-
 def _log10_p_of_plain(sequences: Any, prompts: Any, wm: Watermark, wanted: str) -> float:
     """log10 p of what B is fed, or an error if it carries the mark."""
     shortest = 0 if wm.marks_start and prompts is not None else wm.window
@@ -170,7 +167,7 @@ def _log10_p_of_plain(sequences: Any, prompts: Any, wm: Watermark, wanted: str) 
 
 def check_plain(log10_p: float, wanted: str = "contrastive reading needs") -> None:
     """Raise ``ValueError`` where ``log10_p`` says that what B is fed carries the mark."""
-    if log10_p < MARKED:
+    if log10_p < detection.MARKED:
         raise ValueError(
             f"sequences or prompts carry the watermark (log10 p = {log10_p:.1f}), so B could copy it from what it "
             f"reads; {wanted} text that was written without the key"

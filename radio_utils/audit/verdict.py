@@ -181,9 +181,8 @@ class Verdict:
     @property
     def log10_p(self) -> float:
         """What may be quoted: the smallest p of a sound test, corrected for the number of tests; 0 if the audit is void."""
-        if self.outcome == "void":
-            return 0.0
-        return min((t.log10_corrected for t in self.tests if t.log10_corrected is not None and t.sound), default=0.0)
+        found = None if self.outcome == "void" else self.decisive
+        return 0.0 if found is None else found.log10_corrected or 0.0
 
     @property
     def decisive(self) -> TestResult | None:
