@@ -215,60 +215,57 @@ def _integer(name: str, value: Any) -> Any:
         raise ValueError(f"{name} must be an integer, decimal or 0x…, got a text of {len(value)} characters") from None
 
 
+def _given(fields: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """The arguments of a mark that a configuration says, by ``names``: its own by ours. The rest are the mark's own."""
+    return {ours: fields[theirs] for ours, theirs in names.items() if theirs in fields}
+
+
+# the marks of vLLM's algorithms: since which release, and what the configuration calls their arguments
+_VLLM_MARKS: dict[str, tuple[Callable[..., Watermark], tuple[int, int], dict[str, str]]] = {
+    "gumbel": (VLLMGumbel, (0, 0), {}),
+    "dual_key_gumbel": (VLLMDualKey, (0, 30), {"alpha": "alpha"}),
+    "synthid": (VLLMSynthID, (0, 34), {"depth": "depth"}),
+    "synthid_text": (VLLMSynthID, (0, 34), {"depth": "depth"}),
+    "sbw": (SBW, (0, 34), {"seeding": "sbw_scheme", "gamma": "sbw_gamma", "delta": "sbw_delta"}),
+    "red_green": (VLLMGreenList, (0, 34), {"gamma": "gamma", "delta": "delta"}),
+}
+_REPEATS = {"repeats": "deduplicate_contexts", "history": "deduplicate_contexts_max_history"}
+
+
 def _vllm(fields: dict[str, Any], vocab_size: int, key: Any, version: str | None) -> Watermark:
     algorithm = fields.get("algorithm", "gumbel")
-    released = {"gumbel": (0, 0), "dual_key_gumbel": (0, 30)}
-    known = {*released, "synthid", "synthid_text", "sbw", "red_green"}
-    if algorithm not in known:
-        raise ValueError(f"algorithm={algorithm!r} is unknown to vLLM; known ones are {', '.join(sorted(known))}")
+    if algorithm not in _VLLM_MARKS:
+        raise ValueError(f"algorithm={algorithm!r} is unknown to vLLM; known ones are {', '.join(sorted(_VLLM_MARKS))}")
+    made, since, names = _VLLM_MARKS[algorithm]
     if version is not None:
         try:
             numbers = tuple(int(part) for part in version.removeprefix("v").split(".")[:2])
         except ValueError:
             raise ValueError(f"version must be vLLM's, as '0.33.0', got {version!r}") from None
-        if numbers < released.get(algorithm, (0, 34)):
+        if numbers < since:
             raise ValueError(f"algorithm={algorithm!r} is not in vLLM {version}; check the version, or leave it out")
+        if "alpha" in names and numbers == (0, 30):
+            fields = {"alpha": 0.2} | fields
     if "synthid_depth" in fields:
         raise ValueError("synthid_depth belongs to a proposal with one function a layer, which is not supported; see depth")
-    own = {
-        "gumbel": set[str](), "dual_key_gumbel": set[str](), "synthid": {"depth"}, "synthid_text": {"depth"},
-        "sbw": {"sbw_scheme", "sbw_gamma", "sbw_delta"}, "red_green": {"gamma", "delta"},
-    }  # fmt: skip
-    everywhere = _VLLM - set().union(*own.values())
-    _refuse_unknown(fields, everywhere | own[algorithm] | own["sbw"], f"vLLM's {algorithm}")
+    # alpha and SBW's fields stand in the configuration of every algorithm
+    others = {"depth", "gamma", "delta"} - set(names.values())
+    _refuse_unknown(fields, _VLLM - others, f"vLLM's {algorithm}")
     if fields.get("prf", "philox") != "philox":
         raise ValueError(f"prf={fields['prf']!r} is not supported; vLLM 0.33.0 has 'philox' only")
-    secret = _integer("key", _key_of(fields, "key", key))
-    common: dict[str, Any] = {
-        "repeats": fields.get("deduplicate_contexts", "single_turn"),
-        "history": fields.get("deduplicate_contexts_max_history", 8192),
-    }
-    width = fields.get("context_width")
-    if algorithm == "sbw":
-        return SBW(
-            secret, vocab_size, width, fields.get("sbw_scheme", "selfhash"), fields.get("sbw_gamma", 0.5),
-            fields.get("sbw_delta", 2.0), **common,
-        )  # fmt: skip
-    width = 4 if width is None else width
-    if algorithm == "gumbel":
-        return VLLMGumbel(secret, vocab_size, width, **common)
-    if algorithm == "dual_key_gumbel":
-        default = 0.2 if version is not None and numbers == (0, 30) else 0.1
-        return VLLMDualKey(secret, vocab_size, width, fields.get("alpha", default), **common)
-    if algorithm == "red_green":
-        return VLLMGreenList(secret, vocab_size, width, fields.get("gamma", 0.25), fields.get("delta", 2.0), **common)
-    return VLLMSynthID(secret, vocab_size, width, fields.get("depth", 32), **common)
+    own = _given(fields, _REPEATS | names)
+    if fields.get("context_width") is not None:
+        own["window"] = fields["context_width"]
+    return made(_integer("key", _key_of(fields, "key", key)), vocab_size, **own)
 
 
 def _sglang(fields: dict[str, Any], vocab_size: int, key: Any, version: str | None) -> Watermark:
     if "keys" in fields:
         raise ValueError("SGLang's SynthID mark is not supported: its hash is not in the release that was read, 0.5.23")
     _refuse_unknown(fields, _SGLANG, "SGLang's Gumbel mark")
-    given = {name: value for name, value in fields.items() if value is not None}
-    return SGLangGumbel(
-        _key_of(fields, "key", key), vocab_size, given.get("context_window", 4), key_b=given.get("key_b"),
-        mixing_probability=given.get("mixing_probability", 0.5), max_probability=given.get("max_probability", 1.0),
-    )  # fmt: skip
+    said = {name: value for name, value in fields.items() if value is not None}
+    names = {name: name for name in ("key_b", "mixing_probability", "max_probability")} | {"window": "context_window"}
+    return SGLangGumbel(_key_of(fields, "key", key), vocab_size, **_given(said, names))
 
 
 def _layers(fields: dict[str, Any], key: Any) -> Any:
@@ -300,29 +297,25 @@ def _transformers(fields: dict[str, Any], vocab_size: int, key: Any, version: st
     _refuse_unknown(fields, _SYNTHID, "a SynthIDTextWatermarkingConfig")
     if fields.get("debug_mode"):
         raise ValueError("debug_mode=True writes random tokens that no model chose; test what was written without it")
-    arguments = {
-        "sampling_table_size": "table_size", "sampling_table_seed": "table_seed",
-        "context_history_size": "context_history_size", "skip_first_ngram_calls": "skip_first_ngram_calls",
-    }  # fmt: skip
-    own: dict[str, Any] = {ours: fields[theirs] for theirs, ours in arguments.items() if fields.get(theirs) is not None}
-    return SynthID(_layers(fields, key), vocab_size, _width(fields), **own)
+    names = {"table_size": "sampling_table_size", "table_seed": "sampling_table_seed"}
+    names |= {name: name for name in ("context_history_size", "skip_first_ngram_calls")}
+    said = {name: value for name, value in fields.items() if value is not None}
+    return SynthID(_layers(fields, key), vocab_size, _width(fields), **_given(said, names))
 
 
 def _reference(fields: dict[str, Any], vocab_size: int, key: Any, version: str | None) -> Watermark:
     known = {"keys", "ngram_len", "context_history_size", "sampling_table_size", "sampling_table_seed", "device"}
     _refuse_unknown(fields, known, "synthid-text's configuration")  # it still names a table, which its hash no longer uses
-    history = fields.get("context_history_size", 1024)
-    return SynthIDReference(_layers(fields, key), vocab_size, _width(fields), context_history_size=history)
+    own = _given(fields, {"context_history_size": "context_history_size"})
+    return SynthIDReference(_layers(fields, key), vocab_size, _width(fields), **own)
 
 
 def _kirchenbauer(fields: dict[str, Any], vocab_size: int, key: Any, version: str | None) -> Watermark:
     _refuse_unknown(fields, _KIRCHENBAUER, "lm-watermarking's WatermarkBase")
     chosen = fields.get("hash_key") if key is None else key
-    return KirchenbauerGreenList(
-        vocab_size, fields.get("seeding_scheme") or "selfhash", fields.get("gamma", 0.25), fields.get("delta", 2.0),
-        hash_key=None if chosen is None else _integer("hash_key", chosen),
-        select_green_tokens=fields.get("select_green_tokens", True),
-    )  # fmt: skip
+    own = _given(fields, {name: name for name in ("gamma", "delta", "select_green_tokens")})
+    hash_key = None if chosen is None else _integer("hash_key", chosen)
+    return KirchenbauerGreenList(vocab_size, fields.get("seeding_scheme") or "selfhash", hash_key=hash_key, **own)
 
 
 def _unigram(fields: dict[str, Any], vocab_size: int, key: Any, version: str | None) -> Watermark:
@@ -330,4 +323,4 @@ def _unigram(fields: dict[str, Any], vocab_size: int, key: Any, version: str | N
     if fields.get("vocab_size", vocab_size) != vocab_size:
         raise ValueError(f"config was made for vocab_size={fields['vocab_size']}, got {vocab_size}; give that one")
     secret = _integer("watermark_key", fields.get("watermark_key", 0) if key is None else key)
-    return Unigram(secret, vocab_size, fields.get("fraction", 0.5), fields.get("strength", 2.0))
+    return Unigram(secret, vocab_size, **_given(fields, {"gamma": "fraction", "delta": "strength"}))
