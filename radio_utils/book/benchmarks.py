@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,10 +48,16 @@ def benchmarks_figure(project: Project) -> bytes | None:
 
 def tables_of(tables: Tables) -> list[Table]:
     """The tables with their ratios, from those of the record that are there and not empty."""
-    makers = {
-        "peers": _peers, "compat": _compat, "engines": _engines, "processors": _processors, "tokens": _tokens,
-        "vocabulary": _vocabulary, "window": _window, "keys": _keys,
-    }  # fmt: skip
+    makers: dict[str, Callable[[Sequence[Row]], Table]] = {
+        "peers": _peers,
+        "compat": partial(_compat, "compat", "Detection of published schemes, tokens a second"),
+        "engines": partial(_compat, "engines", "Detection of engines' marks, tokens a second"),
+        "processors": _processors,
+        "tokens": _tokens,
+        "vocabulary": partial(_grown, "vocab_size", "V", "vocabulary", "Detection and the size of the vocabulary"),
+        "window": partial(_grown, "window", "k", "window", "Detection and the length of the window"),
+        "keys": _keys,
+    }
     return [make(tables[name]) for name, make in makers.items() if tables.get(name)]
 
 
@@ -136,7 +143,7 @@ def _peers(rows: Sequence[Row]) -> Table:
     return Table("tab-bench-peers", "Detection, tokens a second", header, tuple(lines))
 
 
-def _compat(rows: Sequence[Row]) -> Table:
+def _compat(name: str, caption: str, rows: Sequence[Row]) -> Table:
     lines = []
     for row in rows:
         same = [one for one in rows if (one["scheme"], one["text"]) == (row["scheme"], row["text"])]
@@ -144,12 +151,7 @@ def _compat(rows: Sequence[Row]) -> Table:
         shown = (row["scheme"], row["text"], row["program"], _count(row["tokens"]), _number(_rate(row)))
         lines.append((*shown, _times(_faster(row, other))))
     header = ("Scheme", "Text", "Program", "Tokens", "Tokens a second", "Against the other program")
-    return Table("tab-bench-compat", "Detection of published schemes, tokens a second", header, tuple(lines))
-
-
-def _engines(rows: Sequence[Row]) -> Table:
-    table = _compat(rows)
-    return Table("tab-bench-engines", "Detection of engines' marks, tokens a second", table.header, table.rows)
+    return Table(f"tab-bench-{name}", caption, header, tuple(lines))
 
 
 def _step(row: Row) -> float:
@@ -180,15 +182,7 @@ def _tokens(rows: Sequence[Row]) -> Table:
     return Table("tab-bench-tokens", "Detection on a stream of texts", header, tuple(lines))
 
 
-def _vocabulary(rows: Sequence[Row]) -> Table:
-    return _grown(rows, "vocab_size", "V", "tab-bench-vocabulary", "Detection and the size of the vocabulary")
-
-
-def _window(rows: Sequence[Row]) -> Table:
-    return _grown(rows, "window", "k", "tab-bench-window", "Detection and the length of the window")
-
-
-def _grown(rows: Sequence[Row], column: str, symbol: str, name: str, caption: str) -> Table:
+def _grown(column: str, symbol: str, name: str, caption: str, rows: Sequence[Row]) -> Table:
     lines = []
     for row in rows:
         least = min((one for one in rows if one["scheme"] == row["scheme"]), key=lambda one: int(one[column]))
@@ -196,7 +190,7 @@ def _grown(rows: Sequence[Row], column: str, symbol: str, name: str, caption: st
         shown = (row["scheme"], _count(row[column]), _count(row["scored"]), _seconds(row["seconds"]))
         lines.append((*shown, _number(_rate(row)), _times(ratio)))
     header = ("Scheme", symbol, "Distinct pairs", "Time", "Tokens a second", f"Time at the least {symbol}")
-    return Table(name, caption, header, tuple(lines))
+    return Table(f"tab-bench-{name}", caption, header, tuple(lines))
 
 
 def _keys(rows: Sequence[Row]) -> Table:
@@ -227,7 +221,7 @@ def _page(record: Mapping[str, Any]) -> str:
         longest=max(tables["tokens"], key=lambda row: (row["tokens"], row["scored"])),
         ends={table: _series(tables, table, column, by) for table, column, _, by in _AXES},
         most_keys=max(tables["keys"], key=lambda row: int(row["keys"])),
-        alternative=_alternative(tables),
+        axes=[(label, _series(tables, table, column, by)) for table, column, label, by in _AXES],
         count=_count,
         number=_number,
         seconds=_seconds,
@@ -267,18 +261,6 @@ def _power(points: Sequence[tuple[float, float]]) -> float:
 def _powers(tables: Tables, table: str, by: str) -> list[tuple[str, float]]:
     """The exponents with which the time of a table grows, by name."""
     return [(name, _power(points)) for name, points in _series(tables, table, table, by).items()]
-
-
-def _alternative(tables: Tables) -> str:
-    parts = []
-    for table, column, label, by in _AXES:
-        ends = [
-            f"{name} from {_seconds(points[0][1])} at {_count(points[0][0])} to {_seconds(points[-1][1])} at"
-            f" {_count(points[-1][0])}"
-            for name, points in _series(tables, table, column, by).items()
-        ]
-        parts.append(f"{label}: {', '.join(ends)}")
-    return f"Four log-log plots of detection time. {'. '.join(parts)}.".replace("\u00a0", " ")
 
 
 def _figure(tables: Tables) -> bytes:
