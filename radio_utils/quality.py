@@ -25,6 +25,7 @@ import yaml
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from radio_utils.decoding.passes import positions_of
 from radio_utils.files import atomic_write
 from radio_utils.processes import environment
 from radio_utils.suspects import load_model, load_tokenizer
@@ -48,7 +49,6 @@ TASKS: Mapping[str, str] = MappingProxyType(
 CHOICES = 4
 DELIMITER = "\nAnswer: "  # between a question and an answer, as in Pair.text
 _RUNS_CODE = ("HumanEval",)
-_LENGTH_FIELDS = ("n_positions", "max_position_embeddings", "n_ctx")  # in the harness's order
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +238,7 @@ def log_likelihoods(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    longest = _context_length(model)
+    longest = positions_of(model)
     rows, lengths = _tokens(tokenizer, asked)  # lengths: tokens of each answer
     for (prompt, answer), row, length in zip(asked, rows, lengths, strict=True):
         if not 0 < length < len(row):
@@ -301,11 +301,6 @@ def _tokens(tokenizer: Any, asked: Sequence[tuple[str, str]]) -> tuple[list[list
             rows.append(row if row[:1] == [first] else [first, *row])
             lengths.append(len(rows[-1]) - 1)
     return rows, lengths
-
-
-def _context_length(model: Any) -> int | None:
-    fields = (getattr(model.config, name, None) for name in _LENGTH_FIELDS)
-    return next((int(value) for value in fields if value is not None), None)
 
 
 def _mean(task: str, metric: str, right: Bools) -> QualityResult:

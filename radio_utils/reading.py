@@ -320,7 +320,7 @@ def collect_contrast(
     """What :func:`read_contrast` weighs, added up: the sums of several corpora can be added in turn."""
     models, from_start = _models(model, reference), from_start and prompts is not None
     contexts = _Contexts.of(sequences, prompts, 0 if from_start else window, vocab_size)
-    allowed = None if keep is None else {tuple(w) for w in ev.checked_filter(keep, window, vocab_size).tolist()}
+    allowed = None if keep is None else ev.checked_filter(keep, window, vocab_size)
     collector = contrast.ContrastCollector(window, vocab_size, len(models), top=top)
     slice_size = max(1, _LARGEST // vocab_size)
     for rows, all_logits in read(
@@ -331,7 +331,7 @@ def collect_contrast(
         row_of = np.repeat(np.arange(len(rows)), [ends.size for _, ends, _ in found])
         ends = np.concatenate([e for _, e, _ in found])
         if allowed is not None:
-            kept = np.array([tuple(w) in allowed for w in windows.tolist()], bool)
+            kept = ev.rows_among(windows, allowed)
             windows, row_of, ends = windows[kept], row_of[kept], ends[kept]
         collector.skip(sum(seen for _, _, seen in found) - ends.size)
         for start in range(0, ends.size, slice_size):

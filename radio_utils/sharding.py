@@ -35,7 +35,7 @@ from tqdm import tqdm
 from radio_utils import contrast, detection, executors
 from radio_utils import evidence as ev
 from radio_utils.evidence.files import CorpusFile
-from radio_utils.files import sha256_of
+from radio_utils.files import sha256_of, sha256_of_folder
 from radio_utils.predictions import Predictions
 from radio_utils.provenance import code_version
 from radio_utils.watermarks import Watermark
@@ -477,10 +477,7 @@ class _Model:
         folder = Path(model).expanduser()
         if not folder.is_dir():  # a hub name, or an error that load_model words
             return cls(model, device, dtype, f"{model} {dtype}")
-        digest = hashlib.sha256()
-        for path in sorted(path for path in folder.glob("*") if path.is_file()):
-            digest.update(f"{path.name} {sha256_of(path)}\n".encode())
-        return cls(folder.absolute(), device, dtype, f"{digest.hexdigest()} {dtype}")
+        return cls(folder.absolute(), device, dtype, f"{json.dumps(sha256_of_folder(folder))} {dtype}")
 
 
 @lru_cache(maxsize=1)

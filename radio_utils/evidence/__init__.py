@@ -12,12 +12,10 @@ the whole, bit for bit, whatever their number and order.
 from radio_utils.evidence.checks import (
     DEDUPS,
     Dedup,
-    Ids,
     check_dedup,
     checked_filter,
     checked_sequence,
     checked_texts,
-    too_short,
 )
 from radio_utils.evidence.packing import Packing, Words
 from radio_utils.evidence.pairs import (
@@ -49,7 +47,6 @@ __all__ = [
     "CountsColours",
     "Dedup",
     "Evidence",
-    "Ids",
     "Packing",
     "SharesColours",
     "SharesLists",
@@ -71,5 +68,4 @@ __all__ = [
     "rows_among",
     "run_begins",
     "shared_by",
-    "too_short",
 ]

@@ -74,6 +74,10 @@ class _Layered(TournamentMark):
         material = derive_bytes(f"decoy/{seed}/{index}", "decoy/synthid", 8 * self.depth)
         return [int.from_bytes(material[at : at + 8], "little", signed=True) for at in range(0, len(material), 8)]
 
+    def with_decoy(self, seed: int, index: int) -> Self:
+        """The same scheme under decoy keys number ``index``."""
+        return self.with_key(self._decoys(seed, index))
+
     @staticmethod
     def _step(hashes: Words, ids: Words) -> Words:
         return np.asarray((hashes + ids) * _MULTIPLIER + _ONE, np.uint64)
@@ -175,10 +179,6 @@ class SynthID(_Layered):
             weighted=self.weighted, context_history_size=self.context_history_size,
             skip_first_ngram_calls=self.skip_first_ngram_calls,
         )  # fmt: skip
-
-    def with_decoy(self, seed: int, index: int) -> Self:
-        """The same scheme under decoy keys number ``index``."""
-        return self.with_key(self._decoys(seed, index))
 
     @property
     def _wraps(self) -> bool:
@@ -367,7 +367,7 @@ class SynthIDReference(_Layered):
 
     def with_decoy(self, seed: int, index: int) -> Self:
         """The same scheme under decoy keys number ``index``; their law has fewer draws, as audits have many decoys."""
-        decoy = self.with_key(self._decoys(seed, index))
+        decoy = super().with_decoy(seed, index)
         decoy._draws = _DRAWS >> 4
         return decoy
 
