@@ -318,10 +318,6 @@ class VLLMGumbel(_VLLM, GumbelMark):
         self._set_up(key, vocab_size, window, repeats, history)
         self._prf = VLLMPhilox(self._key)
 
-    def uniforms(self, windows: ArrayLike, tokens: ArrayLike) -> Floats:
-        """The engine's number U of each pair."""
-        return self._in_blocks(lambda w, t: vllm_uniforms(self._prf.words(w, t)), windows, tokens)  # type: ignore[no-any-return]
-
     def _scores(self, windows: Ints, tokens: Ints) -> Floats:
         return _survivals(vllm_uniforms(self._prf.words(windows, tokens)))
 
