@@ -212,5 +212,5 @@ def test_gguf_is_a_suspects_format(tmp_path: Path, world: World, monkeypatch: py
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     for suspect in (str(tmp_path), str(tmp_path / "model.gguf")):
-        with pytest.raises(AuditError, match=r"model\.gguf is a GGUF file.*pip install gguf; or let llama"):
+        with pytest.raises(AuditError, match=r"model\.gguf is a GGUF file.*'radio-utils\[gguf\]'; or let llama"):
             audited(world, tmp_path / "out", suspect, tokenizer="")
