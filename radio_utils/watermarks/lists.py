@@ -167,18 +167,13 @@ class KirchenbauerGreenList(PermutationList):
             return low_bits_of_signed(_FUNCTIONS[self._function](self._key, contexts))
 
     @cached_property
-    def _others(self) -> list[Self]:
-        return [self.with_decoy(0, index) for index in range(8)]
+    def _without_key(self) -> Self:
+        return self.with_key(0)
 
     def keyless(self, windows: ArrayLike, tokens: ArrayLike) -> NDArray[np.bool_]:
-        """Those that have one seed under this key and any of eight others: the key is multiplied by ids, which may be 0."""
+        """Those whose seed is that of the key 0: no product of the key and an id, which may be 0, has a part in it."""
         w, t = self.checked(windows, tokens)
-        found: NDArray[np.bool_] = (w == 0).any(axis=1) | (t == 0)
-        if not found.any():
-            return found
-        w, t = w[found], t[found]
-        own = self._pair_seeds(w, t)
-        found[found] = np.any([wm._pair_seeds(w, t) == own for wm in self._others], axis=0)
+        found: NDArray[np.bool_] = self._pair_seeds(w, t) == self._without_key._pair_seeds(w, t)
         return found
 
     def _window_seeds(self, windows: Ints) -> UInt32s:

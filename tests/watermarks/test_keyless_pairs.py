@@ -48,7 +48,8 @@ def test_keyless_pairs_are_those_that_all_keys_score_alike(wm: Any, seed: int, z
     own = wm.colour_ids(windows, tokens)
     shared = np.mean([wm.with_decoy(1, index).colour_ids(windows, tokens) == own for index in range(40)], axis=0)
     found = wm.keyless(windows, tokens)
-    assert found[shared > 0.6].all() and not found[shared == 0].any()
+    # of several ids in a window the key decides which one seeds its list, so that one key may know it and another not
+    assert np.array_equal(found, shared > 0)
     everywhere = np.array([wm.with_decoy(1, index).scores(windows, tokens) for index in range(60)])
     assert found[np.all(everywhere == everywhere[0], axis=0) & (shared == 1)].all()
 
