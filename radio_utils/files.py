@@ -8,24 +8,24 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
-def atomic_write(path: Path | str, content: str | bytes) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part. Text is written as UTF-8.
+@contextmanager
+def written(path: Path | str) -> Iterator[BinaryIO]:
+    """A file to write to, which takes the place of ``path`` when it is whole: a reader sees the old content or the new.
 
     Missing folders are created. If it fails, the old file is untouched and the ``OSError`` names ``path``.
     """
     target = Path(path)
-    data = content.encode("utf-8") if isinstance(content, str) else content
     temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")  # the same folder: a rename does not cross disks
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("xb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(target)
@@ -36,6 +36,12 @@ def atomic_write(path: Path | str, content: str | bytes) -> None:
         if isinstance(error, OSError):
             error.filename, error.filename2 = str(target), None  # not the name of a file that is gone
         raise
+
+
+def atomic_write(path: Path | str, content: str | bytes) -> None:
+    """Write a whole file, as :func:`written` does. Text is written as UTF-8."""
+    with written(path) as file:
+        file.write(content.encode("utf-8") if isinstance(content, str) else content)
 
 
 def write_json(path: Path | str, obj: object) -> None:

@@ -10,7 +10,6 @@ hidden one. Why the p-value is then exact is said on the page "When is a p-value
 from __future__ import annotations
 
 import heapq
-import io
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from radio_utils import evidence as ev
-from radio_utils.files import atomic_write
+from radio_utils.files import written
 
 Ids = NDArray[np.int64]
 _AT_ONCE = 1 << 22  # pairs whose colours are named at once
@@ -62,9 +61,9 @@ class Predictions:
 
     def save(self, path: str | Path) -> None:
         """Write to an ``.npz`` file, all or nothing."""
-        sizes, packed = np.array([context.size for context in self.contexts], np.int64), io.BytesIO()
-        np.savez(packed, ids=_flat(self.contexts), sizes=sizes, starts=self.starts, tokens=_flat(self.tokens))
-        atomic_write(path, packed.getvalue())
+        sizes = np.array([context.size for context in self.contexts], np.int64)
+        with written(path) as file:
+            np.savez(file, ids=_flat(self.contexts), sizes=sizes, starts=self.starts, tokens=_flat(self.tokens))
 
     @classmethod
     def load(cls, path: str | Path) -> Predictions:

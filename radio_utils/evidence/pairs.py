@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from radio_utils.evidence.checks import (
 )
 from radio_utils.evidence.packing import NOTHING, Packing, Words, is_member, joined, merged, split_words, unique_words
 from radio_utils.evidence.windows import all_windows, rows_among, run_begins
+from radio_utils.files import written
 from radio_utils.watermarks import as_ids, check_ids
 from radio_utils.watermarks.prf import PRF
 
@@ -168,17 +168,11 @@ class Evidence:
 
     def save(self, path: str | Path) -> None:
         """Write the evidence to an ``.npz`` file, all or nothing: another machine's shard, to be merged later."""
-        target = Path(path)
-        unfinished = target.with_name(f".{target.name}.{os.getpid()}")
-        try:
-            with unfinished.open("wb") as file:
-                np.savez(
-                    file, words=joined(self.parts, self.packing), seen=self.seen, dedup=self.dedup or "none",
-                    window=self.packing.window, vocab_size=self.packing.vocab_size,
-                )  # fmt: skip
-            unfinished.replace(target)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        with written(path) as file:
+            np.savez(
+                file, words=joined(self.parts, self.packing), seen=self.seen, dedup=self.dedup or "none",
+                window=self.packing.window, vocab_size=self.packing.vocab_size,
+            )  # fmt: skip
 
     @classmethod
     def load(cls, path: str | Path) -> Evidence:

@@ -26,6 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from radio_utils.stats.laws import Bernoulli, Exponential, Law, TwoExponentials, fair_bits
 from radio_utils.watermarks.base import Floats, Watermark, check_common
+from radio_utils.watermarks.keyed import distinct_rows
 from radio_utils.watermarks.philox import Words, key_words, philox4x32
 from radio_utils.watermarks.prf import derive_bytes
 
@@ -182,17 +183,6 @@ def check_bias(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | np.floating) or not np.isfinite(value) or value < 0:
         raise ValueError(f"delta must be finite and not negative (the bias on green logits), got {value!r}")
     return float(value)
-
-
-def distinct_rows(windows: Ints) -> tuple[Ints, NDArray[np.intp] | None]:
-    """Windows without neighbours that are equal, and which of them each row is; all of them and None where most differ."""
-    new = np.zeros(len(windows), bool)
-    new[:1] = True
-    for column in windows.T:  # evidence is sorted: equal windows are neighbours
-        new[1:] |= column[1:] != column[:-1]
-    if 4 * int(np.count_nonzero(new)) >= 3 * len(windows):
-        return windows, None
-    return windows[new], np.cumsum(new) - 1
 
 
 # --- vLLM -------------------------------------------------------------------------------------------------------------

@@ -6,17 +6,14 @@ import abc
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from radio_utils.parallel import side_by_side
-from radio_utils.watermarks.prf import PRF, Key, RowPRF, Words, id_steps, word_steps
-
-if TYPE_CHECKING:
-    pass
 from radio_utils.watermarks.base import Floats, Watermark
+from radio_utils.watermarks.prf import PRF, Key, RowPRF, Words, id_steps, word_steps
 
 BLOCK = 1 << 15  # pairs scored at once: the arrays of a block stay in a core's cache
 
@@ -55,17 +52,8 @@ class Keyed(Watermark):
 
     def _blocks(self, windows: NDArray[np.int64], tokens: NDArray[np.int64]) -> Iterator[Block]:
         for start in range(0, tokens.size, BLOCK):
-            w, t = windows[start : start + BLOCK], tokens[start : start + BLOCK]
-            new = np.zeros(t.size, bool)
-            new[0] = True
-            for column in w.T:  # evidence is sorted: equal windows are neighbours
-                new[1:] |= column[1:] != column[:-1]
-            distinct, where = int(np.count_nonzero(new)), None
-            if 4 * distinct < 3 * t.size:
-                w, where = w[new], np.cumsum(new) - 1
-            else:
-                distinct = t.size
-            yield Block([id_steps(column) for column in w.T], distinct, where, t, self._token_parts(t))
+            t, (own, where) = tokens[start : start + BLOCK], distinct_rows(windows[start : start + BLOCK])
+            yield Block([id_steps(column) for column in own.T], len(own), where, t, self._token_parts(t))
 
     def scores(self, windows: ArrayLike, tokens: ArrayLike) -> Floats:
         """Score of each token after its window: int arrays [n, k] and [n] → float array [n]."""
@@ -109,6 +97,17 @@ class Keyed(Watermark):
         changed = copy.copy(self)
         changed._prf = prf
         return changed
+
+
+def distinct_rows(windows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.intp] | None]:
+    """Windows without neighbours that are equal, and which of them each row is; all of them and None where most differ."""
+    new = np.zeros(len(windows), bool)
+    new[:1] = True
+    for column in windows.T:  # evidence is sorted: equal windows are neighbours
+        new[1:] |= column[1:] != column[:-1]
+    if 4 * int(np.count_nonzero(new)) >= 3 * len(windows):
+        return windows, None
+    return windows[new], np.cumsum(new) - 1
 
 
 class LaneBuffer:
