@@ -58,19 +58,20 @@ class Progress:
 
     def left(self, name: str, elapsed: float) -> float | None:
         """About how many seconds the run still takes, ``elapsed`` seconds into chapter ``name``; None if nothing tells."""
-        beside = {one: begun for one, begun in tuple(self._begun.items()) if one != name}
-        after = [one for one in self._names[self._names.index(name) + 1 :] if one not in beside and one not in self._took]
-        first, *rest = (self._expected[one] for one in (name, *after, *beside))
-        if first is None or None in rest:
+        now = time.monotonic()
+        running = {one: now - begun for one, begun in tuple(self._begun.items())} | {name: elapsed}
+        after = [one for one in self._names if one not in running and one not in self._took]
+        if any(self._expected[one] is None for one in (*running, *after)):
             return None
-        known = {one: seconds for one in self._took if (seconds := self._expected[one])}
-        rate = sum(self._took[one] for one in known) / sum(known.values()) if known else 1.0
-        if first and elapsed > rate * first:  # this one alone shows that the machine is slower than it seemed
-            rate = elapsed / first
-        own = max(0.0, rate * first - elapsed)
-        done = sum(time.monotonic() - begun for begun in beside.values())
-        others = max(0.0, rate * sum(seconds or 0.0 for seconds in rest) - done)
-        return max(own, (own + others) / self._at_once)
+        expected = {one: seconds or 0.0 for one, seconds in self._expected.items()}
+        known = {one: seconds for one, seconds in self._took.items() if expected[one]}
+        rate = sum(known.values()) / sum(expected[one] for one in known) if known else 1.0
+        if any(seconds > rate * expected[one] for one, seconds in running.items()):
+            # slower than it seemed; all together, for one may be making what another's record says that it made
+            spent = known | running
+            rate = max(rate, sum(spent.values()) / max(1.0, sum(expected[one] for one in spent)))
+        still = {one: max(0.0, rate * expected[one] - running.get(one, 0.0)) for one in (*running, *after)}
+        return max(max(still[one] for one in running), sum(still.values()) / self._at_once)
 
     def _told(self, name: str, elapsed: float) -> str:
         left = self.left(name, elapsed)

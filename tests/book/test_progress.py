@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tiny import chapter, tiny_project
@@ -32,9 +34,19 @@ def test_what_is_left_follows_the_measured_rate(book: Project) -> None:
     progress.took("01_first", 200)
     assert progress.left("02_second", 0) == pytest.approx(2 * 360)
     assert progress.left("02_second", 500) == pytest.approx(2 * 360 - 500)
-    assert progress.left("02_second", 1200) == pytest.approx(4 * 60)
+    assert progress.left("02_second", 1200) == pytest.approx(3.5 * 60), "of both"
     progress.took("02_second", 600)
     assert progress.left("03_third", 30) == pytest.approx(90)
+
+
+def test_chapters_side_by_side_tell_the_same(book: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short chapter that makes what a long one's record says that it made tells of the two together, not of all."""
+    progress = Progress(book, "laptop", NAMES, at_once=2, every=3600)
+    with progress.of("01_first", lambda: ""), progress.of("02_second", lambda: ""):
+        now = time.monotonic() + 600
+        monkeypatch.setattr("radio_utils.book.progress.time", SimpleNamespace(monotonic=lambda: now))
+        told = [progress.left(name, 600.0) for name in NAMES[:2]]
+    assert told == pytest.approx([300.0, 300.0], abs=1), "1,200 s for 400: three times 300, of which 600 are over"
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]", '{"seconds": null}', '{"seconds": NaN}', "{}"])
@@ -59,6 +71,7 @@ def test_lines_while_a_chapter_runs(book: Project, caplog: pytest.LogCaptureFixt
         return said[-1]
 
     progress = Progress(book, "laptop", NAMES, every=0.01)
+    progress.took("01_first", 100)
     with progress.of("02_second", doing):
         while len(said) < 5:
             pass
@@ -66,6 +79,7 @@ def test_lines_while_a_chapter_runs(book: Project, caplog: pytest.LogCaptureFixt
     assert lines[0] == "02_second                chapter 2 of 3; about 6 min left"
     assert "chapter 2 of 3, 0 s so far, pre-training base: 40%; about 6 min left" in lines[1]
     count = len(caplog.records)
+    progress.took("02_second", 300)
     with progress.of("03_third", lambda: ""):
         pass
     assert [record.getMessage() for record in caplog.records[count:]] == [
