@@ -187,6 +187,8 @@ def test_the_story_has_one_line_for_each_setting_and_one_panel_for_each_run() ->
     settings = {"open, supervised", "open, unsupervised", "closed, supervised", "closed, unsupervised"}
     assert {line.get_label() for line in ax.get_lines()} >= settings
     left, right = figures.story({"small": [rows, rows], "large": [[row for row in rows if row["access"] == "open"]]}).axes
+    shared = left.figure.get_supxlabel()
+    assert "ρ" in shared and "ρ" in ax.get_xlabel() and not left.get_xlabel() + right.get_xlabel(), "x is named once"
     assert (left.get_title(), right.get_title()) == ("small", "large") and left.get_ylim() == right.get_ylim()
     assert {line.get_label() for line in right.get_lines()} & settings == {"open, supervised", "open, unsupervised"}
 

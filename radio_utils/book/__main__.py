@@ -153,7 +153,8 @@ def _figure(project: Project, options: argparse.Namespace) -> None:
     target = project.root / "book" / "_static" / "story.png"
     seeds = read_seeds(project, options.preset)
     found = [records["06_closed_model"] for seed, records in seeds.items() if seed != record["seed"]]
-    runs = {options.preset: [one["tables"]["summary"] for one in (record, *found)]}
+    small = f"models trained here ({options.preset})"
+    runs = {small: [one["tables"]["summary"] for one in (record, *found)]}
     if options.preset != REAL:
         real = [
             records["06_closed_model"] for records in read_seeds(project, REAL).values() if "06_closed_model" in records

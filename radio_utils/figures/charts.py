@@ -76,6 +76,10 @@ def side_by_side(
             drawn = [line.get_ydata() for one in axes[0] for line in one.get_lines() if line.get_label() in labels.values()]
             _log10_p_axis(ax, min((float(np.nanmin(values)) for values in drawn if len(values)), default=THRESHOLD))
         ax.label_outer()
+    if len(runs) > 1:  # two of these labels would touch
+        figure.supxlabel(axes[0, 0].get_xlabel(), size=axes[0, 0].xaxis.label.get_size())
+        for ax in axes[0]:
+            ax.set_xlabel("")
     axes[0, 0].legend()
     figure.tight_layout()
     return figure
