@@ -518,9 +518,10 @@ class SBW(_VLLM, GreenMark):
         return self._green(windows, tokens).astype(np.float64)
 
     def keyless(self, windows: ArrayLike, tokens: ArrayLike) -> NDArray[np.bool_]:
-        """Those whose context sums to 0 (lefthash): the seed is then 0. −1 before an answer's start counts as −1."""
+        """Those of seed 0, in which the key has no part: contexts that sum to 0 (lefthash), or h(−1) = 0 (selfhash)."""
         w, t = self.checked(windows, tokens)
-        return (w.sum(axis=1) == 0) if self.seeding == "lefthash" else np.zeros(t.size, bool)
+        found: NDArray[np.bool_] = self._seeds(w, t) == 0
+        return found
 
     def colour_ids(self, windows: ArrayLike, tokens: ArrayLike) -> NDArray[np.uint64]:
         """Seed and token of each pair in one number; pairs of equal numbers have one colour."""
