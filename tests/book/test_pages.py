@@ -219,10 +219,17 @@ def test_is_readable_on_a_phone(chromium: Any, address: str, name: str) -> None:
             return !['auto', 'scroll', 'hidden'].includes(flow) && one.getClientRects().length > 0;
         }).map(one => one.outerHTML.slice(0, 120))"""
     )
+    covered = visit.page.evaluate(
+        """() => [...document.querySelectorAll('div.math')].filter(one => {
+            const [number, formula] = ['.eqno', '.MathJax_Display'].map(name => one.querySelector(name));
+            return number && formula && number.getBoundingClientRect().bottom > formula.getBoundingClientRect().top + 1;
+        }).map(one => one.id)"""
+    )
     size = visit.page.evaluate("() => parseFloat(getComputedStyle(document.querySelector('article p')).fontSize)")
     visit.page.close()
     assert wide[0] <= wide[1], f"the page scrolls sideways: {wide[0]} px wide on a screen of {wide[1]} px"
     assert outside == []
+    assert covered == [], "an equation's number lies on the formula"
     assert size >= 14
 
 
