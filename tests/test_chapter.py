@@ -216,6 +216,14 @@ def test_the_key_comes_from_the_environment_and_stays_secret(monkeypatch: pytest
         assert "very-secret-4711" not in shown
 
 
+def test_committed_records_are_of_the_sizes_that_the_presets_have() -> None:
+    committed = sorted((Path(__file__).parents[1] / "results").glob("seed-*/*/*.json"))
+    assert len(committed) >= 36
+    for path in committed:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        assert record["config_hash"] == chapter_module.config_hash(load_preset(record["preset"]), record["seed"]), path
+
+
 def test_config_hash_changes_with_any_field() -> None:
     base = smoke().config_hash()
     assert base == smoke().config_hash()
