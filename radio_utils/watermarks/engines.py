@@ -520,7 +520,7 @@ class SBW(_VLLM, GreenMark):
     def keyless(self, windows: ArrayLike, tokens: ArrayLike) -> NDArray[np.bool_]:
         """Those of seed 0, in which the key has no part: contexts that sum to 0 (lefthash), or h(−1) = 0 (selfhash)."""
         w, t = self.checked(windows, tokens)
-        found: NDArray[np.bool_] = (w <= 0).any(axis=1)  # among other ids no product and no sum is 0
+        found: NDArray[np.bool_] = np.asarray((w <= 0).any(axis=1))  # among other ids no product and no sum is 0
         found[found] = self._seeds(w[found], t[found]) == 0
         return found
 
