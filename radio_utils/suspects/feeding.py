@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from radio_utils.suspects.errors import first_line
+
 Ids = NDArray[np.int64]
 
 _TRIED = 512  # tokens of which one should be text: bytes come first in many vocabularies
@@ -144,9 +146,8 @@ class Feeding:
                 [{"role": "user", "content": text}], chat_template=self.template, tokenize=False, add_generation_prompt=True
             )
         except Exception as error:  # whatever a template of somebody else's raises
-            first = str(error).strip().partition("\n")[0] or type(error).__name__
             raise TemplateError(
-                f"the chat template cannot be filled in ({first}); give another file, or chat_template 'none'"
+                f"the chat template cannot be filled in ({first_line(error)}); give another file, or chat_template 'none'"
             ) from error
         return found
 

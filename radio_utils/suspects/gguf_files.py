@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from radio_utils.extras import remedy
-from radio_utils.suspects.errors import ModelFolderError
+from radio_utils.suspects.errors import ModelFolderError, first_line
 
 
 def gguf_file(name: str | Path) -> Path | None:
@@ -60,7 +60,7 @@ def quantisation(file: Path) -> str:
         several = parts is not None and int(parts.contents()) > 1
         kinds = Counter(tensor.tensor_type.name for tensor in found.tensors)
     except Exception as error:  # what the reader raises for a torn file is of no class of its own
-        raise ModelFolderError(f"{file} is no whole GGUF file ({_first_line(error)}); get the file again") from error
+        raise ModelFolderError(f"{file} is no whole GGUF file ({first_line(error)}); get the file again") from error
     if several:
         raise ModelFolderError(f"{file} is one part of a model; join all parts with llama-gguf-split --merge")
     if found.get_field("tokenizer.ggml.tokens") is None:
@@ -100,7 +100,3 @@ def without_fillers(tokenizer: Any) -> Any:
 def filler(row: int) -> str:
     """What stands in a GGUF file for a row without a token, as llama.cpp's own converter writes it."""
     return f"[PAD{row}]"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -15,6 +15,7 @@ from typing import Any
 
 from radio_utils.files import sha256_of, write_json
 from radio_utils.suspects import ModelFolderError, load_model, load_tokenizer
+from radio_utils.suspects.errors import first_line
 from radio_utils.suspects.gguf_files import gguf_file, quantisation
 
 logger = logging.getLogger(__name__)
@@ -146,4 +147,4 @@ def _from_hub(name: str) -> tuple[str | None, str]:
     try:
         return Path(snapshot_download(name, allow_patterns=_WANTED)).name, ""
     except Exception as error:  # no network, a closed one, a hub that is down: each raises its own
-        return None, str(error).strip().partition("\n")[0] or type(error).__name__
+        return None, first_line(error)
