@@ -179,7 +179,7 @@ def execute(
             logger.info("%-24s %7.1f s", name, ran[name])
 
         if at_once > 1:
-            _side_by_side(project, preset, ordered, one, at_once, together)
+            _side_by_side(project, preset, progress.order(), one, at_once, together)
         else:
             for name in ordered:
                 one(name)

@@ -29,6 +29,17 @@ class Progress:
         self._took: dict[str, float] = {}
         self._begun: dict[str, float] = {}  # when those began that run
 
+    def order(self) -> list[str]:
+        """In which to begin them. Side by side, the longest goes before the others as soon as the first have left room.
+
+        Begun late, it would still be at work, and alone, when all others have ended.
+        """
+        first, rest = self._names[: self._at_once], self._names[self._at_once :]
+        if self._at_once > 1 and rest:
+            longest = max(rest, key=lambda name: self._expected[name] or 0.0)
+            rest.sort(key=lambda name: name != longest)
+        return first + rest
+
     def took(self, name: str, seconds: float) -> None:
         """A chapter is done; ``seconds`` is what it took, now or when it ran."""
         self._took[name] = seconds

@@ -104,3 +104,26 @@ def test_what_is_left_is_shared_out(tmp_path: Path) -> None:
             assert progress.left(name, 0) == pytest.approx(300, abs=30), "500 s of work for two, of which one has 300"
         progress.took("01_first", 200)
         assert progress.left("02_second", 0) == pytest.approx(600, abs=30)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "at_once", "expected"),
+    [
+        ((100, 300, 60, 900), 2, "1 2 4 3"),
+        ((100, 300, 60, 900), 3, "1 2 3 4"),
+        ((100, 300, 60, 900), 1, "1 2 3 4"),  # one after another, as they are read
+        ((900, 300, 60, 40), 2, "1 2 3 4"),
+        ((100, 300, None, 40), 2, "1 2 4 3"),
+        ((None, None, None, None), 2, "1 2 3 4"),
+    ],
+)
+def test_the_longest_is_begun_before_others(
+    tmp_path: Path, seconds: tuple[int | None, ...], at_once: int, expected: str
+) -> None:
+    names = [f"0{i}_chapter" for i in range(1, 5)]
+    book = tiny_project(tmp_path / "book", *((name, chapter(name)) for name in names))
+    for name, took in zip(names, seconds, strict=True):
+        if took is not None:
+            write_json(book.root / "results" / "seed-0" / "laptop" / f"{name}.json", {"seconds": took})
+    order = Progress(book, "laptop", names, at_once=at_once).order()
+    assert order == [f"0{i}_chapter" for i in expected.split()]
