@@ -15,7 +15,16 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from radio_utils import GreenList, GumbelMax, compat
-from radio_utils.planning import PairYield, Plan, effect_seen, pairs_needed, power_at, simulate_power, tokens_needed
+from radio_utils.planning import (
+    PairYield,
+    Plan,
+    TooManyPairsError,
+    effect_seen,
+    pairs_needed,
+    power_at,
+    simulate_power,
+    tokens_needed,
+)
 from radio_utils.planning import power as power_module
 
 GREEN, GUMBEL = GreenList("alice", 1000, 1), GumbelMax("alice", 1000, 1)
@@ -257,7 +266,7 @@ def test_errors_name_the_argument_the_value_and_the_remedy(call: Any, message: s
 def test_the_largest_number_of_pairs_is_exact() -> None:
     plan = pairs_needed(GREEN, 0.1)
     assert pairs_needed(GREEN, 0.1, largest=plan.scored) == plan
-    with pytest.raises(ValueError, match=f"above largest={plan.scored - 1}"):
+    with pytest.raises(TooManyPairsError, match=f"above largest={plan.scored - 1}"):
         pairs_needed(GREEN, 0.1, largest=plan.scored - 1)
 
 

@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, special
 
-from radio_utils.planning.power import pairs_needed
+from radio_utils.planning.power import TooManyPairsError, pairs_needed
 from radio_utils.stats.laws import Bernoulli, Exponential, TwoExponentials
 from radio_utils.watermarks import Watermark
 
@@ -367,7 +367,5 @@ def _pairs(wm: Watermark, effect: float, log10_p: float, power: float) -> int | 
         effect = min(effect, 0.9 * (law.largest - law.mean))
     try:
         return pairs_needed(wm, effect, log10_p=log10_p, power=power, largest=_LARGEST).scored if effect > 0 else None
-    except ValueError as error:
-        if "above largest" in str(error):
-            return None
-        raise
+    except TooManyPairsError:
+        return None

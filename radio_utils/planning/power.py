@@ -50,6 +50,10 @@ _EASIEST = -0.301  # a coin reaches it
 _FAR = 10.0  # times what was measured: a growth curve says little beyond
 
 
+class TooManyPairsError(ValueError):
+    """More pairs are needed than ``largest`` allows."""
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What a test of a given power needs.
@@ -99,7 +103,8 @@ def pairs_needed(wm: Watermark, effect: float, *, log10_p: float = -3.0, power: 
     ------
     ValueError
         For an effect that is not positive or leaves γ + effect at 1 or above, for ``log10_p`` above −0.301 (p above ½),
-        for a power outside (10^log10_p, 1), and where more than ``largest`` pairs would be needed.
+        for a power outside (10^log10_p, 1); the subclass :class:`TooManyPairsError` where more than ``largest`` pairs
+        would be needed.
 
     Notes
     -----
@@ -137,7 +142,7 @@ def pairs_needed(wm: Watermark, effect: float, *, log10_p: float = -3.0, power: 
         found = test.last_short(first, safe, effect, power) + 1
     if found > most:
         about = f"about {guess:.2g}" if math.isfinite(guess) and guess > most else "more"
-        raise ValueError(
+        raise TooManyPairsError(
             f"effect={effect:g} with power={power:g} at log10_p={log10_p:g} needs {about} pairs, above largest={most}; "
             "score more text and raise largest, or make the effect larger: a larger share ρ of Bob's data, or supervised "
             "access (d > 0) with the filter φ"

@@ -6,10 +6,7 @@ refused, and then it does see tokens that it should predict. A new release of tr
 
 from __future__ import annotations
 
-import signal
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -46,24 +43,10 @@ TRIED: list[dict[str, Any]] = [
     {"num_heads": 4, "head_dim": 16},
 ]
 LARGEST = 4_000_000  # weights; what cannot be made smaller is left out
-SECONDS = 8
+SLOW = {"KimiLinear"}  # one pass over a few tokens takes it seconds, however small it is
 TEXTS = [np.random.default_rng(size).integers(3, V, size) for size in (20, 14, 14, 9)]
 NEW = 4
 CONFIGS = {config.__name__.removesuffix("Config"): config for config in MODEL_FOR_CAUSAL_LM_MAPPING}
-
-
-@contextmanager
-def at_most(seconds: int) -> Iterator[None]:
-    def stop(*_: Any) -> None:
-        raise TimeoutError
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def small(name: str) -> Any:
@@ -118,32 +101,30 @@ def tokenizer(texts: list[str], **_: Any) -> dict[str, list[list[int]]]:
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_an_architecture_is_as_plain_passes_are(name: str, one_thread: None) -> None:
-    with at_most(SECONDS):
-        try:
-            model = small(name)
-            if isinstance(model, str):
-                pytest.skip(f"not built: {model}")
-            logits = [plain(model, text) for text in TEXTS]
-            vocab_size = min(V, logits[0].shape[-1])
-            asked = decoding.generate(model, TEXTS, max_new_tokens=NEW, sampling=decoding.Sampling(0.0))
-            for text, answer in zip(TEXTS, asked, strict=True):
-                so_far = list(text)
-                for token in answer.tolist():
-                    assert token == int(plain(model, so_far)[-1].argmax()), f"{name} is not asked as it answers"
-                    so_far.append(token)
-            try:
-                found = reading.read_predictions(model, TEXTS, vocab_size)
-                losses = membership.losses(model, tokenizer, [" ".join(map(str, text)) for text in TEXTS])
-            except ValueError as error:
-                assert "sees the tokens that it should predict" in str(error) and sees_ahead(model), error
-                return
-            assert not sees_ahead(model), f"{name} sees ahead and is read"
-            for text, expected, tokens, loss in zip(TEXTS, logits, found.tokens, losses, strict=True):
-                assert tokens[1:].tolist() == expected[:, :vocab_size].argmax(-1).tolist(), f"{name} is read otherwise"
-                total = torch.nn.functional.cross_entropy(expected[:-1], torch.from_numpy(text[1:]), reduction="sum")
-                assert loss == pytest.approx(float(total), rel=1e-3), f"{name} has another loss"
-        except TimeoutError:
-            pytest.skip(f"slower than {SECONDS} s")
+    if name in SLOW:
+        pytest.skip("too slow")
+    model = small(name)
+    if isinstance(model, str):
+        pytest.skip(f"not built: {model}")
+    logits = [plain(model, text) for text in TEXTS]
+    vocab_size = min(V, logits[0].shape[-1])
+    asked = decoding.generate(model, TEXTS, max_new_tokens=NEW, sampling=decoding.Sampling(0.0))
+    for text, answer in zip(TEXTS, asked, strict=True):
+        so_far = list(text)
+        for token in answer.tolist():
+            assert token == int(plain(model, so_far)[-1].argmax()), f"{name} is not asked as it answers"
+            so_far.append(token)
+    try:
+        found = reading.read_predictions(model, TEXTS, vocab_size)
+        losses = membership.losses(model, tokenizer, [" ".join(map(str, text)) for text in TEXTS])
+    except ValueError as error:
+        assert "sees the tokens that it should predict" in str(error) and sees_ahead(model), error
+        return
+    assert not sees_ahead(model), f"{name} sees ahead and is read"
+    for text, expected, tokens, loss in zip(TEXTS, logits, found.tokens, losses, strict=True):
+        assert tokens[1:].tolist() == expected[:, :vocab_size].argmax(-1).tolist(), f"{name} is read otherwise"
+        total = torch.nn.functional.cross_entropy(expected[:-1], torch.from_numpy(text[1:]), reduction="sum")
+        assert loss == pytest.approx(float(total), rel=1e-3), f"{name} has another loss"
 
 
 def test_most_architectures_can_be_tried() -> None:
