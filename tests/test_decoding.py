@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from functools import cache
 from typing import Any
 
@@ -228,6 +229,50 @@ def test_short_prompt_is_refused_whatever_its_batch() -> None:
 def test_bad_input_is_named(prompts: Any, options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         generate(tiny("llama"), prompts, **{"max_new_tokens": 3, **options})
+
+
+def with_head_bias(first: int, after: int, added: float) -> Any:
+    """A model in which the logits of the tokens from ``first`` to before ``after`` have so much added, at every place."""
+    model = deepcopy(tiny("llama"))
+    model.lm_head.bias = torch.nn.Parameter(torch.zeros(V))
+    model.lm_head.bias.data[first:after] = added
+    return model
+
+
+@pytest.mark.parametrize(
+    "wm",
+    [None, GreenList("alice", V, 2), GumbelMax("alice", V, 2), GreenList("alice", V - 6, 2), "rows"],
+    ids=["plain", "green", "gumbel", "fewer tokens", "rows"],
+)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(
+    "bias",
+    [(30, 31, math.nan), (0, V, math.nan), (V - 1, V, math.inf), (0, V, -math.inf)],
+    ids=["one NaN", "all NaN", "infinity", "nothing can come"],
+)
+def test_a_model_that_gives_no_numbers_is_refused(bias: tuple[int, int, float], temperature: float, wm: Any) -> None:
+    """As in reading; what a draw makes of NaN, greedy or by a key, is an answer that nobody gave."""
+    wms = [GreenList("alice", V, 2), GreenList("bob", V, 1)] if wm == "rows" else wm
+    with pytest.raises(ValueError, match="the model's logits hold NaN or infinity"):
+        generate(with_head_bias(*bias), [[5, 9, 2]] * 2, max_new_tokens=3, sampling=Sampling(temperature), wm=wms)
+
+
+def test_numbers_that_end_in_mid_text_are_refused() -> None:
+    """Only behind token 7, which every text comes to, is there NaN; who stopped before it is not asked any more."""
+    model = with_head_bias(7, 8, 1e6)
+    model.get_input_embeddings().weight.data[7] = math.nan
+    assert [one.tolist() for one in generate(model, [[5, 9]], max_new_tokens=1)] == [[7]]
+    assert [one.size for one in generate(model, [[5, 9]] * 3, max_new_tokens=4, stop_tokens=[7])] == [0, 0, 0]
+    with pytest.raises(ValueError, match="the model's logits hold NaN or infinity"):
+        generate(model, [[5, 9]], max_new_tokens=2)
+
+
+@pytest.mark.parametrize("wm", [None, GreenList("alice", V, 2), GumbelMax("alice", V - 6, 1)])
+def test_tokens_that_are_ruled_out_are_no_error(wm: Any) -> None:
+    """By the model, and by a processor, as GumbelMax rules out all but the token that it draws."""
+    model = with_head_bias(40, V, -math.inf)
+    texts = generate(model, [[5, 9, 2]] * 40, max_new_tokens=8, sampling=Sampling(1.0), wm=wm)
+    assert max(int(text.max()) for text in texts) < 40 and {text.size for text in texts} == {8}
 
 
 def test_no_prompts_give_no_texts() -> None:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from radio_utils.decoding.caches import Kind, NoCache, left_padded, proven
 from radio_utils.decoding.passes import (
+    check_finite,
     device_of,
     evaluating,
     free_memory,
@@ -141,6 +142,9 @@ def generate(
     ``wm`` is the watermark of all, or a sequence of one for each prompt; texts of different keys share their batches.
     Returns the new tokens of each prompt, in the prompts' order, the stop token left out. The randomness of a prompt
     depends on ``generator`` and on the whole list, not on the batch alone: call it with the same list to repeat it.
+
+    Raises ``ValueError`` for an argument that makes no sense, a prompt that is short, long or of another vocabulary, and a
+    model that gives NaN or infinity.
     """
     sampling = sampling or Sampling()
     if max_new_tokens < 1 or batch_size < 1:
@@ -211,6 +215,7 @@ class _Batch:
         begin(processor, self.ids.shape[1])
         logits = self.memory.start()
         for step in range(self.max_new):
+            check_finite(logits, going)  # before a processor, which may rule out what it likes
             if processor is not None:
                 logits = processor(self.ids, logits)
             if not getattr(processor, "draws", False):

@@ -121,6 +121,16 @@ def logits_of(model: Any, ids: torch.Tensor, mask: torch.Tensor | None = None) -
     return logits
 
 
+def check_finite(logits: torch.Tensor, wanted: torch.Tensor) -> None:
+    """Raise ``ValueError`` for NaN or infinity among a model's logits [..., V], where ``wanted`` [...] is true."""
+    # the largest is NaN if any logit is, and −∞ only if all are: a single −∞ is a token that is ruled out
+    if bool((~logits.amax(dim=-1).isfinite() & wanted.to(logits.device)).any()):
+        raise ValueError(
+            "the model's logits hold NaN or infinity; it diverged in training, or its precision overflowed (float16 does "
+            "beyond 65504): load it in bfloat16 or float32"
+        )
+
+
 def virtual_places(model: Any) -> int:
     """Places that ``peft``'s prompt tuning and p-tuning set before a text, each with logits of its own."""
     config = getattr(model, "active_peft_config", None)

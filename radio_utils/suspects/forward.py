@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from radio_utils.decoding.passes import (
+    check_finite,
     device_of,
     evaluating,
     free_memory,
@@ -157,12 +158,8 @@ def _logits(model: Any, contexts: list[Ids], vocab_size: int | None, fewer: str,
     if vocab_size is not None and every.shape[-1] < vocab_size:
         raise ValueError(f"the model has {every.shape[-1]} logits, fewer than {fewer.format(vocab_size)}")
     logits = every[..., :vocab_size]
-    # the largest is NaN if any logit is, and −∞ only if all are: a single −∞ is a token that is ruled out
-    if finite and bool((~logits.amax(dim=-1).isfinite() & fed.bool().to(logits.device)).any()):
-        raise ValueError(
-            "the model's logits hold NaN or infinity; it diverged in training, or its precision overflowed (float16 does "
-            "beyond 65504): load it in bfloat16 or float32"
-        )
+    if finite:
+        check_finite(logits, fed.bool())
     return [logits[row, : context.size] for row, context in enumerate(contexts)]
 
 
