@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -24,13 +25,12 @@ def load_tokenizer(name: str | Path) -> Any:
     """The fast tokenizer of a folder, a GGUF file or a hub name. Raises :class:`ModelFolderError` where there is none."""
     from transformers import AutoTokenizer
 
-    source, options = _source(name)
-    folder = Path(source)
+    path = gguf_file(name) or Path(name).expanduser()
     files = ("tokenizer.json", "tokenizer.model", "vocab.json")
-    if folder.is_dir() and not options and not any((folder / f).exists() for f in files):
-        raise ModelFolderError(f"model folder {folder} holds no tokenizer; save one there with tokenizer.save_pretrained")
-    absent = "" if folder.is_dir() else f"there is no folder {str(name)!r} here, and as a hub's name: "
-    with _said(f"{absent}no tokenizer could be read from {str(name)!r}"):
+    if path.is_dir() and not any((path / f).exists() for f in files):
+        raise ModelFolderError(f"model folder {path} holds no tokenizer; save one there with tokenizer.save_pretrained")
+    absent = "" if path.exists() else f"there is no folder {str(name)!r} here, and as a hub's name: "
+    with _source(name) as (source, options), _said(f"{absent}no tokenizer could be read from {str(name)!r}"):
         found = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
         return without_fillers(found) if options else found
 
@@ -44,14 +44,13 @@ def load_model(name: str | Path, *, device: str | torch.device = "cpu", dtype: t
     """
     from transformers import AutoModelForCausalLM
 
-    source, options = _source(name)
-    folder = Path(source)
-    if folder.is_dir() and not options and not any(folder.glob("*.safetensors")) and any(folder.glob("*.bin")):
+    path = gguf_file(name) or Path(name).expanduser()
+    if path.is_dir() and not any(path.glob("*.safetensors")) and any(path.glob("*.bin")):
         raise ModelFolderError(
             f"{name} holds weights as pickle files only, which can run code and are never opened; have them converted to "
             "safetensors by whoever gave them"
         )
-    with _said(f"no causal model could be read from {str(name)!r}"):
+    with _source(name) as (source, options), _said(f"no causal model could be read from {str(name)!r}"):
         found: Any = AutoModelForCausalLM.from_pretrained(
             source,
             use_safetensors=True,
@@ -103,9 +102,9 @@ _NUMBERED = re.compile(r"(?<=\.)(\d+)(?=\.)")
 def identity(name: str | Path) -> dict[str, str]:
     """What decides a model: the SHA-256 of each file of its folder, and for an adapter those of its base as "base/…".
 
-    Of a hub name the commit, and for an adapter its base's.
+    Of a GGUF file that of it alone, whatever lies beside it. Of a hub name the commit, and for an adapter its base's.
     """
-    path = Path(name).expanduser()
+    path = gguf_file(name) or Path(name).expanduser()
     if path.is_file():
         return {path.name: sha256_of(path)}
     if path.is_dir():
@@ -124,8 +123,8 @@ def identity(name: str | Path) -> dict[str, str]:
 
 def rows_in_config(name: str | Path) -> int | None:
     """The vocabulary that a model's configuration names, padding and all; None where it can't be told without the hub."""
-    path = Path(name).expanduser()
-    config = path / "config.json" if path.is_dir() else _cached(str(name), "config.json")
+    path = gguf_file(name) or Path(name).expanduser()
+    config = path / "config.json" if path.exists() else _cached(str(name), "config.json")
     try:
         found = json.loads(config.read_text("utf-8")) if config is not None else {}
         rows = found.get("vocab_size", found.get("text_config", {}).get("vocab_size"))
@@ -174,20 +173,25 @@ def check_same_tokenizer(first: Any, second: Any) -> None:
         )
 
 
-def _source(name: str | Path) -> tuple[str, dict[str, str]]:
-    """What ``from_pretrained`` takes: a hub name as it is or a folder with its ~ expanded, and the GGUF file in it."""
+@contextmanager
+def _source(name: str | Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """What ``from_pretrained`` takes: a hub name as it is or a folder with its ~ expanded; or a GGUF file.
+
+    With such a file transformers heeds what lies beside it, as an adapter, from whose base it takes a file of that name, or
+    a tokenizer's files, and before all a file of that name where Python runs. So it sees an empty folder and the whole path.
+    """
     text = str(name)
     path = Path(text).expanduser()
     if (file := gguf_file(path)) is not None:
         check_readable(file)
-        return str(file.parent), {"gguf_file": file.name}
-    if not path.is_dir():
-        if isinstance(name, Path) or text.startswith((".", "/", "~")):
-            raise ModelFolderError(
-                f"model folder {text} does not exist; give a folder made by save_pretrained, or a hub name"
-            )
-        return text, {}
-    return (text if text == str(path) else str(path)), {}
+        with TemporaryDirectory() as empty:
+            yield empty, {"gguf_file": str(file.absolute())}
+    elif path.is_dir():
+        yield str(path), {}
+    elif isinstance(name, Path) or text.startswith((".", "/", "~")):
+        raise ModelFolderError(f"model folder {text} does not exist; give a folder made by save_pretrained, or a hub name")
+    else:
+        yield text, {}
 
 
 @contextmanager
