@@ -178,7 +178,7 @@ def _source(name: str | Path) -> Iterator[tuple[str, dict[str, str]]]:
     """What ``from_pretrained`` takes: a hub name as it is or a folder with its ~ expanded; or a GGUF file.
 
     With such a file transformers heeds what lies beside it, as an adapter, from whose base it takes a file of that name, or
-    a tokenizer's files, and before all a file of that name where Python runs. So it sees an empty folder and the whole path.
+    a tokenizer's files, and before all a file of that name where Python runs: it is shown an empty folder and a whole path.
     """
     text = str(name)
     path = Path(text).expanduser()

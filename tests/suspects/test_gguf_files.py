@@ -81,9 +81,9 @@ def with_adapter(folder: Path, models: Path) -> None:
 
 def said(name: str | Path) -> tuple[Any, ...]:
     """All that is read of a name."""
-    model, tokenizer = load_model(name), load_tokenizer(name)
+    model, tokenizer, paths = load_model(name), load_tokenizer(name), ("_name_or_path", "quantization_config")
     return (
-        {key: value for key, value in model.config.to_dict().items() if key not in ("_name_or_path", "quantization_config")},
+        {key: value for key, value in model.config.to_dict().items() if key not in paths},
         model.generation_config.to_dict(), tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template,
         tokenizer.special_tokens_map, identity(name), rows_in_config(name),
         {key: weight.tolist() for key, weight in model.state_dict().items()},
