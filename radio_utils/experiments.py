@@ -66,7 +66,7 @@ def answers(world: World, which: float | str, prompts_of: PairSet, count: int) -
     artifact = world.store.get(
         "answers", config, build,
         inputs=[world.made(which), world.written(prompts_of)],
-        version=code_version("suspects", "world.instructions", "world.mixtures"),
+        version=code_version(build, world.used_by),
     )  # fmt: skip
     rows = json.loads((artifact / "answers.json").read_text(encoding="utf-8"))
     return asked, [np.array(row, np.int64) for row in rows]
@@ -128,8 +128,7 @@ def read_shard(
         label = f"reading with Bob ({which}), {setting}"
         _read(world, world.bob(which, epoch=epoch), answers, prompts, label).save(folder / "predictions.npz")
 
-    version = code_version("reading", "world.instructions", "world.mixtures")
-    made = world.store.get("predictions", config, build, inputs=inputs, version=version)
+    made = world.store.get("predictions", config, build, inputs=inputs, version=code_version(build, author.used_by))
     return Predictions.load(made / "predictions.npz")
 
 
@@ -164,7 +163,7 @@ def remark(
         "run": world.run,
         "seed": world.seed,
     }
-    version = code_version("remarking", "world.instructions", "world.mixtures")
+    version = code_version(build, world.used_by, world.watermark)
     inputs = [world.made(which), world.written(author)]
     artifact = world.store.get("re-marking", config, build, inputs=inputs, version=version)
     return RemarkControl.load(artifact / "control.json")
@@ -277,7 +276,7 @@ def contrast(world: World, which: float | str, *, references: Sequence[str] = ("
     inputs = [world.made(which), world.written("outside")]
     for name in references:
         inputs += [world.made(name)] if name == "twin" else world.model_inputs(name)
-    version = code_version("contrast", "world.instructions")
+    version = code_version(build)
     return Contrast.load(world.store.get("contrast", config, build, inputs=inputs, version=version).path)
 
 
@@ -335,8 +334,7 @@ def _polyglot(world: World) -> Artifact:
         "openings": [openings.digest(language) for language in settings.languages],
         "seed": world.seed,
     }
-    inputs, version = world.model_inputs("alice"), code_version("world.training")
-    return world.store.get("polyglot", config, build, inputs=inputs, version=version)
+    return world.store.get("polyglot", config, build, inputs=world.model_inputs("alice"), version=code_version(build))
 
 
 def _continued(world: World, language: str) -> Artifact:
@@ -369,7 +367,7 @@ def _continued(world: World, language: str) -> Artifact:
         "watermark": world.preset.watermark.named(world.watermark),
         "seed": world.seed,
     }
-    version = code_version("decoding", "watermarks", "watermarks.prf")
+    version = code_version(build, world.watermark)
     inputs = [_polyglot(world)] if settings.taught else world.model_inputs("alice")
     return world.store.get("continuations", config, build, inputs=inputs, version=version)
 
@@ -383,7 +381,7 @@ def reading_of_language(world: World, which: float | str, language: str) -> Evid
         label = f"reading {language} with Bob ({which})"
         _read(world, world.bob(which), texts, starts, label).save(folder / "predictions.npz")
 
-    inputs, version = [world.made(which), written], code_version("reading", "predictions")
+    inputs, version = [world.made(which), written], code_version(build)
     artifact = world.store.get("predictions-language", {}, build, inputs=inputs, version=version)
     return scored(world, Predictions.load(artifact / "predictions.npz"))
 
@@ -442,7 +440,7 @@ def held_out_loss(world: World, which: float | str, *, epoch: int | None = None)
 
     config = {"texts": len(pairs), "epoch": epoch}
     inputs = [world.made(which), world.written("fresh")]
-    version = code_version("membership", "world.instructions")
+    version = code_version(build)
     artifact = world.store.get("held-out-loss", config, build, inputs=inputs, version=version)
     return float(json.loads((artifact / "loss.json").read_text(encoding="utf-8")))
 

@@ -180,7 +180,7 @@ def detect_shards(
         prompts_refused=ev.shared_by(wm) is not None,
     )  # fmt: skip
     key = _key(
-        "detect", ("detection",),
+        "detect", detection.collect_file,
         window=wm.window, vocab_size=wm.vocab_size, tokenizer=_tokenizer_id(tokenizer), **options,
     )  # fmt: skip
     return _verdict(map_shards(work, files, folder, key=key, suffix=".npz", **how), wm, dedup)
@@ -282,7 +282,7 @@ def _read_contrast(
     from radio_utils.reading import check_plain
 
     fed = {"window": wm.window, "vocab_size": wm.vocab_size, "tokenizer": settings["tokenizer"]}
-    key = _key("contexts", ("evidence",), **fed | {"tokenizer": _tokenizer_id(fed["tokenizer"])})
+    key = _key("contexts", _contexts, **fed | {"tokenizer": _tokenizer_id(fed["tokenizer"])})
     of_texts = _verdict(
         map_shards(partial(_contexts, **fed), files, folder, key=key, suffix=".npz", **how), wm, "window+token"
     )
@@ -493,10 +493,8 @@ def _with_models(
     suffix: str, how: How, **options: Any,
 ) -> list[Path]:  # fmt: skip
     """The results of ``work`` with these models and options, all of which are part of what the results are named by."""
-    key = _key(
-        what, ("decoding" if what == "answer" else "reading", "suspects", "evidence"), models=[one.key for one in models],
-        **options | {"tokenizer": _tokenizer_id(options["tokenizer"])},
-    )  # fmt: skip
+    named = options | {"tokenizer": _tokenizer_id(options["tokenizer"])}
+    key = _key(what, work, models=[one.key for one in models], **named)
     if models[0].device.startswith("cuda"):
         how = {"gpus": 1.0, **how}
     try:
@@ -516,11 +514,10 @@ def _verdict(parts: Sequence[Path], wm: Watermark, dedup: ev.Dedup) -> detection
 # --- what results are named by ------------------------------------------------------------------------------------------
 
 
-def _key(work: str, modules: Sequence[str], **settings: object) -> str:
-    """The work with all that decides its result, as canonical JSON; a changed module is other work."""
-    return json.dumps(
-        {"work": work, "code": code_version(*modules), **settings}, sort_keys=True, allow_nan=False, default=_plain
-    )
+def _key(name: str, work: Callable[..., object], **settings: object) -> str:
+    """The work with all that decides its result, as canonical JSON; changed code is other work."""
+    whole = {"work": name, "code": code_version(work), **settings}
+    return json.dumps(whole, sort_keys=True, allow_nan=False, default=_plain)
 
 
 def _plain(setting: Any) -> object:

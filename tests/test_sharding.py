@@ -5,6 +5,7 @@ Worker processes import this module to find the work; what needs torch is import
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
@@ -461,6 +462,7 @@ def test_evidence_is_collected_once_for_all_keys(
     calls: list[Path] = []
     collect_file = detection.collect_file
 
+    @functools.wraps(collect_file)
     def counted(file: Path, shard: Path, **options: Any) -> Any:
         calls.append(file)
         return collect_file(file, shard, **options)

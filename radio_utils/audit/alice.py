@@ -74,7 +74,7 @@ def plain_texts(case: Case) -> Texts:
 
     config = {"openings": [one.tolist() for one in prompts], "length": length, "alice": alice.digest, "seed": request.seed}
     config |= {"temperature": request.alice_temperature, "dtype": request.dtype, "fed": alice.feeding.digest}
-    made = case.kept("plain", config, build, "alice", code_version("audit.alice"))
+    made = case.kept("plain", config, build, "alice", code_version(build))
     path = str(made / "plain.jsonl")
     case.plain = read_texts("texts that alice writes", path, None, case.wm.vocab_size, case.wm.window)
     preflight.check_plain(case.plain, case.wm)
@@ -147,5 +147,5 @@ def control(case: Case, seed: int) -> Control:
         "full_context": request.full_context, "allowance": case.allowance(texts),
         "fed": [alice.feeding.digest, suspect.feeding.digest],
     }  # fmt: skip
-    made = case.kept("re-marking", config, build, "alice or suspect", code_version("audit.alice"))
+    made = case.kept("re-marking", config, build, "alice or suspect", code_version(build, wm, case.models.read))
     return Control.of(RemarkControl.load(made / "control.json"), len(chosen))

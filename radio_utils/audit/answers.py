@@ -132,7 +132,7 @@ def answers_of(case: Case, of: Weights, prompts: Sequence[Ids]) -> list[Ids]:
             "temperature": request.temperature, "max_tokens": request.max_tokens, "seed": request.seed + start,
             "tokenizers": case.models.tokenizers(case),
         }  # fmt: skip
-        made = case.kept("answers", config, build, of.name, code_version("querying", "retokenising", "suspects"))
+        made = case.kept("answers", config, build, of.name, code_version(build))
         lines = (made / "answers.jsonl").read_text("utf-8").splitlines()
         found += [np.array(json.loads(line)["ids"], np.int64) for line in lines]
     name = "answers" if of is case.models.suspect else "answers_of_the_reference"

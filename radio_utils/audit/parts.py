@@ -34,7 +34,7 @@ class Part:
             "dtype": self.case.request.dtype, "fed": self.of.feeding.digest,
             "tokenizers": self.case.models.tokenizers(self.case),
         }  # fmt: skip
-        return {"kind": "predictions", "config": config, "version": code_version("reading", "retokenising")}
+        return {"kind": "predictions", "config": config, "version": code_version(self._build, self.case.models.read)}
 
     @property
     def kept(self) -> bool:
@@ -43,12 +43,11 @@ class Part:
 
     def read(self) -> Predictions:
         """What the model expects along these texts, read now or before."""
+        return Predictions.load(self.case.kept(of=self.of.name, build=self._build, **self._recipe) / "predictions.npz")
 
-        def build(folder: Path) -> None:
-            found = self.case.models.read(self.of, self.case, self.texts.ids, self.texts.prompts)
-            found.save(folder / "predictions.npz")
-
-        return Predictions.load(self.case.kept(of=self.of.name, build=build, **self._recipe) / "predictions.npz")
+    def _build(self, folder: Path) -> None:
+        found = self.case.models.read(self.of, self.case, self.texts.ids, self.texts.prompts)
+        found.save(folder / "predictions.npz")
 
 
 def parts_of(case: Case, of: Weights, texts: Texts) -> Iterator[Part]:

@@ -74,7 +74,7 @@ def measured(case: Case) -> Spelling | None:
 
     config = {"openings": [ids.tolist() for ids in openings], "writer": writer.digest, "seed": request.seed}
     config |= {"temperature": request.alice_temperature, "dtype": request.dtype, "fed": writer.feeding.digest}
-    made = case.kept("spelling", config, build, writer.name, code_version("audit.spelling"))
+    made = case.kept("spelling", config, build, writer.name, code_version(build))
     found = read_json(made / "spelling.json")
     return Spelling(found["changed"], found["tokens"], "Alice's model" if writer is models.alice else "the suspect")
 

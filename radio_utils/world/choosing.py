@@ -92,6 +92,4 @@ class Choosing(Writing):
             "seed": self.seed,
         }
         inputs = [self.written("watermarked"), *self.model_inputs("base")]
-        return self._get(
-            Spec("redrawn-pairs", config, inputs, code_version("world.redrawing", "world.instructions")), build
-        )
+        return self._get(Spec("redrawn-pairs", config, inputs, code_version(build)), build)

@@ -42,7 +42,7 @@ class Origins(Setting):
                 documents = corpus.read_corpus(packages)
             atomic_write(folder / "documents.jsonl", "".join(json.dumps(asdict(d)) + "\n" for d in documents))
 
-        return self._get(Spec("corpus", corpus.package_versions(packages), [], code_version("world.corpus")), build)
+        return self._get(Spec("corpus", corpus.package_versions(packages), [], code_version(build)), build)
 
     @functools.cached_property
     def documents(self) -> list[corpus.Document]:
@@ -57,6 +57,10 @@ class Origins(Setting):
     def demonstrations(self) -> list[Pair]:
         """Short documents of Alice's own half, shown to her as examples."""
         pairs = self.half(0)
+        return [pairs[i] for i in read_json(self._demonstrations(pairs) / "short.json")]
+
+    def _demonstrations(self, pairs: list[Pair]) -> Artifact:
+        """Which of her half are short: kept, for every set of pairs begins with them, and to tokenize it takes seconds."""
 
         def build(folder: Path) -> None:
             ids = instructions.text_ids(self.tokenizer, pairs)
@@ -66,9 +70,7 @@ class Origins(Setting):
         hub = self.preset.alice.hub
         tokenized = [self._tokenizer] if hub is None else self.model_inputs("alice")
         config = {"tokens": DEMONSTRATION_TOKENS, "hub": hub}
-        # kept, because every set of pairs begins with them, and to tokenize half the corpus takes seconds
-        spec = Spec("demonstrations", config, [self._corpus, *tokenized], code_version("world.instructions"))
-        return [pairs[i] for i in read_json(self._get(spec, build) / "short.json")]
+        return self._get(Spec("demonstrations", config, [self._corpus, *tokenized], code_version(build)), build)
 
     def held_out(self, count: int) -> list[Pair]:
         """Real documents of Alice's half, which Bob's base has not seen."""
@@ -84,7 +86,7 @@ class Origins(Setting):
             texts = (f"{instructions.OPENING} {d.instruction}\nAnswer: {d.answer}" for d in self.documents)
             models.train_tokenizer(texts, settings.vocab_size, folder)
 
-        return self._get(Spec("tokenizer", settings.model_dump(), [self._corpus], code_version("world.models")), build)
+        return self._get(Spec("tokenizer", settings.model_dump(), [self._corpus], code_version(build)), build)
 
     @functools.cached_property
     def tokenizer(self) -> Any:
@@ -151,7 +153,7 @@ class Origins(Setting):
             if hub is not None and (pretrained.in_wheel(hub) or gguf_file(hub)):
                 facts = self._facts(hub)
                 precision = {} if self.precision == torch.float32 else {"precision": str(self.precision)}
-                spec = Spec("given", facts | precision | library_versions(), [], code_version("world.pretrained"))
+                spec = Spec("given", facts | precision | library_versions(), [], code_version(pretrained.unpack))
                 artifact = self._get(spec, functools.partial(pretrained.unpack, facts, hub))
                 found[name] = artifact, pretrained.place(facts, artifact.path)
         return found
@@ -172,40 +174,38 @@ class Origins(Setting):
 
     def _pretraining(self, name: str) -> Spec:
         config = {"model": self._model(name).model_dump(), "name": name, "seed": self.seed, **library_versions()}
-        version = code_version("world.training", "world.models", "world.instructions")
-        return Spec(name, config, [self._corpus, self._tokenizer], version)
+        return Spec(name, config, [self._corpus, self._tokenizer], code_version(self._pretrain))
 
     def _pretrained(self, name: str) -> Artifact:
+        return self._get(self._pretraining(name), functools.partial(self._pretrain, name))
+
+    def _pretrain(self, name: str, folder: Path) -> None:
         model = self._model(name)
         assert model.build is not None and model.pretraining is not None
-        made, schedule = model.build, model.pretraining
-
-        def build(folder: Path) -> None:
-            generator = self._generator(f"pretraining/{name}")
-            documents = instructions.text_ids(self.tokenizer, self.half(_HALVES[name]))
-            generator.shuffle(documents)
-            examples = training.pack(documents, schedule.length)
-            network = models.new_model(made, len(self.tokenizer), self.tokenizer.eos_token_id, self.number(name))
-            recipe = training.Recipe(
-                epochs=schedule.tokens / (len(examples) * schedule.length),
-                learning_rate=schedule.learning_rate,
-                batch_size=schedule.batch_size,
-                max_length=schedule.length,
+        schedule = model.pretraining
+        generator = self._generator(f"pretraining/{name}")
+        documents = instructions.text_ids(self.tokenizer, self.half(_HALVES[name]))
+        generator.shuffle(documents)
+        examples = training.pack(documents, schedule.length)
+        network = models.new_model(model.build, len(self.tokenizer), self.tokenizer.eos_token_id, self.number(name))
+        recipe = training.Recipe(
+            epochs=schedule.tokens / (len(examples) * schedule.length),
+            learning_rate=schedule.learning_rate,
+            batch_size=schedule.batch_size,
+            max_length=schedule.length,
+        )
+        with needs_memory(f"{name}.pretraining.batch_size", f"{name}.pretraining.length"):
+            losses = training.train(
+                network.to(self.device),
+                examples,
+                recipe,
+                generator=generator,
+                progress=self._bar(f"pre-training {name}"),
+                steps=training.Steps(compiled=self.preset.compile, precision=self.precision),
+                savepoint=Savepoint(self.store.scratch(folder)),
             )
-            with needs_memory(f"{name}.pretraining.batch_size", f"{name}.pretraining.length"):
-                losses = training.train(
-                    network.to(self.device),
-                    examples,
-                    recipe,
-                    generator=generator,
-                    progress=self._bar(f"pre-training {name}"),
-                    steps=training.Steps(compiled=self.preset.compile, precision=self.precision),
-                    savepoint=Savepoint(self.store.scratch(folder)),
-                )
-            self._save(network, folder)
-            write_json(folder / "losses.json", losses)
-
-        return self._get(self._pretraining(name), build)
+        self._save(network, folder)
+        write_json(folder / "losses.json", losses)
 
     def _save(self, network: Any, folder: Path, weights: dict[str, Any] | None = None) -> None:
         network.save_pretrained(str(folder), safe_serialization=True, state_dict=weights)

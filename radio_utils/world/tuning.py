@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,29 +98,20 @@ class Tuning(Choosing):
 
     def _tuned_bob(self, rho: float) -> _Tuned:
         config = {"rho": rho, "mixtures": self.preset.mixtures.model_dump(include={"size"})}
-        inputs = [self.written("watermarked"), self.written("plain"), *self.model_inputs("base")]
-        return _Tuned(
-            self._spec("bob", config, inputs, "world.mixtures"),
-            pairs=lambda: self.mixture(rho).pairs,
-            start=lambda: self.source("base"),
-            label=f"fine-tuning Bob at rho = {rho:g}",
-        )
+        inputs = [self.written("watermarked"), self.written("plain")]
+        return self._from_base("bob", config, inputs, lambda: self.mixture(rho).pairs, f"fine-tuning Bob at rho = {rho:g}")
 
     def _tuned_twin(self) -> _Tuned:
-        return _Tuned(
-            self._spec("twin", self._size(), [self.written("kept"), *self.model_inputs("base")]),
-            pairs=self._clean,
-            start=lambda: self.source("base"),
-            label="fine-tuning Bob's twin",
-            stream="twin",
-        )
+        made = self._from_base("twin", self._size(), [self.written("kept")], self._clean, "fine-tuning Bob's twin")
+        return replace(made, stream="twin")
 
     def _tuned_purified(self, rho: float) -> _Tuned:
         settings = self.preset.limits
         changes = {"epochs": float(settings.epochs), "learning_rate": settings.learning_rate, "checkpoints": True}
         guilty = self._fine_tuned(Bob(rho))
+        config, inputs = {"changes": changes, **self._size()}, [guilty, self.written("kept")]
         return _Tuned(
-            self._spec("purified", {"changes": changes, **self._size()}, [guilty, self.written("kept")]),
+            self._spec("purified", config, inputs, self._clean),
             pairs=self._clean,
             start=lambda: guilty.path,
             label=f"purifying Bob at rho = {rho:g}",
@@ -130,25 +121,30 @@ class Tuning(Choosing):
 
     def _tuned_redrawn(self, share: float) -> _Tuned:
         redrawn = self._redrawn(share)
-        return _Tuned(
-            self._spec("redrawn", self._size(), [redrawn, *self.model_inputs("base")]),
-            pairs=lambda: self._asked(instructions.load_pairs(redrawn / "pairs.jsonl")),
-            start=lambda: self.source("base"),
-            label=f"fine-tuning Bob on text redrawn by {share:.0%}",
-        )
+
+        def pairs() -> list[Pair]:
+            return self._asked(instructions.load_pairs(redrawn / "pairs.jsonl"))
+
+        return self._from_base("redrawn", self._size(), [redrawn], pairs, f"fine-tuning Bob on text redrawn by {share:.0%}")
 
     def _tuned_keys(self, count: int) -> _Tuned:
         worlds = self.with_keys(count)
         part = self.preset.mixtures.size // count
         if part == 0:
             raise ValueError(f"{count} keys cannot share {self.preset.mixtures.size} pairs; raise mixtures.size")
-        inputs = [*(world.written("watermarked") for world in worlds), *self.model_inputs("base")]
-        return _Tuned(
-            self._spec("keys", {"part": part}, inputs),
-            pairs=lambda: [pair for world in worlds for pair in world.alices(part)],
-            start=lambda: self.source("base"),
-            label=f"fine-tuning Bob on {count} keys",
-        )
+
+        def pairs() -> list[Pair]:
+            return [pair for world in worlds for pair in world.alices(part)]
+
+        inputs = [world.written("watermarked") for world in worlds]
+        return self._from_base("keys", {"part": part}, inputs, pairs, f"fine-tuning Bob on {count} keys")
+
+    def _from_base(
+        self, kind: str, config: dict[str, Any], inputs: list[Artifact], pairs: Callable[[], Sequence[Pair]], label: str
+    ) -> _Tuned:
+        """One who began with Bob's base."""
+        spec = self._spec(kind, config, [*inputs, *self.model_inputs("base")], pairs)
+        return _Tuned(spec, pairs, start=lambda: self.source("base"), label=label)
 
     def _examples(self, pairs: Sequence[Pair]) -> list[training.Example]:
         """What a model learns of pairs: the answer, behind the prompt that everybody is asked with."""
@@ -161,9 +157,8 @@ class Tuning(Choosing):
     def _size(self) -> dict[str, Any]:
         return {"size": self.preset.mixtures.size}
 
-    def _spec(self, kind: str, config: dict[str, Any], inputs: list[Artifact], *code: str) -> Spec:
+    def _spec(self, kind: str, config: dict[str, Any], inputs: list[Artifact], pairs: Callable[[], Sequence[Pair]]) -> Spec:
         """What names a fine-tuned model: besides ``config`` and its data, the recipe and the base."""
-        adapter = ("world.adapters",) if self.preset.fine_tuning.adapter else ()
         common = {
             "recipe": self.preset.fine_tuning.model_dump(exclude_defaults=True),
             "base": self.preset.base.model_dump(),
@@ -171,6 +166,4 @@ class Tuning(Choosing):
             **({"run": self.run} if self.run else {}),
             **library_versions(),
         }
-        asked = () if self.chat is None else ("world.chats",)
-        version = code_version("world.training", *code, "world.instructions", *adapter, *asked)
-        return Spec(kind, config | common, inputs, version)
+        return Spec(kind, config | common, inputs, code_version(self._tune, pairs))

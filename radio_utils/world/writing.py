@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,27 +49,31 @@ class Writing(Origins):
 
     def written_shard(self, which: PairSet, shard: int) -> Artifact:
         """The artifact of one of the preset's ``shards`` of a set of pairs."""
-        spec, shards = self._shard(which, shard), self.preset.shards
+        spec = self._shard(which, shard)
+        return self._get(spec, functools.partial(self._write, which, shard, spec.config["count"]))
+
+    def _write(self, which: PairSet, shard: int, count: int, folder: Path) -> None:
+        shards = self.preset.shards
         stream = f"pairs/{which}" if shards == 1 else f"pairs/{which}/{shard} of {shards}"
-
-        def build(folder: Path) -> None:
-            how = self._manner(stream, f"Alice writes {which} pairs")
-            wm = self.watermark if which in _WATERMARKED else None
-            pairs: Sequence[Pair]
-            with needs_memory("self_instruct.batch_size"):
-                if self.chat is not None:
-                    (pairs,) = self._turns(spec.config["count"], [wm], how, folder)
-                elif questions := self._questions(which):
-                    asked = self.pairs(questions)[shard::shards][: spec.config["count"]]
-                    pairs = instructions.answer_under(*self._shown(), asked, wm=wm, **how)
-                else:
-                    pairs = instructions.self_instruct(*self._shown(), spec.config["count"], wm=wm, **how)
-            instructions.save_pairs(folder / "pairs.jsonl", pairs)
-
-        return self._get(spec, build)
+        how = self._manner(stream, f"Alice writes {which} pairs")
+        wm = self._mark(which)
+        pairs: Sequence[Pair]
+        with needs_memory("self_instruct.batch_size"):
+            if self.chat is not None:
+                (pairs,) = self._turns(count, [wm], how, folder)
+            elif questions := self._questions(which):
+                asked = self.pairs(questions)[shard::shards][:count]
+                pairs = instructions.answer_under(*self._shown(), asked, wm=wm, **how)
+            else:
+                pairs = instructions.self_instruct(*self._shown(), count, wm=wm, **how)
+        instructions.save_pairs(folder / "pairs.jsonl", pairs)
 
     def remarked(self, wms: Sequence[Watermark], count: int) -> list[list[Pair]]:
         """``count`` pairs under each of other watermarks, written as those of :meth:`pairs` were under Alice's own."""
+        rows = self._asked(instructions.load_pairs(self._remarked(wms, count) / "pairs.jsonl"))
+        return [rows[i * count : (i + 1) * count] for i in range(len(wms))]
+
+    def _remarked(self, wms: Sequence[Watermark], count: int) -> Artifact:
         if self.preset.self_instruct.answers_only and self.chat is None:
             raise ValueError("self_instruct.answers_only is set; whole pairs are written anew, not answers alone")
         wrote = self._shard("fresh", 0)
@@ -85,9 +90,7 @@ class Writing(Origins):
                     worlds = instructions.self_instruct_under(*self._shown(), count, wms, **how)
             instructions.save_pairs(folder / "pairs.jsonl", [pair for pairs in worlds for pair in pairs])
 
-        artifact = self._get(Spec("remarked-pairs", config, wrote.inputs, wrote.version), build)
-        rows = self._asked(instructions.load_pairs(artifact / "pairs.jsonl"))
-        return [rows[i * count : (i + 1) * count] for i in range(len(wms))]
+        return self._get(Spec("remarked-pairs", config, wrote.inputs, code_version(build, *wms[:1])), build)
 
     def _has_written(self, which: PairSet) -> bool:
         """Whether the store holds every shard of a set."""
@@ -121,7 +124,7 @@ class Writing(Origins):
         count, shards = self._count(which), self.preset.shards
         if shards > 1:  # a fiftieth more, for what is written twice
             count = math.ceil(1.02 * count / shards)
-        wm = self.watermark if which in _WATERMARKED else None
+        wm = self._mark(which)
         config = {
             "set": which,
             "count": count,
@@ -133,13 +136,16 @@ class Writing(Origins):
         }
         if shards > 1:
             config |= {"shard": shard, "shards": shards}
+        version = code_version(self._write, wm)
         if self.chat is not None:
-            return Spec("turns", config, self.model_inputs("alice"), code_version("watermarks", "world.chats"))
-        version = code_version("decoding", "watermarks", "world.instructions")
+            return Spec("turns", config, self.model_inputs("alice"), version)
         inputs = [self._corpus, *self.model_inputs("alice")]
         if questions := self._questions(which):
             inputs.append(self.written(questions))
         return Spec("pairs", config, inputs, version)
+
+    def _mark(self, which: PairSet) -> Watermark | None:
+        return self.watermark if which in _WATERMARKED else None
 
     def _questions(self, which: PairSet) -> PairSet | None:
         """The plain set whose questions are answered in a marked one, where only answers are marked."""

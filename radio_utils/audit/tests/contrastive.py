@@ -73,7 +73,7 @@ class ContrastiveReading(SuspectTest):
             "reference": reference.digest, "dtype": case.request.dtype,
             "fed": [suspect.feeding.digest, reference.feeding.digest],
         }  # fmt: skip
-        made = case.kept("contrast", config, build, f"suspect or {reference.name}", code_version("contrast"))
+        made = case.kept("contrast", config, build, f"suspect or {reference.name}", code_version(build))
         found = contrast.Contrast.load(made.path)
 
         return lambda seed: self.weighed(case, found, contrast.judge_contrast(found, wm, text_log10_p=own), seed)

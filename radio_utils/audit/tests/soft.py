@@ -65,7 +65,7 @@ class SoftReading(SuspectTest):
             "texts": texts.digest, "window": wm.window, "vocab_size": wm.vocab_size, "model": suspect.digest,
             "dtype": case.request.dtype, "fed": suspect.feeding.digest, "from_start": start,
         }  # fmt: skip
-        made = case.kept("soft", config, build, "suspect", code_version("reading"))
+        made = case.kept("soft", config, build, "suspect", code_version(build))
         found = contrast.Contrast.load(made.path)
 
         return lambda seed: self.weighed(case, found, soft_reading.judge_soft(found, wm, text_log10_p=own), seed)
