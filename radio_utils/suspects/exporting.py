@@ -18,17 +18,11 @@ from numpy.typing import NDArray
 
 from radio_utils.suspects.errors import ModelFolderError
 from radio_utils.suspects.feeding import opening
+from radio_utils.suspects.gguf_contents import SPLITS
 from radio_utils.suspects.gguf_files import filler
 from radio_utils.suspects.loading import load_model, load_tokenizer
 
 PRECISIONS = ("F32", "F16")
-_BYTES = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
-_DIGITS = {"type": "Digits", "individual_digits": True}
-# how llama.cpp names the ways in which a text is split before the merges, by how a tokenizer.json writes them down
-_SPLITS = {
-    json.dumps(_BYTES, sort_keys=True): "gpt-2",
-    json.dumps({"type": "Sequence", "pretokenizers": [_DIGITS, _BYTES]}, sort_keys=True): "smollm",
-}
 _PLAIN_BPE = {
     "type": "BPE", "dropout": None, "continuing_subword_prefix": "", "end_of_word_suffix": "", "ignore_merges": False,
     "byte_fallback": False,
@@ -148,10 +142,11 @@ def _add_tokenizer(writer: Any, tokenizer: Any, model: Any, folder: str) -> None
     import gguf
 
     parts = json.loads(tokenizer.backend_tokenizer.to_str())
-    split = {name: value for name, value in (parts["pre_tokenizer"] or {}).items() if name != "trim_offsets"}
-    for one in split.get("pretokenizers", []):
-        one.pop("trim_offsets", None)
-    pre, bpe = _SPLITS.get(json.dumps(split, sort_keys=True)), parts["model"]
+    split, bpe = parts["pre_tokenizer"] or {}, parts["model"]
+    for one in (split, *split.get("pretokenizers", [])):
+        if "trim_offsets" in one:  # says nothing of the tokens
+            one["trim_offsets"] = True
+    pre = next((name for name, how in SPLITS.items() if how == split), None)
     odd = {name: bpe.get(name) for name, usual in _PLAIN_BPE.items() if (bpe.get(name) or None) != (usual or None)}
     greedy = [one["content"] for one in parts["added_tokens"] if one["lstrip"] or one["rstrip"] or one["single_word"]]
     before = opening(tokenizer)

@@ -15,6 +15,7 @@ import torch
 
 from radio_utils.files import sha256_of, sha256_of_folder
 from radio_utils.suspects.errors import ModelFolderError
+from radio_utils.suspects.gguf_contents import as_said, held_to
 from radio_utils.suspects.gguf_files import check_readable, gguf_file, without_fillers
 from radio_utils.suspects.vocabulary import VocabularySizes
 
@@ -32,15 +33,16 @@ def load_tokenizer(name: str | Path) -> Any:
     absent = "" if path.exists() else f"there is no folder {str(name)!r} here, and as a hub's name: "
     with _source(name) as (source, options), _said(f"{absent}no tokenizer could be read from {str(name)!r}"):
         found = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
-        return without_fillers(found) if options else found
+        return without_fillers(as_said(path, found)) if options else found
 
 
 def load_model(name: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Any:
     """A causal model by folder, GGUF file or hub name, from safetensors or GGUF only, in evaluation mode on ``device``.
 
     Whatever fails is a :class:`ModelFolderError`, one sentence that keeps its cause. Refused are weights that are missing,
-    and layers that the configuration leaves out: the model would be another one than its weights are. Other weights that it
-    has no place for are logged, and named in its attribute ``unused_weights``.
+    layers that the configuration leaves out, and what transformers does not take from a GGUF file: the model would be
+    another one than its weights are. Other weights that it has no place for are logged, and named in its attribute
+    ``unused_weights``.
     """
     from transformers import AutoModelForCausalLM
 
@@ -71,6 +73,8 @@ def load_model(name: str | Path, *, device: str | torch.device = "cpu", dtype: t
                 f"{str(name)!r} holds the weights {left_out[:3]} … of layers that its config.json leaves out, so this is "
                 "not the model that they are of; correct num_hidden_layers, or save the model anew"
             )
+        if options:
+            unused += held_to(path, model)
         for part in model.modules():  # its parts must name what they give, whatever its configuration says
             if hasattr(part, "config"):
                 part.config.return_dict = True

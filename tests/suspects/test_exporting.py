@@ -25,10 +25,10 @@ TEXTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("options", [{}, {"tied": True}, {"begins": True}, {"digits": True, "begins": True}])
 @pytest.mark.parametrize("precision", ["F32", "F16"])
-def test_transformers_reads_the_same_model(tied: bool, precision: str, tmp_path: Path) -> None:
-    folder = words.save_model(tmp_path / "model", tied=tied)
+def test_transformers_reads_the_same_model(options: dict[str, bool], precision: str, tmp_path: Path) -> None:
+    folder = words.save_model(tmp_path / "model", **options)
     file = write_gguf(folder, tmp_path / "new" / "bob.gguf", precision=precision)
     assert [one.name for one in file.parent.iterdir()] == ["bob.gguf"]
     ours, theirs = load_model(folder), load_model(file)
@@ -42,7 +42,7 @@ def test_transformers_reads_the_same_model(tied: bool, precision: str, tmp_path:
     assert its.chat_template == mine.chat_template and (its.bos_token_id, its.eos_token_id) == (1, 0)
     assert its.get_vocab() == mine.get_vocab() and its.all_special_ids == mine.all_special_ids
     for text in TEXTS:
-        assert its(text, add_special_tokens=False)["input_ids"] == mine(text, add_special_tokens=False)["input_ids"]
+        assert its(text)["input_ids"] == mine(text)["input_ids"]
 
 
 def edited(folder: Path, file: str, *path: Any, value: Any) -> None:
