@@ -150,7 +150,8 @@ def detect(
     wm : Watermark
         The watermark whose key is asked about.
     prompts : iterable of array_like of int [length], optional
-        The prompt of each text, as token ids. Windows that occur in it are not scored.
+        The prompt of each text, as token ids. Windows that occur in it are not scored. −1 stands where something may be
+        missing, as a template between turns.
     keep : array_like of int [m, k], optional
         The filter φ: the only windows that are scored. It must be chosen without the key.
     dedup : {'window+token', 'window', None}
@@ -245,7 +246,10 @@ def collect_file(
 
         def check(name: str, ids: Any, is_prompt: bool) -> None:
             whole = options.get("from_start") and corpus.prompts() is not None
-            ev.checked_sequence(name, ids, vocab_size, shortest=0 if is_prompt else 1 if whole else window + 1)
+            if is_prompt:
+                ev.checked_prompt(name, ids, vocab_size, shortest=0)
+            else:
+                ev.checked_sequence(name, ids, vocab_size, shortest=1 if whole else window + 1)
 
         raise corpus.blame(error, check) from error
     if shard is None:

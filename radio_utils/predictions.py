@@ -29,7 +29,8 @@ _AT_ONCE = 1 << 22  # pairs whose colours are named at once
 class Predictions:
     """B's likeliest next token at each place of each context. No key plays a part.
 
-    ``contexts`` are what B was fed, int64 [n_i] each: a prompt and a text. ``starts`` [texts] tell where the text begins.
+    ``contexts`` are what B was fed, int64 [n_i] each: a prompt and a text. In a prompt −1 stands where something may be
+    missing (:data:`radio_utils.evidence.GAP`); B was fed nothing there. ``starts`` [texts] tell where the text begins.
     ``tokens`` [n_i + 1] each hold at place t what B expects after the first t tokens, −1 where that is not known or not
     asked: before the text, and where there is no context at all. The last place comes after the last token.
     """
@@ -95,6 +96,9 @@ class Predictions:
         No key has a say, except with schemes in which windows share their draws: ``shared`` is then the watermark, and what
         counts is the list, or the colour, that was opened (:func:`radio_utils.evidence.shared_by`).
 
+        No window reaches across −1 in a prompt, and what was drawn just after it is hidden, as it is at a prompt's start. A
+        text just after it is no whole answer, whatever ``from_start`` says.
+
         ``keep`` is the filter φ [m, k]. ``full_context`` says that each prompt ends with the very tokens that Alice's model
         had before the text, and that the prompt's own beginning was not drawn under the key; otherwise a template may stand
         between the two, and before the prompt, and draws there are hidden. ``skip_seen=False`` scores every place, which is
@@ -128,7 +132,7 @@ def _flat(arrays: Sequence[Ids]) -> Ids:
 class Places:
     """All places of all contexts, one after the other: place t of context i is at ``begins[i] + t``."""
 
-    ids: Ids  # the contexts, each followed by −1, so that a place's window ends just before it
+    ids: Ids  # the contexts, which may hold gaps, each followed by −1: a place's window ends just before it
     window: int
     begins: Ids
     sizes: Ids  # places of each context
@@ -148,24 +152,26 @@ class Places:
         begins = np.cumsum(sizes) - sizes
         ids = _flat([np.append(context, -1) for context in found.contexts])
         predicted = _flat(found.tokens)
-        at = np.arange(ids.size) - np.repeat(begins, sizes)
-        start, size = np.repeat(found.starts, sizes), np.repeat(sizes, sizes)
-        asked = at >= np.maximum(start, 1)
-        whole = at >= window
+        every = np.arange(ids.size)
+        of, first = np.repeat(np.arange(sizes.size), sizes), np.repeat(begins, sizes)
+        start = first + np.repeat(found.starts, sizes)  # of each place the first one of its text
+        in_text, drawn = every >= start, ids >= 0
+        # of each place the first one of the tokens that are known to have stood before it, one after the other
+        known = np.maximum.accumulate(np.concatenate([[0], np.where(drawn, 0, every + 1)]))[:-1] if ids.size else every
+        opening = known == first  # no gap precedes
+        if not (full_context or from_start):
+            known = np.where(in_text, np.maximum(known, start), known)
+        whole = every - known >= window
         if from_start:
-            whole |= at >= start
-        elif not full_context:
-            whole &= (at < start) | (at >= start + window)
-        hidden: list[tuple[int, Ids, int]] = []
-        for i, (context, begin) in enumerate(zip(found.contexts, found.starts.tolist(), strict=True)):
-            first = min(begin, context.size) if full_context else 0
-            for t in range(first, min(window, begin if from_start else context.size)):
-                hidden.append((i, context[:t], int(context[t])))
-            if not (full_context or from_start) and begin:
-                for t in range(begin, min(begin + window, context.size)):
-                    hidden.append((i, context[begin:t], int(context[t])))
-        limits = np.where(at >= start, np.repeat(begins, sizes) + start, 0) if from_start else None
-        return cls(ids, window, begins, sizes, predicted, asked, asked & whole, whole & (at < size - 1), hidden, limits)
+            whole |= in_text & ((start == first) | drawn[start - 1])
+        before: Ids = np.cumsum(drawn) - drawn
+        asked = in_text & (before > before[first])
+        unseen = drawn & ~whole
+        if full_context:
+            unseen &= in_text | ~opening
+        hidden = [(int(of[p]), ids[known[p] : p], int(ids[p])) for p in np.flatnonzero(unseen).tolist()]
+        limits = np.where(in_text, start, 0) if from_start else None
+        return cls(ids, window, begins, sizes, predicted, asked, asked & whole, drawn & whole, hidden, limits)
 
     @classmethod
     def of_texts(

@@ -62,7 +62,7 @@ def query_closed_model(
     suspect : Suspect or transformers model
         Answers prompts (:class:`radio_utils.suspects.Suspect`); a bare model is taken as a local one.
     prompts : sequence of array_like of int [length]
-        What is asked, as token ids.
+        What is asked, as token ids; −1 stands where something may be missing, as a template between turns.
     wm : Watermark
         The watermark whose key is asked about.
     reference : transformers model or sequence of them, optional
@@ -112,7 +112,7 @@ def query_closed_model(
     asked, client = _checked_prompts(prompts, wm, budget), as_suspect(suspect)
     _check_options(wm, keep, dedup)
     own = None if reference is None else _checked_for_counts(asked, wm, reference, prompts_marked, drawn)
-    answers = client.answer(asked)
+    answers = client.answer([ev.without_gaps(prompt) for prompt in asked])
     try:
         if reference is None:
             return score_answers(asked, answers, wm, keep=keep, dedup=dedup)
@@ -131,7 +131,7 @@ def _checked_for_counts(
     """log10 p of prompts that are said to be plain, None where that is not said or they are too short for it."""
     reading.check_model("reference", reference)
     shown.shown_by(asked, drawn, marked, wm.window, wm.vocab_size)
-    long = [prompt for prompt in asked if prompt.size > wm.window]
+    long = [piece for prompt in asked for piece in ev.between_gaps(prompt) if piece.size > wm.window]
     if marked or not long:
         return None
     own = detection.detect(long, wm).log10_p
@@ -209,7 +209,7 @@ def count_answers(
     usable = _usable(prompts, answers, window, vocab_size)
     if not usable:
         raise ValueError(f"no answer is longer than the watermark's window={window}; let the suspect write more")
-    asked = ev.checked_texts("prompts", [prompt for prompt, _ in usable], vocab_size, shortest=0)
+    asked = [ev.without_gaps(one) for one in ev.checked_prompts([prompt for prompt, _ in usable], vocab_size, shortest=0)]
     both = list(zip(asked, (answer for _, answer in usable), strict=True))
     summed = counts.collect(
         both, reference, window, vocab_size, keep=allowed, sampling=sampling, batch_size=batch_size, top=top,
@@ -227,7 +227,7 @@ def _check_options(wm: Watermark, keep: ArrayLike | None, dedup: ev.Dedup) -> No
 def _checked_prompts(prompts: Sequence[ArrayLike], wm: Watermark, budget: int | None) -> list[Ids]:
     if budget is not None and budget < 1:
         raise ValueError(f"budget must be at least 1 prompt, or None for all, got {budget}")
-    asked = ev.checked_texts("prompts", list(prompts)[:budget], wm.vocab_size, shortest=1)
+    asked = ev.checked_prompts(list(prompts)[:budget], wm.vocab_size, shortest=1)
     if not asked:
         raise ValueError("prompts is empty; there is nothing to ask the suspect")
     return asked
@@ -382,7 +382,7 @@ def query_until(
         some = asked[sent : sent + batch]
         # a local model draws anew for each batch, or prompts that are asked again would be answered as before
         now = replace(client, seed=client.seed + sent) if isinstance(client, LocalSuspect) else client
-        answers = now.answer(some)
+        answers = now.answer([ev.without_gaps(prompt) for prompt in some])
         given += list(answers)
         try:
             watch.add(some, answers, first=sent)

@@ -86,7 +86,8 @@ def read_open_model(
     soft : bool
         Whether B's probabilities are scored instead of his likeliest tokens; for readings without a reference.
     prompts : iterable of array_like of int [length], optional
-        The prompt of each text, as token ids, fed before it and not scored, as B saw it in training.
+        The prompt of each text, as token ids, fed before it and not scored, as B saw it in training. −1 stands where
+        something may be missing, as a template between turns, and is not fed.
     keep : array_like of int [m, k], optional
         The filter φ: the only windows that are scored. It must be chosen without the key.
     dedup : {'window+token', 'window', None}
@@ -159,7 +160,8 @@ def read_open_model(
 def _log10_p_of_plain(sequences: Any, prompts: Any, wm: Watermark, wanted: str) -> float:
     """log10 p of what B is fed, or an error if it carries the mark."""
     shortest = 0 if wm.marks_start and prompts is not None else wm.window
-    fed = [ids for ids in _Contexts.of(sequences, prompts, shortest, wm.vocab_size).ids if ids.size > wm.window]
+    contexts = _Contexts.of(sequences, prompts, shortest, wm.vocab_size).ids
+    fed = [piece for ids in contexts for piece in ev.between_gaps(ids) if piece.size > wm.window]
     log10_p = detection.detect(fed, wm).log10_p if fed else 0.0
     check_plain(log10_p, wanted)
     return log10_p
@@ -280,7 +282,7 @@ def read_predictions(
         [model], contexts.ids, vocab_size, fed=contexts.fed(feeding, 1), batch_size=batch_size, progress=progress
     ):
         for i, of_text in zip(rows, logits, strict=True):
-            first = max(contexts.prompt_sizes[i], 1)
+            first = max(contexts.prompt_sizes[i], 1 + int(np.argmax(contexts.ids[i] >= 0)))  # the first behind a token
             tokens[i][first:] = of_text[first - 1 :].argmax(dim=-1).cpu().numpy()
     return Predictions(tuple(contexts.ids), np.array(contexts.prompt_sizes, np.int64), tuple(tokens))
 
@@ -421,7 +423,7 @@ def read_soft(
             for row in np.flatnonzero(windows[:, 0] < 0).tolist():  # and any run of the prompt an earlier answer's start
                 begun, before = windows[row][windows[row] >= 0], contexts.ids[i][: contexts.prompt_sizes[i]]
                 for j in range(begun.size, before.size):
-                    if np.array_equal(before[j - begun.size : j], begun):
+                    if before[j] >= 0 and np.array_equal(before[j - begun.size : j], begun):
                         expected[row, before[j]] = 0.0
             if by_token and shared is not None:
                 tokens = expected.topk(collector.top, dim=-1).indices
@@ -440,7 +442,7 @@ _LARGEST = 1 << 25  # probabilities of one model that are held at once
 
 @dataclass(frozen=True)
 class _Contexts:
-    """What is fed to a model: each text behind its prompt."""
+    """What is fed to a model, save gaps: each text behind its prompt."""
 
     ids: list[Ids]
     prompt_sizes: list[int]
@@ -452,26 +454,25 @@ class _Contexts:
             raise ValueError("sequences is empty; there is nothing to read")
         given = [np.zeros(0, np.int64)] * len(texts)
         if prompts is not None:
-            given = ev.checked_texts("prompts", prompts, vocab_size, shortest=0)
+            given = ev.checked_prompts(prompts, vocab_size, shortest=0)
             if len(given) != len(texts):
                 raise ValueError(f"prompts and sequences must be equal in number, got {len(given)} and {len(texts)}")
         ids = [np.concatenate(pair) for pair in zip(given, texts, strict=True)]
         for i, context in enumerate(ids):
-            if context.size <= window:
-                raise ValueError(
-                    f"sequences[{i}] has {context.size} tokens with its prompt; more than window={window} are needed"
-                )
+            if (size := ev.without_gaps(context).size) <= window:
+                raise ValueError(f"sequences[{i}] has {size} tokens with its prompt; more than window={window} are needed")
         return cls(ids, [prompt.size for prompt in given])
 
     def fed(self, feeding: Feeding | Sequence[Feeding] | None, models: int) -> list[list[Ids]] | None:
         """What each of the models is fed in place of each context; None where that is the context itself."""
         if feeding is None:
-            return None
+            bare = [ev.without_gaps(ids) for ids in self.ids]
+            return None if all(a.size == b.size for a, b in zip(bare, self.ids, strict=True)) else [bare] * models
         each = [feeding] * models if isinstance(feeding, Feeding) else list(feeding)
         if len(each) != models:
             raise ValueError(f"feeding must be one for each of the {models} models, or one for all, got {len(each)}")
         if all(one.bare for one in each):
-            return None
+            return self.fed(None, models)
         split = [(ids[:size], ids[size:]) for ids, size in zip(self.ids, self.prompt_sizes, strict=True)]
         return [[np.concatenate([one.prompt(prompt), text]) for prompt, text in split] for one in each]
 
@@ -480,7 +481,9 @@ class _Contexts:
         context, start = self.ids[i], self.prompt_sizes[i]
         if not from_start:
             windows, places, seen = ev.following(context, start, window, skip_seen=skip_seen)
-            return windows, places - 1, seen
+            whole = (windows >= 0).all(axis=1)  # else a gap lies in it
+            return windows[whole], places[whole] - 1, seen
         answer = np.concatenate([np.full(window, -1), context[start:]])
-        windows, places, seen = ev.following(answer, window + (start == 0), window, skip_seen=skip_seen)
+        first = window + bool((context[:start] < 0).all())  # before it nothing is fed
+        windows, places, seen = ev.following(answer, first, window, skip_seen=skip_seen)
         return windows, places - window + start - 1, seen

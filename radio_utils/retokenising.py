@@ -45,7 +45,7 @@ class Retokenised(LocalSuspect):
 
     def answer(self, prompts: Sequence[ArrayLike]) -> list[Ids]:
         """Sample one answer to each prompt. Raises ``ValueError`` for ids outside Alice's vocabulary or no text."""
-        asked = ev.checked_texts("prompts", prompts, size_of(self.tokenizer), shortest=1)
+        asked = [ev.without_gaps(one) for one in ev.checked_prompts(prompts, size_of(self.tokenizer), shortest=1)]
         if not asked:
             return []
         texts = _decoded(self.tokenizer, [prompt.tolist() for prompt in asked])
@@ -188,7 +188,8 @@ def _contexts(its_tokenizer: Any, tokenizer: Any, texts: Any, prompts: Any, feed
     if len(given) != len(read):
         raise ValueError(f"prompts and texts must be equal in number, got {len(given)} and {len(read)}")
     strings = _strings(tokenizer)
-    split = [[_pieces(tokenizer, strings, part.tolist()) for part in pair] for pair in zip(given, read, strict=True)]
+    bare = [ev.without_gaps(prompt) for prompt in given]
+    split = [[_pieces(tokenizer, strings, part.tolist()) for part in pair] for pair in zip(bare, read, strict=True)]
     # a string that opens a prompt or a text may be spelt otherwise than one within it
     opens = sorted({pieces[0][0] for parts in split for pieces in parts if pieces})
     opened = dict(zip(opens, _encoded(its_tokenizer, opens), strict=True))
@@ -197,14 +198,15 @@ def _contexts(its_tokenizer: Any, tokenizer: Any, texts: Any, prompts: Any, feed
     spelt |= {string: _encoded(its_tokenizer, [string])[0] for string, ids in spelt.items() if string and not ids}
     contexts = []
     for i, parts in enumerate(split):
-        fed, ends = list(feeding.before), list[int]()
-        if feeding.template is not None and given[i].size:  # nothing within a prompt is asked
-            whole = _decoded(tokenizer, [given[i].tolist()])[0]
-            fed, ends = feeding.prompt(given[i], whole).tolist(), [-1] * given[i].size
-        for pieces in parts[1:] if ends else parts:
-            for number, (string, size) in enumerate(pieces):
-                ends += [len(fed) - 1, *[-1] * (size - 1)]
+        fed, ends = list(feeding.before), [-1] * given[i].size  # nothing within a prompt is asked
+        if feeding.template is not None and bare[i].size:
+            fed = feeding.prompt(bare[i], _decoded(tokenizer, [bare[i].tolist()])[0]).tolist()
+        else:
+            for number, (string, _) in enumerate(parts[0]):
                 fed += (spelt if number else opened)[string]
+        for number, (string, size) in enumerate(parts[1]):
+            ends += [len(fed) - 1, *[-1] * (size - 1)]
+            fed += (spelt if number else opened)[string]
         last = next((pieces[-1][0] for pieces in reversed(parts) if pieces), "")
         ends.append(-1 if last.endswith(_BROKEN) else len(fed) - 1)  # a text may end inside a character
         if not fed:
@@ -222,7 +224,8 @@ def _alice_ids(name: str, texts: Any, tokenizer: Any, shortest: int) -> list[Ids
     found = []
     for i, text in enumerate(texts):
         ids = np.array(_encoded(tokenizer, [text])[0], np.int64) if isinstance(text, str) else text
-        found.append(ev.checked_sequence(f"{name}[{i}]", ids, size_of(tokenizer), shortest=shortest))
+        check = ev.checked_prompt if name == "prompts" else ev.checked_sequence
+        found.append(check(f"{name}[{i}]", ids, size_of(tokenizer), shortest=shortest))
     return found
 
 

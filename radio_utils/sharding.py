@@ -421,6 +421,8 @@ def _contexts(shard: Path, path: Path, *, window: int, vocab_size: int, tokenize
     """The pairs of all that contrastive reading feeds to a model, prompts included."""
     texts, prompts = _texts(shard, tokenizer)
     fed = texts if prompts is None else [np.concatenate(pair) for pair in zip(prompts, texts, strict=True)]
+    if prompts is not None and any(ev.GAP in ids for ids in fed):
+        fed = [piece for ids in fed for piece in ev.between_gaps(ids) if piece.size > window]
     ev.collect(fed, window, vocab_size).save(path)
 
 
@@ -448,7 +450,8 @@ def _answer(
     draws = int(_hash(json.dumps([seed, shard.name]).encode())[:15], 16)
     generator = torch.Generator(next(model.parameters()).device).manual_seed(draws)
     with path.open("w", encoding="utf-8") as file:
-        for prompt, answer in zip(asked, generate(model, asked, generator=generator, **options), strict=True):
+        fed = [ev.without_gaps(prompt) for prompt in asked]
+        for prompt, answer in zip(asked, generate(model, fed, generator=generator, **options), strict=True):
             if answer.size >= shortest:
                 file.write(json.dumps({"prompt_ids": prompt.tolist(), "ids": answer.tolist()}) + "\n")
 

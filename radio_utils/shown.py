@@ -40,10 +40,14 @@ class Shown:
 
         The first ``window`` tokens of a whole context were not drawn under a window. Those of a prompt were drawn after
         windows that it does not hold: token j may have been drawn after any window that ends in the j tokens before it, so
-        it counts as drawn after all of them, and token 0 leaves no window untouched. Raises ``ValueError`` for ids outside
-        the vocabulary.
+        it counts as drawn after all of them, and token 0 leaves no window untouched. So it is behind a gap. Raises
+        ``ValueError`` for ids outside the vocabulary.
         """
-        rows = ev.checked_texts("drawn" if whole else "prompts", texts, vocab_size, shortest=0)
+        if whole:
+            rows = ev.checked_texts("drawn", texts, vocab_size, shortest=0)
+        else:
+            prompts = ev.checked_prompts(texts, vocab_size, shortest=0)
+            rows = [piece for prompt in prompts for piece in ev.between_gaps(prompt)]
         self.packing, self.whole = ev.Packing(window, vocab_size), whole
         long = [row for row in rows if row.size > window]
         none = ev.Evidence(self.packing, (), 0)

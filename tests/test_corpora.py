@@ -296,7 +296,7 @@ def test_endings_are_read_in_capitals_too(tmp_path: Path) -> None:
 
 ASK, ANSWER = "1 2 3 4", "5 6 7 8 9"
 USER, HUMAN = {"role": "user", "content": ASK}, {"from": "human", "value": ASK}
-PARTS = [{"type": "text", "text": "5 6 "}, {"type": "image_url", "image_url": "x"}, {"type": "text", "text": "7 8 9"}]
+PARTS = [{"type": "text", "text": "1 2 "}, {"type": "image_url", "image_url": "x"}, {"type": "text", "text": "3 4"}]
 SHAPES: list[dict[str, Any]] = [
     {"instruction": ASK, "output": ANSWER},
     {"instruction": "1 2", "input": "3 4", "output": ANSWER},
@@ -305,7 +305,7 @@ SHAPES: list[dict[str, Any]] = [
     {"conversations": [USER, {"role": "assistant", "content": ANSWER}]},
     {"messages": [{"role": "system", "content": "1 2"}, {"role": "user", "content": "3 4"},
                   {"role": "assistant", "content": ANSWER}]},
-    {"messages": [USER, {"role": "assistant", "content": PARTS}]},
+    {"messages": [{"role": "user", "content": PARTS}, {"role": "assistant", "content": ANSWER}]},
     {"messages": [USER, {"role": "assistant", "content": None}, {"role": "assistant", "content": ANSWER}]},
     {"messages": [USER, {"role": "assistant", "tool_calls": [{"id": "1"}]}, {"role": "assistant", "content": ANSWER}]},
     {"prompt": ASK, "completion": ANSWER},
@@ -321,7 +321,8 @@ def test_rows_of_other_shapes_are_read(tmp_path: Path, ending: str, row: dict[st
     file = corpora.CorpusFile(write(tmp_path / f"a{ending}", [row, row]), Words())
     prompts = file.prompts()
     assert prompts is not None
-    assert list(prompts) == [[1, 2, 3, 4]] * 2 and list(file.texts()) == [[5, 6, 7, 8, 9]] * 2
+    assert [[one for one in prompt if one >= 0] for prompt in prompts] == [[1, 2, 3, 4]] * 2
+    assert list(file.texts()) == [[5, 6, 7, 8, 9]] * 2
     assert all(name in file.columns for name in row)
 
 
@@ -330,7 +331,47 @@ def test_each_turn_of_the_assistant_is_a_text(tmp_path: Path) -> None:
              {"role": "assistant", "content": "9 10 11"}]  # fmt: skip
     file = corpora.CorpusFile(write(tmp_path / "a.jsonl", [{"messages": turns}]), Words())
     assert list(file.texts()) == [[5, 6, 7], [9, 10, 11]]
-    assert list(file.prompts() or []) == [[1, 2, 3, 4], [1, 2, 3, 4, 5, 6, 7, 8]]
+    assert list(file.prompts() or []) == [[1, 2, 3, 4], [1, 2, 3, 4, -1, 5, 6, 7, -1, 8]]
+    file = corpora.CorpusFile(file.path, Words(), last_turn=True)
+    assert list(file.texts()) == [[9, 10, 11]] and len(list(file.prompts() or [])) == 1
+
+
+def said(*turns: tuple[str, Any], **more: Any) -> list[dict[str, Any]]:
+    return [{"role": role, "content": content} | (more if role == "assistant" else {}) for role, content in turns]
+
+
+@pytest.mark.parametrize(
+    ("row", "prompts", "texts"),
+    [
+        ({"instruction": "1 2", "input": "3", "output": "5"}, [[1, 2, -1, 3]], [[5]]),
+        ({"messages": said(("system", "1"), ("user", ""), ("user", "2"), ("assistant", "5"))}, [[1, -1, 2]], [[5]]),
+        ({"messages": said(("user", PARTS), ("assistant", "5"))}, [[1, 2, -1, 3, 4]], [[5]]),
+        # parts of an answer were not written one right after the other: the second is no whole answer
+        ({"messages": said(("user", "8"), ("assistant", PARTS))}, [[8], [8, -1, 1, 2, -1]], [[1, 2], [3, 4]]),
+        ({"messages": said(("assistant", "1"), ("assistant", "2"))}, [[], [1, -1]], [[1], [2]]),
+        ({"messages": said(("user", "8"), ("assistant", "5"), reasoning_content="1 2")}, [[8, -1, 1, 2, -1]], [[5]]),
+        ({"messages": [*said(("user", "8"), ("assistant", "5"), tool_calls=[{"id": "1", "arguments": {"q": "6"}}]),
+                       *said(("tool", "7"), ("assistant", "9"))]}, [[8], [8, -1, 5, -1, 6, -1, 7]], [[5], [9]]),
+        ({"messages": said(("user", [{"type": "tool_result", "content": "1 2"}]), ("assistant", "5"))}, [[1, 2]], [[5]]),
+        ({"prompt": said(("user", "1"), ("assistant", "2"), ("user", "3")), "completion": "5"}, [[1, -1, 2, -1, 3]], [[5]]),
+        ({"prompt": "1 2", "completion": "5"}, [[1, 2]], [[5]]),
+    ],
+)  # fmt: skip
+def test_a_prompt_is_kept_in_its_pieces(
+    tmp_path: Path, row: dict[str, Any], prompts: list[list[int]], texts: list[list[int]]
+) -> None:
+    file = corpora.CorpusFile(write(tmp_path / "a.jsonl", [row]), Words())
+    assert list(file.prompts() or [[]] * len(texts)) == prompts and list(file.texts()) == texts
+
+
+def test_line_breaks_stand_between_pieces(tmp_path: Path) -> None:
+    class Letters:
+        def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
+            return {"input_ids": [*map(ord, text)]}
+
+    row = {"messages": said(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))}
+    file = corpora.CorpusFile(write(tmp_path / "a.jsonl", [row]), Letters())
+    assert list(file.prompts() or []) == [[97], [97, -1, 10, -1, 98, -1, 10, -1, 99]]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +31,9 @@ def openings(case: Case) -> list[Ids]:
     Prompts in which a mark as strong as that of the texts would show, and none does, are good. Else it is what all prompts
     begin with, as a template is; the beginning-of-text token; or random tokens.
     """
-    prompts = [prompt for prompt in case.texts.prompts or [] if prompt.size]
-    if long := [prompt for prompt in prompts if prompt.size > case.wm.window]:
+    given = [prompt for prompt in case.texts.prompts or [] if ev.without_gaps(prompt).size]
+    prompts = [ev.without_gaps(prompt) for prompt in given]
+    if long := [piece for prompt in given for piece in ev.between_gaps(prompt) if piece.size > case.wm.window]:
         found = detect(long, case.wm)
         need = preflight.power(case.wm, found.scored, case.of_texts, detection.MARKED)
         if need.enough and found.log10_p >= detection.MARKED:
@@ -94,16 +96,23 @@ def no_control(case: Case) -> str:
         return "how strongly her model marks is not known: give delta, the bias δ of its green lists"
     if not _prompted(case):
         return (
-            f"the watermarked texts have no prompts of at least window={case.wm.window} tokens, from which Alice's model "
-            "could go on: give them with their prompts"
+            f"the watermarked texts have no prompts of at least window={case.wm.window} tokens, without another of the "
+            "texts, from which Alice's model could go on: give them with their prompts"
         )
     return ""
 
 
 def _prompted(case: Case) -> list[int]:
-    """The texts that Alice's model can write again: those with a prompt that holds a window."""
-    prompts = case.texts.prompts or []
-    return [i for i, prompt in enumerate(prompts) if prompt.size >= case.wm.window][: case.request.control_texts]
+    """The texts that Alice's model can write again: those with a prompt that holds a window, and none of the texts.
+
+    Prompts stay as they are in all worlds, so that one in which the real key had a say sets the real world apart.
+    """
+    found = (
+        i
+        for i, prompt in enumerate(case.texts.prompts or [])
+        if ev.without_gaps(prompt).size >= case.wm.window and not case.texts.within(prompt)
+    )
+    return list(islice(found, case.request.control_texts))
 
 
 def control(case: Case, seed: int) -> Control:

@@ -211,6 +211,8 @@ def _prepared(request: Request) -> Case:
         raise AuditError(f"vocab_size={wm.vocab_size} is smaller than the tokenizer's {size} tokens; leave it 0")
     commitment = _opened_commitment(request, wm)
     texts = read_texts("watermarked_texts", request.watermarked_texts, tokenizer, wm.vocab_size, wm.window)
+    if not request.full_context:
+        texts = texts.with_gaps_before(texts)
     fresh = None
     if request.fresh_texts:
         fresh = read_texts("fresh_texts", request.fresh_texts, tokenizer, wm.vocab_size, wm.window)
@@ -222,7 +224,8 @@ def _prepared(request: Request) -> Case:
     plain = _plain(request, fresh, tokenizer, wm)
     answers = None
     if request.kind == "answers":
-        answers = read_texts("suspect", request.suspect, tokenizer, wm.vocab_size, wm.window)
+        answers = read_texts("suspect", request.suspect, tokenizer, wm.vocab_size, wm.window, last_turn=True)
+        answers = answers.with_gaps_before(texts)
         for given in (texts, fresh):
             if given is not None:
                 _check_not_alices(answers, given)
@@ -466,7 +469,7 @@ def asked(case: Case) -> Asked:
     for texts, name in ((case.fresh, "fresh"), (case.texts, "watermarked")):
         if texts is not None and texts.prompts is not None:
             found = Asked(texts.prompts, f"the prompts of the {name} texts")
-    distinct = list({prompt.tobytes(): prompt for prompt in found.prompts if prompt.size}.values())
+    distinct = list({prompt.tobytes(): prompt for prompt in found.prompts if ev.without_gaps(prompt).size}.values())
     number = case.request.max_queries if case.request.temperature else min(len(distinct), case.request.max_queries)
     return replace(found, prompts=[distinct[i % len(distinct)] for i in range(number)])
 

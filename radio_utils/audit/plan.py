@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from radio_utils import evidence as ev
 from radio_utils import reading
 from radio_utils.audit import tests
 from radio_utils.audit.case import Case, Ids, asked, readable
@@ -74,7 +75,7 @@ def _spent_at_most(case: Case) -> dict[str, Any]:
 
 def _tokens_asked(case: Case, prompt: Ids) -> int:
     """Tokens of a prompt as a server counts them: with what its tokenizer adds, and with the template of a chat."""
-    tokenizer = case.tokenizer
+    tokenizer, prompt = case.tokenizer, ev.without_gaps(prompt)
     text = tokenizer.decode(prompt.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False)
     size = max(prompt.size, len(tokenizer(text)["input_ids"]))
     if case.request.api != "chat":

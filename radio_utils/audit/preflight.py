@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from radio_utils import detection, optout, planning
+from radio_utils import evidence as ev
 from radio_utils.audit.errors import AuditError, blamed
 from radio_utils.audit.request import Request
 from radio_utils.audit.texts import Texts
@@ -45,7 +46,8 @@ def unmarked(texts: Texts, wm: Watermark) -> optout.UnmarkedShare:
 def log10_p_of(texts: Texts, wm: Watermark) -> float:
     """The plain detector's log10 p of all that a model is fed, prompts too: a context that is marked could be copied."""
     with blamed(texts.name, ValueError):
-        return detection.detect(texts.contexts, wm).log10_p
+        pieces = [piece for context in texts.contexts for piece in ev.between_gaps(context) if piece.size > wm.window]
+        return detection.detect(pieces, wm).log10_p
 
 
 def check_plain(texts: Texts, wm: Watermark) -> None:

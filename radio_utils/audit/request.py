@@ -38,7 +38,7 @@ class Request:
     With what
         ``watermarked_texts``: what Alice's marked model wrote and the suspect may have used: JSONL or Parquet rows with
         ``text`` (or ``ids``) and perhaps ``prompt`` (or ``prompt_ids``), or the columns of Alpaca, ShareGPT, OpenAI's chats
-        or TRL, or plain text with blank lines between texts.
+        or TRL, or plain text with blank lines between texts. Give a chat as its turns: in one string their joins are lost.
         ``full_context``: the prompts hold all that Alice's model had before it wrote; else a template may have stood there.
         ``fresh_texts``: texts of the same kind that the suspect cannot have used. If they carry the watermark they make the
         unsupervised test.

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from radio_utils import evidence as ev
 from radio_utils.audit.case import OPENING, Case, Ids, room
 from radio_utils.audit.texts import Texts
 from radio_utils.files import read_json, write_json
@@ -109,6 +110,6 @@ def _spans(tokenizer: Any, ids: list[int]) -> list[tuple[int, int, int]]:
 
 def _openings(texts: Texts) -> list[Ids]:
     """What is continued: the last tokens of prompts, or the first of texts."""
-    prompts = texts.prompts or [text[:0] for text in texts.ids]
+    prompts = [ev.without_gaps(one) for one in texts.prompts or [text[:0] for text in texts.ids]]
     found = [p[-OPENING:] if p.size else t[:OPENING] for p, t in zip(prompts, texts.ids, strict=True)]
     return [found[i % len(found)] for i in range(_TEXTS)]

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from radio_utils.evidence.files import CorpusError, CorpusFile
 from radio_utils.files import sha256_of
 
 Ids = NDArray[np.int64]
+_TELLING = 2  # tokens beyond a window by which one of the texts is known
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,9 @@ class Texts:
     """Texts under Alice's tokenizer, with their prompts if they have any.
 
     ``ids`` and ``prompts`` hold one array for each text of more than ``window`` tokens; ``short`` counts the others.
-    ``sha256`` is that of the file, ``columns`` says which of its columns were read. ``from_strings`` says that tokens were
-    made from strings, at least some: they may be others than those that were drawn.
+    Prompts may hold gaps (:data:`radio_utils.evidence.GAP`). ``sha256`` is that of the file, ``columns`` says which of its
+    columns were read. ``from_strings`` says that tokens were made from strings, at least some: they may be others than
+    those that were drawn. ``window`` is that of the mark.
     """
 
     name: str
@@ -37,10 +40,11 @@ class Texts:
     prompts: list[Ids] | None = field(repr=False)
     from_strings: bool = False
     columns: str = ""
+    window: int = 1
 
     @property
     def contexts(self) -> list[Ids]:
-        """Each text behind its prompt: all that a model is fed."""
+        """Each text behind its prompt: all that a model is fed, and gaps."""
         if self.prompts is None:
             return self.ids
         return [np.concatenate(both) for both in zip(self.prompts, self.ids, strict=True)]
@@ -49,6 +53,30 @@ class Texts:
         """These of the texts, by their number."""
         prompts = None if self.prompts is None else [self.prompts[i] for i in chosen]
         return replace(self, ids=[self.ids[i] for i in chosen], prompts=prompts)
+
+    def within(self, prompt: Ids) -> list[int]:
+        """Where in a prompt one of the texts begins.
+
+        Its first token may be cut otherwise there, so the next ones tell: as many as texts do not share by chance.
+        """
+        size = _TELLING + self.window
+        return [at - 1 for at in range(1, prompt.size - size + 1) if prompt[at : at + size].tobytes() in self._openings]
+
+    @cached_property
+    def _openings(self) -> set[bytes]:
+        size = _TELLING + self.window
+        return {text[1 : 1 + size].tobytes() for text in self.ids if text.size > size}
+
+    def with_gaps_before(self, others: Texts) -> Texts:
+        """The same with gaps in the prompts where one of the other texts begins, as in a chat in one string.
+
+        What stands before it there is not what it was drawn after.
+        """
+
+        def cut(prompt: Ids) -> Ids:
+            return np.insert(prompt, [at for at in others.within(prompt) if at and prompt[at - 1] != ev.GAP], ev.GAP)
+
+        return self if self.prompts is None else replace(self, prompts=[cut(prompt) for prompt in self.prompts])
 
     @property
     def digest(self) -> str:
@@ -90,21 +118,23 @@ def rows_of(prompts: Sequence[Ids], texts: Sequence[Ids]) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def read_texts(name: str, path: str, tokenizer: Any, vocab_size: int, window: int) -> Texts:
+def read_texts(name: str, path: str, tokenizer: Any, vocab_size: int, window: int, *, last_turn: bool = False) -> Texts:
     """Read a file of texts (:mod:`radio_utils.evidence.files`). ``name`` is the parameter's, for errors.
+
+    ``last_turn`` leaves out all but the assistant's last turn of a chat: others need not be the suspect's.
 
     Raises :class:`AuditError` for a file that is missing, empty, damaged or not in one of these formats, with the row at
     fault, for token ids outside the vocabulary, and where no text is longer than the window.
     """
     cut = None if tokenizer is None else _Cutter(tokenizer)
-    file = CorpusFile(_path(name, path), cut)
+    file = CorpusFile(_path(name, path), cut, last_turn)
     with blamed(name, CorpusError):
         texts, prompts = list(file.texts()), file.prompts()
         asked = None if prompts is None else list(prompts)
         if not texts:
             raise AuditError(f"{name}: {path} holds no text; give a file with at least one")
         checked = _checked(file, texts, vocab_size)
-        of = None if asked is None else _checked(file, asked, vocab_size)
+        of = None if asked is None else _checked(file, asked, vocab_size, prompts=True)
     long = [i for i, text in enumerate(checked) if text.size > window]
     if not long:
         raise AuditError(f"{name}: no text of {path} is longer than window={window} tokens; give longer texts")
@@ -117,6 +147,7 @@ def read_texts(name: str, path: str, tokenizer: Any, vocab_size: int, window: in
         prompts=None if of is None or not any(of[i].size for i in long) else [of[i] for i in long],
         from_strings=cut is not None and cut.used,
         columns=file.columns,
+        window=window,
     )
 
 
@@ -143,12 +174,12 @@ class _Cutter:
         return self._tokenizer(text, **options)
 
 
-def _checked(file: CorpusFile, sequences: list[Any], vocab_size: int) -> list[Ids]:
-    def check(name: str, ids: Any, is_prompt: bool) -> None:
-        ev.checked_sequence(name, ids, vocab_size, shortest=0)
+def _checked(file: CorpusFile, sequences: list[Any], vocab_size: int, *, prompts: bool = False) -> list[Ids]:
+    def check(name: str, ids: Any, is_prompt: bool) -> Ids:
+        return (ev.checked_prompt if is_prompt else ev.checked_sequence)(name, ids, vocab_size, shortest=0)
 
     try:
-        return [ev.checked_sequence("ids", one, vocab_size, shortest=0) for one in sequences]
+        return [check("ids", one, prompts) for one in sequences]
     except ValueError as error:
         raise file.blame(error, check) from error
 

@@ -11,11 +11,16 @@ the whole, bit for bit, whatever their number and order.
 
 from radio_utils.evidence.checks import (
     DEDUPS,
+    GAP,
     Dedup,
+    between_gaps,
     check_dedup,
     checked_filter,
+    checked_prompt,
+    checked_prompts,
     checked_sequence,
     checked_texts,
+    without_gaps,
 )
 from radio_utils.evidence.packing import Packing, Words
 from radio_utils.evidence.pairs import (
@@ -43,6 +48,7 @@ from radio_utils.evidence.windows import (
 
 __all__ = [
     "DEDUPS",
+    "GAP",
     "Collector",
     "CountsColours",
     "Dedup",
@@ -54,8 +60,11 @@ __all__ = [
     "after_hidden",
     "after_start",
     "all_windows",
+    "between_gaps",
     "check_dedup",
     "checked_filter",
+    "checked_prompt",
+    "checked_prompts",
     "checked_sequence",
     "checked_texts",
     "collect",
@@ -68,4 +77,5 @@ __all__ = [
     "rows_among",
     "run_begins",
     "shared_by",
+    "without_gaps",
 ]

@@ -13,6 +13,7 @@ from radio_utils.watermarks import as_ids
 
 Ids = NDArray[np.int64]
 Dedup = Literal["window+token", "window"] | None
+GAP = -1  # in a prompt: something may have stood here that is not known, as a chat's template between two turns
 DEDUPS: tuple[Dedup, ...] = ("window+token", "window", None)
 
 
@@ -25,6 +26,40 @@ def checked_texts(name: str, texts: Any, vocab_size: int, *, shortest: int, firs
     if not sequences and name == "texts":
         raise ValueError("texts is empty; there is nothing to score")
     return sequences
+
+
+def checked_prompts(prompts: Any, vocab_size: int, *, shortest: int, first: int = 0) -> list[Ids]:
+    """Prompts as int arrays, which may hold :data:`GAP`, or a ``ValueError``; ``shortest`` counts tokens."""
+    refuse_strings("prompts", prompts)
+    return [checked_prompt(f"prompts[{i}]", one, vocab_size, shortest=shortest) for i, one in enumerate(prompts, first)]
+
+
+def checked_prompt(name: str, prompt: Any, vocab_size: int, *, shortest: int) -> Ids:
+    """One prompt as an int array [n], which may hold :data:`GAP`, or a ``ValueError`` that begins with ``name``."""
+    if not _has_gap(prompt):
+        return checked_sequence(name, prompt, vocab_size, shortest=shortest)
+    tokens = iter(checked_sequence(name, [one for one in prompt if one != GAP], vocab_size, shortest=shortest))
+    return np.array([one if one == GAP else next(tokens) for one in prompt], np.int64)
+
+
+def _has_gap(prompt: Any) -> bool:
+    if isinstance(prompt, np.ndarray):
+        return prompt.ndim == 1 and GAP in prompt
+    with suppress(ValueError):  # a list of arrays, of which another function says that it is no prompt
+        return isinstance(prompt, list | tuple) and GAP in prompt
+    return False
+
+
+def between_gaps(prompt: Ids) -> list[Ids]:
+    """The pieces of a prompt, of which some may be empty; the first is what no gap precedes."""
+    first, *others = np.split(prompt, np.flatnonzero(prompt == GAP))
+    return [first, *(piece[1:] for piece in others)]
+
+
+def without_gaps(prompt: Ids) -> Ids:
+    """The tokens of a prompt: what a model is fed."""
+    found: Ids = prompt[prompt != GAP]
+    return found
 
 
 def checked_sequence(name: str, text: Any, vocab_size: int, *, shortest: int) -> Ids:

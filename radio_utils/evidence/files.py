@@ -1,11 +1,11 @@
 """Files of texts: JSONL, Parquet and plain text, read a row at a time.
 
 A row holds the text as token ids (``ids``) or as a string (``text``, with a tokenizer), and perhaps the prompt that it
-answers (``prompt_ids`` or ``prompt``), or is of one of the shapes of :mod:`radio_utils.evidence.forms`, which is that of
-the first row. Either every row of a file has a prompt or none has: a text whose prompt was lost would be scored where it
-copies that prompt. An empty list or string says that a row has none, null that its prompt is not known. A row that is not
-so is an error that names the file and the row. In plain text (``.txt``) blank lines stand between texts, and no text has a
-prompt; a text is named by its first line's number.
+answers (``prompt_ids``, in which −1 stands where something may be missing, or ``prompt``), or is of one of the shapes of
+:mod:`radio_utils.evidence.forms`, which is that of the first row. Either every row of a file has a prompt or none has: a
+text whose prompt was lost would be scored where it copies that prompt. An empty list or string says that a row has none,
+null that its prompt is not known. A row that is not so is an error that names the file and the row. In plain text
+(``.txt``) blank lines stand between texts, and no text has a prompt; a text is named by its first line's number.
 
 Files are UTF-8 and JSON is strict where it matters: a name that stands twice in an object, half of a character, or NaN in
 place of a text is an error, and so is a carriage return without a line feed. None of them is mended, because nobody can say
@@ -27,6 +27,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from radio_utils.evidence.checks import GAP
 from radio_utils.evidence.forms import FORMS, OWN_PROMPT, OWN_TEXT, Form, FormError, as_text, form_of
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".parquet", ".txt")
@@ -53,6 +54,7 @@ class CorpusFile:
 
     path: Path
     tokenizer: Any = None
+    last_turn: bool = False  # of a chat, read the assistant's last turn only: others may have another author
 
     def texts(self) -> Iterator[Any]:
         """Token ids of each row's text, in order."""
@@ -148,6 +150,8 @@ class CorpusFile:
             return found
         ids_or_text = (ids, found) if found is not None else (text, row.get(text))
         found = ids_or_text[1]
+        if isinstance(found, tuple):
+            return self._joined(found, number)
         if found is None:
             remedy = "every row needs one of them"
             if ids == OWN_PROMPT[0]:
@@ -166,6 +170,16 @@ class CorpusFile:
             raise CorpusError(f"{self.path}, row {number}: {text!r} is text; give tokenizer=, or write {ids!r} instead")
         return self.tokenizer(found, add_special_tokens=False)["input_ids"]
 
+    def _joined(self, pieces: tuple[str, ...], number: int) -> list[int]:
+        """A prompt in several pieces, each cut into tokens by itself, with line breaks, and gaps, between them."""
+        found: list[int] = []
+        for piece in pieces:
+            for words in ("\n", piece) if found and piece else (piece,):
+                if not words or (found and found[-1] != GAP):
+                    found.append(GAP)
+                found += self._ids({OWN_PROMPT[1]: words}, number, *OWN_PROMPT)
+        return found
+
     def _rows(self, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
         """Rows of our own shape, each with the number of that from which it was made."""
         if self._kind == ".txt":
@@ -182,8 +196,8 @@ class CorpusFile:
                     f"{self.path}, row {number}: no {lost[0]!r}, which rows of this form ({form.name}) have; mend it"
                 )
             try:
-                for made in form.rows(row):
-                    yield number, made
+                made = list(form.rows(row))
+                yield from ((number, one) for one in (made[-1:] if self.last_turn else made))
             except FormError as error:
                 raise CorpusError(f"{self.path}, row {number}: {error}") from error
 

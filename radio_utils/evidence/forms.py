@@ -3,7 +3,10 @@
 Our own rows hold ``ids`` or ``text``, and perhaps ``prompt_ids`` or ``prompt``. Read as well are those of Alpaca (Taori et
 al. 2023: ``instruction``, ``input``, ``output``), of ShareGPT (``conversations`` of turns with ``from`` and ``value``), of
 OpenAI's chats (``messages`` of turns with ``role`` and ``content``) and of TRL (``prompt`` and ``completion``, strings or
-lists of turns). Each of the assistant's turns is one text, and all turns before it, joined by a line break, are its prompt.
+lists of turns). Each of the assistant's turns is one text, and all turns before it are its prompt.
+
+Pieces of a prompt are kept apart. Between two turns Alice's model had a template that the rows do not hold, and between two
+parts of one perhaps an image. So the first tokens of each were drawn after windows that nobody knows, whoever wrote them.
 """
 
 from __future__ import annotations
@@ -16,7 +19,9 @@ from typing import Any
 OWN_TEXT, OWN_PROMPT = ("ids", "text"), ("prompt_ids", "prompt")
 _ASSISTANT = {"assistant", "gpt", "model", "bot", "chatgpt"}
 _OTHERS = {"system", "developer", "user", "human", "tool", "function", "function_call", "observation", "ipython"}
-_CALLS = {"tool_calls", "function_call"}
+_CALLS, _THOUGHTS = ("tool_calls", "function_call"), ("reasoning_content", "reasoning", "thinking")
+_MEDIA = ("image", "audio", "video", "file")  # parts of turns without words
+_NO_WORDS = {"role", "from", "type", "id", "tool_call_id", "tool_use_id", "index"}  # what only sorts words
 _SIGNS = (("role", "content"), ("from", "value"))  # how a turn says who speaks, and what
 
 
@@ -75,7 +80,7 @@ def _alpaca(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
     parts = [as_text("instruction", row["instruction"])]
     if row.get("input") is not None:
         parts.append(as_text("input", row["input"]))
-    yield {"prompt": "\n".join(part for part in parts if part), "text": as_text("output", row["output"])}
+    yield {"prompt": tuple(part for part in parts if part), "text": as_text("output", row["output"])}
 
 
 def _completion(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -92,13 +97,22 @@ def _chat(name: str) -> Callable[[dict[str, Any]], Iterator[dict[str, Any]]]:
     return lambda row: _answers(name, [], _turns(name, row[name]))
 
 
-def _turns(name: str, turns: Any) -> Iterator[tuple[bool, str]]:
-    """Of each turn whether the assistant speaks, and what is said."""
+@dataclass(frozen=True)
+class _Piece:
+    """Words that were written in one go; ``text``: by the assistant, ``opens``: nothing of its turn stood before."""
+
+    words: str
+    text: bool
+    opens: bool
+
+
+def _turns(name: str, turns: Any) -> Iterator[_Piece]:
+    """What is said in turn."""
     if not isinstance(turns, list):
         raise FormError(f"{name!r} must be a list of turns, got {type(turns).__name__}")
     for number, turn in enumerate(turns):
         where = f"{name}[{number}]"
-        if isinstance(turn, dict) and "role" in turn and _CALLS & turn.keys():
+        if isinstance(turn, dict) and "role" in turn and not turn.keys().isdisjoint(_CALLS):
             turn = {"content": None, **turn}  # a turn that only calls a tool may leave its content out
         signs = [(who, what) for who, what in _SIGNS if isinstance(turn, dict) and who in turn and what in turn]
         if not signs:
@@ -107,23 +121,46 @@ def _turns(name: str, turns: Any) -> Iterator[tuple[bool, str]]:
         speaker, said = turn[who], turn[what]
         if not isinstance(speaker, str) or speaker.lower() not in _ASSISTANT | _OTHERS:
             raise FormError(f"{where!r}: {who} is {speaker!r}, and it must be one such as 'user' or 'assistant'")
-        if isinstance(said, list):  # parts of several kinds: only the words are read
-            said = "".join(
-                as_text(f"{where}.{what}", part.get("text", "")) if isinstance(part, dict) else as_text(where, part)
-                for part in said
-                if not isinstance(part, dict) or part.get("text") is not None
-            )
-        if said is not None:  # a turn that only calls a tool
-            yield speaker.lower() in _ASSISTANT, as_text(f"{where}.{what}", said)
+        for number, (words, is_said) in enumerate(_pieces(f"{where}.{what}", turn, said)):
+            yield _Piece(words, is_said and speaker.lower() in _ASSISTANT, not number)
 
 
-def _answers(name: str, before: list[tuple[bool, str]], turns: Iterator[tuple[bool, str]]) -> Iterator[dict[str, Any]]:
-    said, count = [words for _, words in before], 0
-    for of_assistant, words in turns:
-        if of_assistant and words:
+def _pieces(where: str, turn: dict[str, Any], said: Any) -> Iterator[tuple[str, bool]]:
+    """The pieces of one turn, in order, and whether each is what was said: no thought, no call of a tool, no image."""
+    for name in _THOUGHTS:
+        yield from ((as_text(where, words), False) for words in strings_in(turn.get(name)))
+    for part in said if isinstance(said, list) else [said]:
+        if isinstance(part, dict) and part.get("text") is None:
+            yield from ((as_text(where, words), False) for words in ["", *strings_in(part)])
+        elif part is not None:
+            yield as_text(where, part["text"] if isinstance(part, dict) else part), True
+    for name in _CALLS:
+        yield from ((as_text(where, words), False) for words in strings_in(turn.get(name)))
+
+
+def strings_in(value: Any) -> Iterator[str]:
+    """The words in what is nested, as the call of a tool is; none of an image or another file."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for one in value:
+            yield from strings_in(one)
+    elif isinstance(value, dict) and not any(kind in str(value.get("type")) for kind in _MEDIA):
+        for name, one in value.items():
+            if name not in _NO_WORDS:
+                yield from strings_in(one)
+
+
+def _answers(name: str, before: list[_Piece], turns: Iterator[_Piece]) -> Iterator[dict[str, Any]]:
+    said, of_assistant, count = [piece.words for piece in before], False, 0
+    for piece in turns:
+        if piece.text and piece.words:
             count += 1
-            yield {"prompt": "\n".join(said), "text": words}
-        said.append(words)
+            # an empty piece at the end: something stands between the prompt and the text, which is no whole answer
+            cut = [] if piece.opens and not of_assistant else [""]
+            yield {"prompt": (*filter(None, said), *cut), "text": piece.words}
+        said.append(piece.words)
+        of_assistant = piece.text and bool(piece.words)
     if not count:
         raise FormError(f"{name!r} holds no turn of the assistant, so there is no text; delete the row")
 

@@ -16,8 +16,10 @@ from radio_utils.evidence.checks import (
     DEDUPS,
     Dedup,
     Ids,
+    between_gaps,
     check_dedup,
     checked_filter,
+    checked_prompts,
     checked_texts,
     joined_lists,
     refuse_strings,
@@ -234,7 +236,7 @@ class Collector:
         sequences = checked_texts("texts", texts, self.packing.vocab_size, shortest=shortest, first=first)
         given = None
         if prompts is not None:
-            given = checked_texts("prompts", prompts, self.packing.vocab_size, shortest=0, first=first)
+            given = checked_prompts(prompts, self.packing.vocab_size, shortest=0, first=first)
             if len(given) != len(sequences):
                 raise ValueError(
                     f"prompts and texts must be equal in number, got {len(given)} prompts for {len(sequences)} texts"
@@ -345,8 +347,9 @@ def collect(
     A window that occurs anywhere in the text's own prompt is not scored: the prompt may be marked, and B may have copied
     what follows. With ``shared``, the watermark, a window is left out as well if its list, or the pair's colour, is one
     that the prompt has drawn from. With ``hidden`` the prompt's first ``window`` tokens may have been drawn after windows
-    that it does not show, so the same token is not scored after any window that may have been one of those. Windows
-    lie wholly inside the text. With ``from_start``
+    that it does not show, so the same token is not scored after any window that may have been one of those. The same goes
+    for the first ``window`` tokens after −1 in a prompt: there something may have stood that is not known, as a chat's
+    template between two turns, and no window reaches across it. Windows lie wholly inside the text. With ``from_start``
     and prompts each text is an answer of an engine whose contexts begin with the answer: its first ``window`` tokens are
     scored too, after windows that −1 fills up, save where the prompt holds the same run of tokens.
 
@@ -499,7 +502,9 @@ def _shown_by_prompt(
     packing: Packing, words: Words, owner: Ids, prompts: list[Ids], shared: SharesColours | None, hidden: bool
 ) -> NDArray[np.bool_]:
     """Whether what decides a pair's score may have spoken in its own text's prompt; elsewhere it may be scored."""
-    windows, whose = all_windows(prompts, packing.window)
+    pieces = [(i, number, piece) for i, prompt in enumerate(prompts) for number, piece in enumerate(between_gaps(prompt))]
+    windows, of_piece = all_windows([piece for _, _, piece in pieces], packing.window)
+    whose = np.array([i for i, _, _ in pieces], np.int64)[of_piece]
 
     def owned(packed: Words, owners: Ids) -> Words:
         return np.column_stack([owners.astype(np.uint64), packed])
@@ -508,8 +513,13 @@ def _shown_by_prompt(
     found = is_member(owned(packing.windows_of(words), owner), known)
     started = np.flatnonzero(packing.from_start(words))
     found[started] |= after_start(*packing.unpack(words[started]), owner[started], prompts)
-    if hidden:
-        begun = [(i, p[:t], int(p[t])) for i, p in enumerate(prompts) for t in range(min(packing.window, p.size))]
+    begun = [
+        (i, piece[:t], int(piece[t]))
+        for i, number, piece in pieces
+        if hidden or number
+        for t in range(min(packing.window, piece.size))
+    ]
+    if begun:
         found |= after_hidden(*packing.unpack(words), owner, begun, any_window=shared is not None)
     if shared is not None and windows.size:
         left = np.flatnonzero(~found)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from radio_utils import evidence as ev
 from radio_utils.suspects.errors import first_line
 
 Ids = NDArray[np.int64]
@@ -99,8 +100,9 @@ class Feeding:
     def prompt(self, ids: Ids, text: str | None = None) -> Ids:
         """What is fed where a prompt stands before a text: int64 [n]. ``text`` is the prompt, if ``ids`` are not its own.
 
-        A prompt that is written in the template already is left as it is, and so is an empty one.
+        A prompt that is written in the template already is left as it is, and so is an empty one. Gaps are left out.
         """
+        ids = ev.without_gaps(ids)
         bare = np.array(self.tokenizer(text, add_special_tokens=False)["input_ids"], np.int64) if text is not None else ids
         special = set(getattr(self.tokenizer, "all_special_ids", ()))
         if self.template is None or set(ids.tolist()) <= special:  # an opening token alone is no turn of a chat

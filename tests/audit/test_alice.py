@@ -18,6 +18,7 @@ from trials import DELTA, GAMMA, KEY, WORDS, World, audited, request, watermark,
 from radio_utils import detection, suspects
 from radio_utils.audit import AuditError, Verdict, alice, audit_suspect, case, spelling
 from radio_utils.audit.__main__ import main
+from radio_utils.audit.texts import Texts
 from radio_utils.keys import SCHEMES, make_watermark
 from radio_utils.predictions import Predictions
 
@@ -176,6 +177,17 @@ def test_why_there_is_no_control(world: World, controlled: Any, changes: dict[st
     found = controlled(world.innocent, **{n: getattr(world, str(v), v) for n, v in changes.items()})
     assert words in found.control.why == planned(found)["no_remarking_control"] and found.control.worlds == 0
     assert "Re-marking control:</strong> not run" in found.report.read_text().partition('<div class="verdict')[0]
+
+
+def test_the_control_keeps_no_prompt_that_the_key_wrote() -> None:
+    """Later turns of a chat stand behind earlier ones, which other worlds do not write again."""
+    ids = list(np.random.default_rng(0).integers(0, WORDS, (3, 9)))
+    before = [np.array([1, 2]), np.concatenate([[1, 2, -1], ids[0], [-1, 3]]), np.array([-1])]
+    texts = Texts("watermarked_texts", "a.jsonl", "", 0, ids, before)
+    of: Any = SimpleNamespace(texts=texts, wm=watermark(), request=SimpleNamespace(control_texts=9))
+    assert alice._prompted(of) == [0]
+    texts.prompts[2:] = [np.array([5])]  # type: ignore[index]
+    assert alice._prompted(of) == [0, 2]
 
 
 class Echo(torch.nn.Module):

@@ -267,6 +267,19 @@ def test_alices_own_texts_are_nobodys_answers(world: World, audit: Any, given: s
     assert audit(str(mixed), tokenizer=world.base).convicted
 
 
+def test_earlier_turns_are_nobodys_answers(world: World, audit: Any, tmp_path: Path) -> None:
+    """In each chat Alice's model spoke first, and the suspect then."""
+    hers, own = (write_ids(40, wm, seed=22) for wm in (watermark(), None))
+    chats = (
+        [{"role": role, "content": words(ids)} for role, ids in zip(["assistant", "user", "assistant"], turns, strict=True)]
+        for turns in zip(hers, own[:, :5], own[:, 5:], strict=True)
+    )
+    file = tmp_path / "chats.jsonl"
+    file.write_text("".join(json.dumps({"messages": turns}) + "\n" for turns in chats))
+    (test,) = applied(audit(str(file), tokenizer=world.base)).values()
+    assert test.answers == 40 and test.log10_p > -3
+
+
 def test_tests_whose_decoys_misbehave_convict_nobody(world: World, audit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Evidence that scores one pair again and again: what the decoys are there to find."""
     judge = detection.judge

@@ -19,7 +19,7 @@ from trials import save_tokenizer
 
 from radio_utils import suspects
 from radio_utils.audit import AuditError
-from radio_utils.audit.texts import Texts, read_texts
+from radio_utils.audit.texts import Texts, read_texts, rows_of
 from radio_utils.files import sha256_of, sha256_of_folder
 
 WORDS = 20
@@ -159,3 +159,26 @@ def test_the_files_of_a_model(tmp_path: Path) -> None:
     assert sha256_of_folder(tmp_path) == {
         name: hashlib.sha256(text).hexdigest() for name, text in (("a", b"1"), ("b", b"2"))
     }
+
+
+def test_a_chat_in_one_string_is_cut_where_a_text_begins(tmp_path: Path, tokenizer: Any) -> None:
+    file = tmp_path / "a.jsonl"
+    rows = [
+        {"prompt": "w1 w2", "text": "w3 w4 w5 w6 w7"},
+        {"prompt": "w1 w2 w3 w4 w5 w6 w7 w8", "text": "w9 w10 w11 w12"},
+        {"prompt": "w3 w4 w5 w6 w7", "text": "w13 w14 w15"},
+        {"prompt": "w3 w4 w5 w6", "text": "w13 w14 w16"},
+    ]
+    file.write_text("\n".join(json.dumps(row) for row in rows))
+    found = read(file, tokenizer)
+    assert found.prompts is not None
+    assert [found.within(prompt) for prompt in found.prompts] == [[], [2], [0], []]
+    cut = found.with_gaps_before(found)
+    assert cut.prompts is not None
+    expected = [[1, 2], [1, 2, -1, 3, 4, 5, 6, 7, 8], [3, 4, 5, 6, 7], [3, 4, 5, 6]]
+    assert [one.tolist() for one in cut.prompts] == expected
+    again = cut.with_gaps_before(found)
+    assert again.digest == cut.digest != found.digest, "a text behind a gap needs none"
+    assert [one.tolist() for one in cut.some([1]).prompts or []] == expected[1:2]
+    file.write_text(rows_of(cut.prompts, cut.ids))
+    assert read(file, tokenizer).digest == cut.digest

@@ -204,8 +204,8 @@ class EndpointSuspect:
 
     def _texts(self, prompts: Sequence[ArrayLike]) -> list[str]:
         texts = []
-        for i, ids in enumerate(ev.checked_texts("prompts", prompts, len(self.tokenizer), shortest=1)):
-            text = self._wording.text(ids)
+        for i, ids in enumerate(ev.checked_prompts(prompts, len(self.tokenizer), shortest=1)):
+            text = self._wording.text(ev.without_gaps(ids))
             if not text:
                 raise ValueError(f"prompts[{i}] holds special tokens only; give it some text, or drop it")
             texts.append(storable(text))
