@@ -396,3 +396,96 @@ def test_line_breaks_stand_between_pieces(tmp_path: Path) -> None:
 def test_rows_of_no_shape_are_named(tmp_path: Path, rows: list[dict[str, Any]], words: str) -> None:
     with pytest.raises(corpora.CorpusError, match=words):
         detect(write(tmp_path / "a.jsonl", rows), WM, tokenizer=Words())
+
+
+LONG = "21 22 23 24 25 26"
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".parquet"])
+@pytest.mark.parametrize(
+    ("row", "column", "remedy"),
+    [
+        ({"promt": LONG, "text": ANSWER}, "promt", "'prompt'"),
+        ({"Prompt": LONG, "text": ANSWER}, "Prompt", "'prompt'"),
+        ({"PROMPTS": LONG, "ids": [1, 2, 3]}, "PROMPTS", "'prompt'"),
+        ({" prompt ": LONG, "text": ANSWER}, " prompt ", "'prompt'"),
+        ({"prompt text": LONG, "text": ANSWER}, "prompt text", "'prompt'"),
+        ({"userPrompt": LONG, "text": ANSWER}, "userPrompt", "'prompt'"),
+        ({"systemprompt": LONG, "text": ANSWER}, "systemprompt", "'prompt'"),
+        ({"instruction": "1", "text": ANSWER}, "instruction", "'prompt'"),
+        ({"question": LONG, "text": ANSWER}, "question", "'prompt'"),
+        ({"Queries": [LONG], "text": ANSWER}, "Queries", "'prompt'"),
+        ({"input_ids": [1, 2], "text": ANSWER}, "input_ids", "'prompt'"),
+        ({"context": LONG, "text": ANSWER, "prompt": ASK}, "context", "'prompt'"),
+        ({"question": LONG, "text": ANSWER, "prompt": ""}, "question", "'prompt'"),
+        ({"system": LONG, "conversations": [HUMAN, {"from": "gpt", "value": ANSWER}]}, "system", "'conversations'"),
+        ({"prompt": LONG, "messages": [USER, {"role": "assistant", "content": ANSWER}]}, "prompt", "'messages'"),
+        ({"history": [[ASK, LONG]], "instruction": ASK, "output": ANSWER}, "history", "'instruction' or 'input'"),
+        ({"system": LONG, "prompt": ASK, "completion": ANSWER}, "system", "'prompt_ids' or 'prompt'"),
+        ({"messages": [USER], "ids": [1, 2, 3]}, "messages", "'prompt'"),
+        ({"context": LONG, "ids": [1, 2, 3], "prompt_ids": [4]}, "context", "'prompt'"),
+    ],
+)  # fmt: skip
+def test_no_prompt_is_left_unread(tmp_path: Path, ending: str, row: dict[str, Any], column: str, remedy: str) -> None:
+    with pytest.raises(corpora.CorpusError, match=rf"row 1: '{column}' looks like a prompt.*put it into {remedy}, or"):
+        detect(write(tmp_path / f"a{ending}", [row, row]), WM, tokenizer=Words())
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".parquet"])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {
+            "id": "a 1 b 2",
+            "source": LONG,
+            "score": 0.5,
+            "model": "one of ours, the large one",
+            "language": "en",
+            "title": LONG,
+        },
+        {"timestamp": "2026-01-02 03:04:05", "summary": LONG, "content": LONG, "category": LONG, "title": LONG},
+        {"prompt_id": "a b c d e", "question_type": LONG, "system_fingerprint": "fp_1", "context_length": 2048},
+        {"user": "John Smith", "system": "Linux", "request": {"temperature": 0.5, "model": "small"}, "chat": None},
+        {"input_tokens": 12, "prompt_logprobs": [-0.1, -0.2], "instruction": "", "query": None, "history": []},
+        {"prompt": f"{LONG} {ASK}", "question": ASK, "context": LONG},  # nothing that the prompt does not hold
+        {"prompt_ids": [7, 8], "prompt": LONG, "messages": [USER], "ids": [5, 6, 7, 8, 9]},
+    ],
+    ids=lambda row: "+".join(row),
+)
+def test_other_columns_stay_unread(tmp_path: Path, ending: str, row: dict[str, Any]) -> None:
+    file = write(tmp_path / f"a{ending}", [row | {"text": ANSWER}] * 2)
+    assert detect(file, WM, tokenizer=Words()).seen == 2 * 3
+
+
+def test_a_chat_may_repeat_its_prompt(tmp_path: Path) -> None:
+    row = {"prompt": ASK, "messages": [USER, {"role": "assistant", "content": ANSWER}]}
+    assert detect(write(tmp_path / "a.jsonl", [row]), WM, tokenizer=Words()).seen == 3
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".parquet"])
+def test_what_was_read_is_said(tmp_path: Path, ending: str) -> None:
+    def columns(*rows: dict[str, Any]) -> tuple[str, list[str]]:
+        file = corpora.CorpusFile(write(tmp_path / f"a{ending}", list(rows)), Words())
+        _ = list(file.texts()), list(file.prompts() or [])
+        return file.columns, sorted(file.unread)
+
+    assert columns({"completion": ANSWER}) == ("text: completion", [])
+    ids = {"prompt_ids": [1, 2], "completion": ANSWER, "score": 1}
+    assert columns(ids) == ("text: completion; prompt: prompt_ids", ["score"])
+    assert columns({"text": ANSWER, "note": LONG}) == ("text: text", ["note"])
+    assert columns({"ids": [1, 2], "text": ANSWER}) == ("text: ids", [])
+    assert columns({"text": ANSWER, "prompt": None}) == ("text: text", [])
+    assert columns({"instruction": "1", "output": "2"}) == ("text: output; prompt: instruction", [])
+
+
+def test_prompt_ids_beside_a_completion_are_the_prompt(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"prompt_ids": [1, -1, 2], "completion": ANSWER},
+        {"prompt_ids": [3], "prompt": LONG, "completion": [{"role": "assistant", "content": ANSWER}]},
+        {"prompt": "4", "completion": ANSWER},
+    ]
+    file = corpora.CorpusFile(write(tmp_path / "a.jsonl", rows), Words())
+    assert list(file.prompts() or []) == [[1, -1, 2], [3], [4]] and list(file.texts()) == [[5, 6, 7, 8, 9]] * 3
+    turns = [{"role": "assistant", "content": "1"}, USER, {"role": "assistant", "content": "2"}]
+    with pytest.raises(corpora.CorpusError, match="several pieces beside 'prompt_ids'"):
+        list(corpora.CorpusFile(write(tmp_path / "a.jsonl", [rows[0] | {"completion": turns}]), Words()).texts())

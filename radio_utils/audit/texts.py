@@ -129,8 +129,8 @@ def read_texts(name: str, path: str, tokenizer: Any, vocab_size: int, window: in
     cut = None if tokenizer is None else _Cutter(tokenizer)
     file = CorpusFile(_path(name, path), cut, last_turn)
     with blamed(name, CorpusError):
-        texts, prompts = list(file.texts()), file.prompts()
-        asked = None if prompts is None else list(prompts)
+        texts, given = list(file.texts()), file.prompts()
+        asked = None if given is None else list(given)
         if not texts:
             raise AuditError(f"{name}: {path} holds no text; give a file with at least one")
         checked = _checked(file, texts, vocab_size)
@@ -138,15 +138,17 @@ def read_texts(name: str, path: str, tokenizer: Any, vocab_size: int, window: in
     long = [i for i, text in enumerate(checked) if text.size > window]
     if not long:
         raise AuditError(f"{name}: no text of {path} is longer than window={window} tokens; give longer texts")
+    prompts = None if of is None or not any(of[i].size for i in long) else [of[i] for i in long]
+    unread = "" if prompts is not None or not file.unread else f"; not read: {', '.join(file.unread)}"
     return Texts(
         name=name,
         path=path,
         sha256=sha256_of(file.path),
         short=len(checked) - len(long),
         ids=[checked[i] for i in long],
-        prompts=None if of is None or not any(of[i].size for i in long) else [of[i] for i in long],
+        prompts=prompts,
         from_strings=cut is not None and cut.used,
-        columns=file.columns,
+        columns=file.columns + unread,
         window=window,
     )
 

@@ -4,7 +4,8 @@ A row holds the text as token ids (``ids``) or as a string (``text``, with a tok
 answers (``prompt_ids``, in which −1 stands where something may be missing, or ``prompt``), or is of one of the shapes of
 :mod:`radio_utils.evidence.forms`, which is that of the first row. Either every row of a file has a prompt or none has: a
 text whose prompt was lost would be scored where it copies that prompt. An empty list or string says that a row has none,
-null that its prompt is not known. A row that is not so is an error that names the file and the row. In plain text
+null that its prompt is not known. A column that looks like a prompt and is not read is an error too
+(:mod:`radio_utils.evidence.columns`). A row that is not so is an error that names the file and the row. In plain text
 (``.txt``) blank lines stand between texts, and no text has a prompt; a text is named by its first line's number.
 
 Files are UTF-8 and JSON is strict where it matters: a name that stands twice in an object, half of a character, or NaN in
@@ -27,7 +28,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from radio_utils.evidence.checks import GAP
+from radio_utils.evidence.columns import is_prompt, may_be_prompt
 from radio_utils.evidence.forms import FORMS, OWN_PROMPT, OWN_TEXT, Form, FormError, as_text, form_of
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".parquet", ".txt")
@@ -36,6 +40,7 @@ _NAMED = re.compile(
     r"\.(jsonl?|ndjson|parquet|pq|arrow|feather|csv|tsv|txt|npy|npz|pkl|zip|tar|gz|zst|bz2|xz)(\.(gz|zst|bz2|xz|zip|tar))?$",
     re.IGNORECASE,
 )
+_WHOLE = ("messages", "conversations")  # columns that hold a prompt and its answers
 _LONGEST_LINE = 1 << 28  # bytes: a longer line is no text but a damaged file, and must not fill the memory
 
 
@@ -76,14 +81,33 @@ class CorpusFile:
 
     @property
     def columns(self) -> str:
-        """Which columns are read, in words."""
+        """Which columns were read, in words; to be asked after reading."""
         if self._kind == ".txt":
             return "text: the paragraphs"
         if self._form is not None:
-            return self._form.words
-        names = self._names
-        text, prompt = (next((name for name in own if name in names), "") for own in (OWN_TEXT, OWN_PROMPT))
-        return f"text: {text}" + (f"; prompt: {prompt}" if prompt and self._prompted else "")
+            return self._form.words(self._there)
+        text, prompt = (" or ".join(name for name in own if name in self._used) for own in (OWN_TEXT, OWN_PROMPT))
+        return f"text: {text}" + (f"; prompt: {prompt}" if prompt else "")
+
+    @property
+    def unread(self) -> list[str]:
+        """The columns that are there and are not read; to be asked after reading."""
+        names = self._names if self._kind == ".parquet" else self._there
+        return [name for name in names if name not in self._read]
+
+    @property
+    def _read(self) -> tuple[str, ...]:
+        return OWN_TEXT + OWN_PROMPT if self._form is None else self._form.columns
+
+    @cached_property
+    def _there(self) -> dict[str, None]:
+        """The columns that held something in a row so far."""
+        return {}
+
+    @cached_property
+    def _used(self) -> set[str]:
+        """Our own columns that something was taken from so far."""
+        return set()
 
     @cached_property
     def _prompted(self) -> bool:
@@ -147,9 +171,11 @@ class CorpusFile:
     def _ids(self, row: dict[str, Any], number: int, ids: str, text: str) -> Any:
         found = row.get(ids)
         if found is not None and not (isinstance(found, float) and math.isnan(found)):
+            self._used.add(ids)
             return found
         ids_or_text = (ids, found) if found is not None else (text, row.get(text))
         found = ids_or_text[1]
+        self._used.add(text)
         if isinstance(found, tuple):
             return self._joined(found, number)
         if found is None:
@@ -186,9 +212,10 @@ class CorpusFile:
             yield from self._blocks()
             return
         form = self._form
-        wanted = columns if form is None else form.columns
-        for number, row in self._parquet(wanted) if self._kind == ".parquet" else self._jsonl():
+        for number, row in self._parquet(self._read if form else columns) if self._kind == ".parquet" else self._jsonl():
+            self._there.update(dict.fromkeys(name for name, value in row.items() if value is not None))
             if form is None:
+                self._check_read(number, row, row)
                 yield number, row
                 continue
             if lost := [name for name in form.needed if row.get(name) is None]:
@@ -197,9 +224,26 @@ class CorpusFile:
                 )
             try:
                 made = list(form.rows(row))
+                self._check_read(number, row, made[0])
                 yield from ((number, one) for one in (made[-1:] if self.last_turn else made))
             except FormError as error:
                 raise CorpusError(f"{self.path}, row {number}: {error}") from error
+
+    def _check_read(self, number: int, row: dict[str, Any], made: dict[str, Any]) -> None:
+        """Raise :class:`CorpusError` for a column like a prompt that is not in what was ``made`` of its row."""
+        if all(made.get(name) is None for name in OWN_TEXT):
+            return
+        ids, prompt = (made.get(name) for name in OWN_PROMPT)
+        # ids are what was drawn, and the whole prompt in another shape is nothing new
+        read = (*self._read, *_WHOLE) if isinstance(ids, list | np.ndarray) and len(ids) else self._read
+        known = prompt if isinstance(prompt, tuple) else [prompt] if isinstance(prompt, str) else []
+        for name, value in row.items():
+            if name not in read and is_prompt(name, value, known):
+                where = " or ".join(map(repr, OWN_PROMPT[1:] if self._form is None else self._form.prompts or self._read))
+                raise CorpusError(
+                    f"{self.path}, row {number}: {name!r} looks like a prompt, and rows of this form are read without it; "
+                    f"put it into {where}, or, if the text's author did not see it, delete or rename the column"
+                )
 
     def _lines(self) -> Iterator[tuple[int, str]]:
         """Numbers, from 1, and texts of the lines."""
@@ -282,6 +326,9 @@ class CorpusFile:
             if not present:
                 wanted = " or ".join(map(repr, columns))
                 raise CorpusError(f"{self.path}: no column {wanted}; it has {file.schema_arrow.names}")
+            if asking := [name for name in self.unread if may_be_prompt(name)]:  # they are compared with what is read
+                others = [name for name in OWN_PROMPT if name in file.schema_arrow.names]
+                present = list(dict.fromkeys(present + others + asking))
             number, batches = 0, file.iter_batches(batch_size=1024, columns=present)
             while True:
                 try:

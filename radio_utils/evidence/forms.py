@@ -3,7 +3,7 @@
 Our own rows hold ``ids`` or ``text``, and perhaps ``prompt_ids`` or ``prompt``. Read as well are those of Alpaca (Taori et
 al. 2023: ``instruction``, ``input``, ``output``), of ShareGPT (``conversations`` of turns with ``from`` and ``value``), of
 OpenAI's chats (``messages`` of turns with ``role`` and ``content``) and of TRL (``prompt`` and ``completion``, strings or
-lists of turns). Each of the assistant's turns is one text, and all turns before it are its prompt.
+lists of turns; or ``prompt_ids``). Each of the assistant's turns is one text, and all turns before it are its prompt.
 
 Pieces of a prompt are kept apart. Between two turns Alice's model had a template that the rows do not hold, and between two
 parts of one perhaps an image. So the first tokens of each were drawn after windows that nobody knows, whoever wrote them.
@@ -31,18 +31,26 @@ class FormError(ValueError):
 
 @dataclass(frozen=True)
 class Form:
-    """One shape of rows: it is that of a row with all ``needed`` columns, of which it reads those and the ``others``."""
+    """One shape of rows: it is that of a row with all ``needed`` columns; ``text`` says in words what the texts are.
+
+    ``prompts`` are the columns that hold prompts, none for chats, in which what precedes a text is its prompt.
+    """
 
     name: str
     needed: tuple[str, ...]
-    others: tuple[str, ...]
-    words: str
+    prompts: tuple[str, ...]
+    text: str
     rows: Callable[[dict[str, Any]], Iterator[dict[str, Any]]]
 
     @property
     def columns(self) -> tuple[str, ...]:
         """All columns that are read."""
-        return self.needed + self.others
+        return tuple(dict.fromkeys(self.needed + self.prompts))
+
+    def words(self, there: Collection[str]) -> str:
+        """What is read of rows in which these columns are there."""
+        before = ", ".join(name for name in self.prompts if name in there) if self.prompts else "what precedes"
+        return f"text: {self.text}" + (f"; prompt: {before}" if before else "")
 
 
 def form_of(columns: Collection[str]) -> Form | None:
@@ -84,13 +92,20 @@ def _alpaca(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _completion(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    prompt, completion = row.get("prompt"), row["completion"]
-    if isinstance(prompt, str | None) and isinstance(completion, str):
-        yield {"prompt": prompt, "text": as_text("completion", completion)}
+    prompt, completion, ids = row.get("prompt"), row["completion"], row.get("prompt_ids")
+    if isinstance(completion, str) and (ids is not None or isinstance(prompt, str | None)):
+        yield {"prompt_ids": ids, "prompt": prompt, "text": as_text("completion", completion)}
         return
-    before = list(_turns("prompt", prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]))
     after = completion if isinstance(completion, list) else [{"role": "assistant", "content": completion}]
-    yield from _answers("completion", before, _turns("completion", after))
+    if ids is None:
+        turns = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
+        before = list(_turns("prompt", turns))
+        yield from _answers("completion", before, _turns("completion", after))
+        return
+    first, *others = _answers("completion", [], _turns("completion", after))
+    if first["prompt"] or others:
+        raise FormError("'completion' has several pieces beside 'prompt_ids'; give all but the last in 'prompt_ids'")
+    yield {"prompt_ids": ids, "text": first["text"]}
 
 
 def _chat(name: str) -> Callable[[dict[str, Any]], Iterator[dict[str, Any]]]:
@@ -166,9 +181,8 @@ def _answers(name: str, before: list[_Piece], turns: Iterator[_Piece]) -> Iterat
 
 
 FORMS = (
-    Form("Alpaca", ("instruction", "output"), ("input",), "text: output; prompt: instruction, input", _alpaca),
-    Form("ShareGPT", ("conversations",), (), "text: assistant's turns in conversations; prompt: what precedes",
-         _chat("conversations")),
-    Form("chat", ("messages",), (), "text: assistant's turns in messages; prompt: what precedes", _chat("messages")),
-    Form("TRL", ("completion",), ("prompt",), "text: completion; prompt: prompt", _completion),
-)  # fmt: skip
+    Form("Alpaca", ("instruction", "output"), ("instruction", "input"), "output", _alpaca),
+    Form("ShareGPT", ("conversations",), (), "assistant's turns in conversations", _chat("conversations")),
+    Form("chat", ("messages",), (), "assistant's turns in messages", _chat("messages")),
+    Form("TRL", ("completion",), OWN_PROMPT, "completion", _completion),
+)
