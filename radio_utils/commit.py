@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from radio_utils.files import read_json, sha256_of
-from radio_utils.keys import SCHEMES, check_secret, make_watermark, read_key
+from radio_utils.keys import SCHEMES, check_secret, make_watermark, name_of, read_key, scheme_named
 from radio_utils.watermarks import Watermark
 from radio_utils.watermarks.prf import Key, derive_bytes
 
@@ -51,13 +51,12 @@ class Parameters:
     vocab_size: int
 
     def __post_init__(self) -> None:
-        if self.scheme not in SCHEMES:
-            raise ValueError(f"scheme must be one of {', '.join(map(repr, SCHEMES))}, got {self.scheme!r}")
+        named = scheme_named(self.scheme)
         for name in ("window", "vocab_size"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-        if self.scheme.endswith("gumbel max"):
+        if not named.green_lists:
             object.__setattr__(self, "gamma", None)
         elif isinstance(self.gamma, bool) or not isinstance(self.gamma, int | float) or not 0 < self.gamma < 1:
             raise ValueError(f"gamma must be a number between 0 and 1, both excluded, got {self.gamma!r}")
@@ -65,11 +64,8 @@ class Parameters:
     @classmethod
     def of(cls, wm: Watermark) -> Parameters:
         """Those of a watermark."""
-        scheme = wm.scheme
-        if scheme == "transformers green list":
-            scheme = f"transformers {wm.seeding_scheme}"  # type: ignore[attr-defined]
         # ⌊γV⌋ need not survive γ → ⌊γV⌋ / V, so of other people's lists the γ that was asked for is kept
-        return cls(scheme, int(wm.window), wm.asked_gamma, int(wm.vocab_size))
+        return cls(name_of(wm), int(wm.window), wm.asked_gamma, int(wm.vocab_size))
 
     def watermark(self, key: Key) -> Watermark:
         """The watermark under a key. Raises ``ValueError`` for parameters that are impossible together."""

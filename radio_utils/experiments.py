@@ -413,9 +413,8 @@ class Mark(NamedTuple):
 
     def changes(self) -> dict[str, Any]:
         """What it changes in a preset, for :func:`variant`."""
-        if self.scheme == "gumbel max":
-            return {"watermark__scheme": "gumbelmax", "watermark__window": self.k}
-        return {"watermark__window": self.k, "watermark__gamma": self.gamma, "watermark__delta": self.delta}
+        own = {"scheme": self.scheme, "window": self.k, "gamma": self.gamma, "delta": self.delta}
+        return {f"watermark__{name}": value for name, value in own.items() if value is not None}
 
 
 def loudness(world: World, setting: Setting, *, which: float | str = BOB, epoch: int | None = None) -> float:

@@ -12,25 +12,44 @@ import json
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from radio_utils import compat
 from radio_utils.watermarks import GreenList, GumbelMax, Watermark
 from radio_utils.watermarks.prf import Key
+from radio_utils.watermarks.published import ReleasedGreenList, ReleasedGumbelMax, TransformersGreenList
 
-SCHEMES = (
-    "green list",
-    "gumbel max",
-    "released green list",
-    "released gumbel max",
-    "transformers lefthash",
-    "transformers selfhash",
-)
-INTEGER_KEYS = SCHEMES[2:]
+
+class Named(NamedTuple):
+    """What the name of a scheme stands for, wherever one is given: in presets, requests, commitments, practice cases."""
+
+    make: Callable[..., Watermark]  # from key, vocabulary and window; with green lists from gamma and delta, too
+    green_lists: bool = True
+    integer_keys: bool = False
+    one_token: bool = False  # whether a window can only be 1
+    rival: str = ""  # the scheme for which it is mistaken
+    stored: str = ""  # its name in a preset's dump, on which the hashes of committed records depend
+
+
+def _transformers(seeding: str, key: Key, vocab_size: int, window: int, gamma: float, delta: float = 2.0) -> Watermark:
+    config = {"seeding_scheme": seeding, "hashing_key": key, "greenlist_ratio": gamma, "bias": delta}
+    # transformers counts the candidate token as part of selfhash's context
+    return TransformersGreenList(config | {"context_width": window + (seeding == "selfhash")}, vocab_size)
+
+
+SCHEMES = {
+    "green list": Named(GreenList, rival="gumbel max", stored="greenlist"),
+    "gumbel max": Named(GumbelMax, green_lists=False, rival="green list", stored="gumbelmax"),
+    "released green list": Named(ReleasedGreenList, integer_keys=True, rival="released gumbel max"),
+    "released gumbel max": Named(ReleasedGumbelMax, green_lists=False, integer_keys=True, rival="released green list"),
+    "transformers lefthash": Named(partial(_transformers, "lefthash"), integer_keys=True, one_token=True),
+    "transformers selfhash": Named(partial(_transformers, "selfhash"), integer_keys=True),
+}
+INTEGER_KEYS = tuple(name for name, one in SCHEMES.items() if one.integer_keys)
 ENGINE = "engine"  # of a key that stands for one in the configuration of an inference engine
 _LONGEST_KEY = 1 << 16
 
@@ -91,26 +110,28 @@ def _engine_key(text: str, where: str) -> Any:
     return int(bare, 0) if re.fullmatch(r"-?\d+|0x[0-9a-fA-F]+", bare) else bare
 
 
+def scheme_named(name: Any) -> Named:
+    """What a scheme's name stands for. Raises ``ValueError`` where it stands for nothing."""
+    if not isinstance(name, str) or name not in SCHEMES:
+        raise ValueError(f"scheme must be one of {', '.join(map(repr, SCHEMES))}, got {name!r}")
+    return SCHEMES[name]
+
+
+def name_of(wm: Watermark) -> str:
+    """The name of a watermark's scheme: its own, save that transformers' green lists have two here."""
+    return f"transformers {wm.seeding_scheme}" if isinstance(wm, TransformersGreenList) else wm.scheme
+
+
 def make_watermark(
     scheme: str, key: Key, vocab_size: int, window: int, gamma: float, delta: float | None = None
 ) -> Watermark:
     """A watermark by the name of its scheme. The bias δ of green lists is for writing and plays no part in detection."""
-    bias = {} if delta is None else {"delta": delta}
-    if scheme == "green list":
-        return GreenList(key, vocab_size, window, gamma, **bias)
-    if scheme == "gumbel max":
-        return GumbelMax(key, vocab_size, window)
-    if not isinstance(key, int):
+    named = scheme_named(scheme)
+    if named.integer_keys and not isinstance(key, int):
         raise ValueError(f"scheme={scheme!r} has whole numbers as keys; give the key as int:…")
-    if scheme == "released green list":
-        return compat.ReleasedGreenList(key, vocab_size, window, gamma, **bias)
-    if scheme == "released gumbel max":
-        return compat.ReleasedGumbelMax(key, vocab_size, window)
-    seeding = scheme.removeprefix("transformers ")
-    config = {"seeding_scheme": seeding, "hashing_key": key, "greenlist_ratio": gamma}
-    config |= {} if delta is None else {"bias": delta}
-    # transformers counts the candidate token as part of selfhash's context
-    return compat.TransformersGreenList(config | {"context_width": window + (seeding == "selfhash")}, vocab_size)
+    if not named.green_lists:
+        return named.make(key, vocab_size, window)
+    return named.make(key, vocab_size, window, gamma, **({} if delta is None else {"delta": delta}))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -39,7 +39,6 @@ from radio_utils.world.world import World
 
 logger = logging.getLogger(__name__)
 
-_SCHEMES = {"greenlist": "green list", "gumbelmax": "gumbel max"}
 _MODEL_FILES = (
     "config.json",
     "generation_config.json",
@@ -102,7 +101,7 @@ def make_case(world: World, rho: float, folder: Path, *, fresh: int = 800, rehea
     for name, key in (("key.txt", world.key), ("other.txt", other.key)):
         atomic_write(folder / name, f"hex:{key.hex()}" if isinstance(key, bytes) else str(key))
     mark = world.preset.watermark
-    return Case(folder, world.key, other.key, _SCHEMES[mark.scheme], mark.window, mark.gamma, mark.delta)
+    return Case(folder, world.key, other.key, mark.scheme, mark.window, mark.gamma, mark.delta)
 
 
 def requests(world: World, case: Case, *, alpha: float, seed: int) -> dict[str, Request]:

@@ -13,7 +13,8 @@ import yaml
 from pydantic import Field
 
 from radio_utils import decoding, engines
-from radio_utils.watermarks import GreenList, GumbelMax, Watermark
+from radio_utils.keys import SCHEMES, make_watermark
+from radio_utils.watermarks import Watermark
 from radio_utils.watermarks.prf import Key, derive_bytes
 
 Count = Annotated[int, Field(gt=0)]
@@ -91,6 +92,15 @@ class Model(_Section):
         return self
 
 
+def _plain(name: Any) -> Any:
+    """The scheme that is given by its stored name; any other as it is."""
+    return next((plain for plain, one in SCHEMES.items() if one.stored and one.stored == name), name)
+
+
+def _stored(name: str) -> str:
+    return SCHEMES[name].stored if name in SCHEMES else name
+
+
 class Scheme(_Section):
     """Alice's watermark: one of this package's, or with scheme "engine" what an inference engine writes.
 
@@ -98,7 +108,9 @@ class Scheme(_Section):
     the window and all else: ``window``, ``gamma`` and ``delta`` belong to this package's schemes.
     """
 
-    scheme: Literal["greenlist", "gumbelmax", "engine"]
+    scheme: Annotated[
+        Literal["green list", "gumbel max", "engine"], pydantic.BeforeValidator(_plain), pydantic.PlainSerializer(_stored)
+    ]
     window: Count
     gamma: Annotated[float, Field(gt=0, lt=1)]
     delta: Annotated[float, Field(ge=0)]
@@ -118,9 +130,7 @@ class Scheme(_Section):
         """The watermark under a key."""
         if self.engine is not None:
             return engines.from_config(self.engine_config(key), vocab_size)
-        if self.scheme == "greenlist":
-            return GreenList(key, vocab_size, self.window, self.gamma, self.delta)
-        return GumbelMax(key, vocab_size, self.window)
+        return make_watermark(self.scheme, key, vocab_size, self.window, self.gamma, self.delta)
 
     def engine_config(self, key: Key) -> dict[str, Any]:
         """The engine's configuration with its own key, or keys of layers, derived from Alice's."""

@@ -327,7 +327,7 @@ def test_a_p_value_at_a_count_is_that_of_the_pairs(world: World) -> None:
     between = experiments.log10_p_at(wm, 20.25 / 40, 40)
     assert between == pytest.approx(0.75 * float(wm.log10_p(20, 40)) + 0.25 * float(wm.log10_p(21, 40)))
     assert experiments.log10_p_at(wm, 1.0, 40) == pytest.approx(float(wm.log10_p(40, 40)))
-    gumbel = world.changed(watermark__scheme="gumbelmax").watermark
+    gumbel = world.changed(watermark__scheme="gumbel max").watermark
     assert experiments.log10_p_at(gumbel, 1.7, 40) == pytest.approx(float(gumbel.log10_p(68.0, 40)))
 
 
@@ -394,7 +394,7 @@ def test_a_mark_of_the_presets_own_values_is_no_other_world(world: World) -> Non
     same = experiments.Mark("green list", here.window, here.gamma, here.delta)
     assert experiments.variant(world, **same.changes()).made("keys/1") == experiments.variant(world).made("keys/1")
     gumbel = experiments.variant(world, **experiments.Mark("gumbel max", 3).changes())
-    assert (gumbel.preset.watermark.scheme, gumbel.watermark.window) == ("gumbelmax", 3)
+    assert (gumbel.preset.watermark.scheme, gumbel.watermark.window) == ("gumbel max", 3)
     assert gumbel.preset.watermark.delta == here.delta
 
 
@@ -438,7 +438,7 @@ def slow_strength(world: World, texts: list[Pair], count: int) -> tuple[float, f
     return at(mean), (at(mean - error) - at(mean + error)) / 2
 
 
-@pytest.mark.parametrize("scheme", ["greenlist", "gumbelmax"])
+@pytest.mark.parametrize("scheme", ["green list", "gumbel max"])
 @pytest.mark.parametrize(("window", "count"), [(1, 40), (2, 17)])
 def test_strength_is_that_of_a_direct_computation(world: World, scheme: str, window: int, count: int) -> None:
     under = world.changed(watermark__scheme=scheme, watermark__window=window)

@@ -14,8 +14,8 @@ ROOT = Path(radio_utils.__file__).parent
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("executors", "files", "provenance", "parallel", "processes", "stats", "extras"),
     ("artifacts", "watermarks"),
-    ("compat", "engines", "decoding", "evidence"),
-    ("detection", "eprocess", "keyless", "keys", "predictions", "presets", "shown", "suspects"),
+    ("compat", "engines", "decoding", "evidence", "keys"),
+    ("detection", "eprocess", "keyless", "predictions", "presets", "shown", "suspects"),
     ("contrast", "costs", "membership", "optout", "remarking", "commit", "figures"),
     ("soft", "planning"),
     ("reading", "advise"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -166,7 +167,7 @@ def test_extends_merges_branch_by_branch() -> None:
 
 
 def test_changes_touch_nothing_else() -> None:
-    changed = load_preset("smoke", fine_tuning__epochs=1.5, watermark__scheme="gumbelmax")
+    changed = load_preset("smoke", fine_tuning__epochs=1.5, watermark__scheme="gumbel max")
     assert changed.fine_tuning.epochs == 1.5
     assert load_preset("smoke").fine_tuning.epochs != 1.5
     untouched = changed.model_dump(exclude={"fine_tuning", "watermark"})
@@ -179,9 +180,19 @@ def test_sections_make_what_they_describe() -> None:
     preset = load_preset("smoke")
     wm = preset.watermark.make("key", 500)
     assert isinstance(wm, GreenList) and (wm.vocab_size, wm.window, wm.gamma, wm.delta) == (500, 1, 0.25, 3.0)
-    other = load_preset("smoke", watermark__scheme="gumbelmax", watermark__window=3).watermark.make("key", 500)
+    other = load_preset("smoke", watermark__scheme="gumbel max", watermark__window=3).watermark.make("key", 500)
     assert isinstance(other, GumbelMax) and other.window == 3
     assert preset.suspect.sampling.make() == decoding.Sampling(0.7, 0, 1.0)
+
+
+@pytest.mark.parametrize(("name", "stored"), [("green list", "greenlist"), ("gumbel max", "gumbelmax")])
+def test_a_scheme_has_one_name_and_records_keep_the_stored_one(name: str, stored: str) -> None:
+    """The hashes of committed records are over dumps with the stored name."""
+    preset, same = (load_preset("smoke", watermark__scheme=one) for one in (name, stored))
+    assert preset == same and preset.watermark.scheme == name == preset.watermark.make("key", 500).scheme
+    assert (
+        preset.model_dump()["watermark"]["scheme"] == json.loads(preset.model_dump_json())["watermark"]["scheme"] == stored
+    )
 
 
 def test_changed_is_load_preset_again() -> None:

@@ -19,6 +19,7 @@ from radio_utils import evidence as ev
 from radio_utils.audit.errors import AuditError, blamed
 from radio_utils.audit.request import Request
 from radio_utils.audit.texts import Texts
+from radio_utils.keys import SCHEMES
 from radio_utils.stats.laws import Bernoulli
 from radio_utils.suspects.loading import rows_in_config
 from radio_utils.suspects.vocabulary import VocabularySizes
@@ -98,9 +99,7 @@ def _neighbours(wm: Watermark, request: Request) -> Iterator[tuple[str, dict[str
                 yield f"gamma={gamma:.3g}", {"gamma": gamma}
     for size in sorted(_padded_sizes(wm.vocab_size, request)):
         yield f"vocab_size={size}, rows of the model and not tokens alone,", {"vocab_size": size}
-    family = "released " if request.scheme.startswith("released") else ""
-    if not request.scheme.startswith("transformers"):
-        other = family + ("green list" if request.scheme.endswith("gumbel max") else "gumbel max")
+    if other := SCHEMES[request.scheme].rival:
         yield f"scheme={other!r}", {"scheme": other}
 
 

@@ -149,7 +149,7 @@ class Request:
         for name in ("suspect", "watermarked_texts", "output_dir"):
             if not getattr(self, name):
                 raise AuditError(f"{name} is empty; {_WANTED[name]}")
-        _one_of("scheme", self.scheme, SCHEMES)
+        _one_of("scheme", self.scheme, tuple(SCHEMES))
         _one_of("api", self.api, ("completions", "chat"))
         _one_of("access", self.access or "open", ACCESS)
         _one_of("dtype", self.dtype, DTYPES)
@@ -192,10 +192,8 @@ class Request:
                 raise AuditError(
                     f"{name} is compared by its weights, and suspect={self.shown_suspect!r} has none; leave it out"
                 )
-        if self.scheme == "transformers lefthash" and self.window != 1:
-            raise AuditError(
-                f"scheme='transformers lefthash' looks at one token only, so window must be 1, got {self.window}"
-            )
+        if SCHEMES[self.scheme].one_token and self.window != 1:
+            raise AuditError(f"scheme={self.scheme!r} looks at one token only, so window must be 1, got {self.window}")
         if self.kind != "model" and not self.tokenizer:
             raise AuditError(
                 "tokenizer is empty, and this suspect brings none; give the folder or hub name of Alice's tokenizer"
