@@ -475,10 +475,9 @@ def log10_p_at(wm: Watermark, score: float, count: int) -> float:
     total = score * count
     if not law.lattice:
         return float(wm.log10_p(total, count))
-    unit = float(getattr(law, "unit", 1.0))
-    below = min(math.floor(total / unit), round(law.largest * count / unit) - 1)
-    lower, upper = wm.log10_p([below * unit, (below + 1) * unit], count)
-    return float(lower + min(total / unit - below, 1.0) * (upper - lower))
+    below = min(math.floor(total / law.unit), round(law.largest * count / law.unit) - 1)
+    lower, upper = wm.log10_p([below * law.unit, (below + 1) * law.unit], count)
+    return float(lower + min(total / law.unit - below, 1.0) * (upper - lower))
 
 
 def log10_p_with_error(wm: Watermark, found: Detection, count: int) -> tuple[float, float]:

@@ -25,7 +25,6 @@ from radio_utils.planning import (
     simulate_power,
     tokens_needed,
 )
-from radio_utils.planning import power as power_module
 
 GREEN, GUMBEL = GreenList("alice", 1000, 1), GumbelMax("alice", 1000, 1)
 HALF, RARE = GreenList("alice", 1000, 1, gamma=0.5), GreenList("alice", 1000, 1, gamma=1 / 64)
@@ -75,7 +74,7 @@ def test_the_saw_tooth_is_there_and_is_left_behind() -> None:
 @pytest.mark.parametrize(("effect", "log10_p"), [(0.02, -3.0), (0.2, -1.0), (0.2, -10.0), (0.49, -2.0)])
 def test_the_power_lies_between_two_curves_that_never_fall(wm: GreenList, effect: float, log10_p: float) -> None:
     n = np.arange(1.0, 3000.0)
-    lower, upper = power_module._Greens(wm.law, log10_p).bounds(n, effect)
+    lower, upper = wm.law.test_at(log10_p).bounds(n, effect)
     power = power_at(wm, effect, n, log10_p=log10_p)
     assert np.all((lower <= power + 1e-12) & (power <= upper + 1e-12))
     assert np.all(np.diff(lower) > -1e-12)
@@ -150,7 +149,7 @@ def test_the_effect_seen_is_the_one_with_the_power(wm: Any, scored: int, log10_p
     if wm is GUMBEL or wm.gamma + effect < 1 - 1e-9:
         assert power_at(wm, effect, scored, log10_p=log10_p) == pytest.approx(power, rel=1e-6)
         more = scored + int(np.random.default_rng(seed).integers(scored + 50))
-        bounds = power_module._test_of(wm, log10_p).bounds(np.array([scored, more], float), effect)
+        bounds = wm.law.test_at(log10_p).bounds(np.array([scored, more], float), effect)
         assert bounds[1][1] >= bounds[1][0] - 1e-9  # more pairs, more power, up to a tooth
 
 

@@ -20,7 +20,6 @@ from radio_utils.audit.errors import AuditError, blamed
 from radio_utils.audit.request import Request
 from radio_utils.audit.texts import Texts
 from radio_utils.keys import SCHEMES
-from radio_utils.stats.laws import Bernoulli
 from radio_utils.suspects.loading import rows_in_config
 from radio_utils.suspects.vocabulary import VocabularySizes
 from radio_utils.watermarks import Watermark
@@ -93,7 +92,7 @@ def _neighbours(wm: Watermark, request: Request) -> Iterator[tuple[str, dict[str
     for window in range(1, _WINDOWS + 1):
         if window != wm.window:
             yield f"window={window}", {"window": window}
-    if wm.law.lift > 1:
+    if wm.asked_gamma is not None:
         for gamma in _GAMMAS:
             if abs(gamma - request.gamma) > 0.02:
                 yield f"gamma={gamma:.3g}", {"gamma": gamma}
@@ -125,7 +124,7 @@ def _likelier_gamma(found: detection.Detection, request: Request, wm: Watermark)
     with γ has two densities of tokens, one inside that list and one outside, and the likelihood is greatest where the line
     between them is drawn right.
     """
-    if not isinstance(wm.law, Bernoulli):
+    if wm.asked_gamma is None:
         return None
     windows, tokens = found.evidence.windows[:_ENOUGH], found.evidence.tokens[:_ENOUGH]
 

@@ -360,11 +360,7 @@ def _excess(wm: Watermark, p: Floats, rng: np.random.Generator) -> float:
 
 def _pairs(wm: Watermark, effect: float, log10_p: float, power: float) -> int | None:
     """Distinct pairs for this effect, or None where they are too many."""
-    law = wm.law
-    if isinstance(law, Bernoulli):
-        effect = min(effect, 0.999 * (1.0 - law.rate))
-    elif math.isfinite(law.largest):
-        effect = min(effect, 0.9 * (law.largest - law.mean))
+    effect = min(effect, wm.law.test_at(log10_p).largest_effect)
     try:
         return pairs_needed(wm, effect, log10_p=log10_p, power=power, largest=_LARGEST).scored if effect > 0 else None
     except TooManyPairsError:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, special
 
-from radio_utils.stats import tails
+from radio_utils.stats import power, tails
 from radio_utils.stats.weighted import WeightedSum
 
 Floats = NDArray[np.float64]
@@ -88,7 +88,8 @@ class Law(abc.ABC):
     smallest: float = 0.0
     largest: float = math.inf
     lift: float = 1.0  # how much likelier a mark can make a token, over all keys: 1 where it distorts no distribution
-    lattice = False  # whether scores are whole multiples of a unit
+    lattice = False  # whether scores are whole multiples of ``unit``
+    unit: float = 1.0
     without_return = False  # whether tokens of one list are drawn without return, so that a list may be asked once only
 
     @abc.abstractmethod
@@ -168,6 +169,10 @@ class Law(abc.ABC):
         return WeightedSum.of(weights, *self.mark_distribution)
 
     # --- alternatives: planning, betting ----------------------------------------------------------------------------
+
+    def test_at(self, target: float) -> power.SumTest:
+        """The test of a sum that rejects where log10 p is at most ``target``: what planning asks."""
+        return power.Tilts(self, target)
 
     @abc.abstractmethod
     def cgf(self, theta: ArrayLike) -> Any:
@@ -267,6 +272,10 @@ class Bernoulli(Law):
         check_share(share)
         rate = self.rate + share
         return tails.log10_binomial_tail(total, count, rate) if rate < 1 else np.zeros(np.broadcast(total, count).shape)[()]
+
+    def test_at(self, target: float) -> power.SumTest:
+        """A test of two binomials."""
+        return power.Greens(self, target)
 
     def log10_between(self, total: float, count: int, other_total: float, other_count: int) -> float:
         """Fisher's exact test of two shares."""
@@ -439,6 +448,10 @@ class Exponential(Law):
     def log10_tail(self, total: ArrayLike, count: ArrayLike) -> Any:
         """log10 P(Gamma(count, scale) ≥ total)."""
         return tails.log10_gamma_tail(np.asarray(total, np.float64) / self.scale, count)
+
+    def test_at(self, target: float) -> power.SumTest:
+        """A test of two gamma laws."""
+        return power.Exponentials(self, target)
 
     def log10_between(self, total: float, count: int, other_total: float, other_count: int) -> float:
         """The F test of two means of exponentials."""
