@@ -150,10 +150,6 @@ def test_bad_input_is_named(changed: dict[str, Any], says: str) -> None:
         planning.advise(GUMBEL, **({"tokens": 1e6, "rho": 0.1, "entropy": 1.0} | changed))
     with pytest.raises(ValueError, match="vocab_size"):
         planning.advise({"algorithm": "gumbel", "key": 1}, tokens=1e6, rho=0.1, entropy=1.0)
-    unknown = engines.VLLMSynthID(1, V)
-    del unknown.depth
-    with pytest.raises(ValueError, match="how strongly"):
-        planning.advise(unknown, tokens=1e6, rho=0.1, entropy=1.0)
 
 
 def test_the_command_prints_a_table_and_saves_a_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -120,3 +120,10 @@ def test_keys_that_can_be_found_by_trying_are_told() -> None:
         assert short_key(key) == ""
     for scheme in SCHEMES:
         assert ("at most 32 bits" in short_key(1 << 62 | 12345, scheme)) == (scheme in INTEGER_KEYS)
+
+
+def test_a_scheme_and_its_rival_take_the_same_keys() -> None:
+    for name, one in SCHEMES.items():
+        if one.rival:
+            rival = SCHEMES[one.rival]
+            assert rival.rival == name and rival.integer_keys == one.integer_keys

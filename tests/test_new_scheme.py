@@ -15,6 +15,7 @@ import radio_utils as ru
 from radio_utils import contrast, detection, planning, reading
 from radio_utils.stats.laws import fair_bits
 from radio_utils.watermarks.prf import PRF, Key
+from radio_utils.watermarks.strength import Tournaments
 
 V = 40
 
@@ -104,6 +105,18 @@ def test_planned_power_is_what_is_simulated(effect: float) -> None:
     reached = planning.simulate_power(WM, effect, plan.scored, log10_p=-3, repeats=1000, generator=np.random.default_rng(5))
     assert reached == pytest.approx(0.9, abs=0.04)
     assert planning.effect_seen(WM, plan.scored, log10_p=-3, power=0.9) == pytest.approx(effect, rel=0.02)
+
+
+def test_what_it_will_be_worth_is_known_once_it_says_how_it_marks() -> None:
+    class Played(Tournaments, TwoBits):
+        depth = 2
+
+    given: Any = {"tokens": 1e6, "rho": 0.1, "entropy": 1.0}
+    with pytest.raises(ValueError, match="how strongly the scheme 'two bits' marks is not known here"):
+        planning.advise(WM, **given)
+    told = planning.advise(Played("alice", V), **given)
+    assert told.ways == planning.advise(ru.engines.VLLMSynthID(1, V, 1, depth=2), **given).ways, "the same law and draw"
+    assert told.scheme == "two bits" and told.text_tokens and 0 < told.text_effect < 1
 
 
 def test_published_lists_can_be_read_against_a_reference() -> None:

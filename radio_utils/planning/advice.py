@@ -32,7 +32,6 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, special
 
 from radio_utils.planning.power import TooManyPairsError, pairs_needed
-from radio_utils.stats.laws import Bernoulli, Exponential, TwoExponentials
 from radio_utils.watermarks import Watermark
 
 if TYPE_CHECKING:
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 _RANKS = 4096  # tokens of a position that have a chance
 _POINTS = 16  # positions, of equal share, that stand for all
-_LISTS = 200  # random lists, or tournaments, of a position
 _WINDOWS = 4000  # of which what Bob has seen is averaged
 _LARGEST = 10**11  # pairs
 
@@ -218,7 +216,7 @@ def advise(
     h = _positions(entropy_of(texts, wm.vocab_size) if entropy is None else entropy, wm.vocab_size)
     rng = np.random.default_rng(seed)
     chances = [_chances(float(one), min(wm.vocab_size, _RANKS)) for one in h]
-    excess = float(np.mean([_excess(wm, p, rng) for p in chances]))
+    excess = float(np.mean([wm.excess(p, rng) for p in chances]))
     collisions = float(np.mean([p @ p for p in chances]))
     tops = [(float(p[:top].sum()), float(p[:top] @ p[:top])) for p in chances]
     first = 0.7 * math.log(wm.vocab_size) if first_entropy is None else first_entropy
@@ -330,32 +328,6 @@ def _chances(entropy: float, ranks: int) -> Floats:
         return np.asarray(np.eye(1, ranks)[0], np.float64)
     power = optimize.brentq(lambda s: float(special.entr(chances(s)).sum()) - entropy, 0.0, 60.0, xtol=1e-9)
     return chances(float(power))
-
-
-def _excess(wm: Watermark, p: Floats, rng: np.random.Generator) -> float:
-    """Mean score of a token drawn with the mark from chances p, less that of the null, averaged over keys."""
-    law, depth, delta = wm.law, getattr(wm, "depth", None), getattr(wm, "delta", None)
-    if isinstance(law, Exponential | TwoExponentials):
-        likely = p[p > 0]
-        alone = float(likely @ (special.digamma(1.0 / likely + 1.0) + np.euler_gamma)) - 1.0
-        return alone * (law.variance if isinstance(law, TwoExponentials) else law.scale)
-    p = p[: 1 + int(np.searchsorted(np.cumsum(p), 1 - 1e-3))]  # the last thousandth makes no difference
-    p = p / p.sum()
-    if isinstance(law, Bernoulli) and delta is not None:
-        green = (rng.random((_LISTS, p.size)) < law.rate) @ p
-        return float(np.mean(green * np.exp(delta) / (1.0 + green * np.expm1(delta)))) - law.rate
-    if depth is not None:
-        each = np.tile(p, (_LISTS // 2, 1))
-        total = 0.0
-        for _ in range(depth):
-            # given p, the drawn token's bit is 1 with chance E[2G − G²] = ½ + (1 − Σp²)/4, where G = Σpg
-            total += (1.0 - float((each * each).sum(axis=1).mean())) / 4.0
-            bits = rng.random(each.shape, np.float32) < 0.5
-            each = each * (1.0 + bits - (each * bits).sum(axis=1, keepdims=True))
-        return total
-    raise ValueError(
-        f"how strongly the scheme {wm.scheme!r} marks is not known here; measure its effect and use pairs_needed"
-    )
 
 
 def _pairs(wm: Watermark, effect: float, log10_p: float, power: float) -> int | None:

@@ -68,6 +68,16 @@ class Watermark(abc.ABC):
         """log10 p of a total score over ``count`` distinct pairs (``law.log10_tail``); scalars or arrays."""
         return self.law.log10_tail(total, count)
 
+    def excess(self, chances: Floats, generator: np.random.Generator) -> float:
+        """Mean score of a token that is drawn with the mark, less the law's mean, over all keys: what advice asks.
+
+        ``chances`` [m] are those of the likeliest tokens, largest first, and ``generator`` draws what is averaged over.
+        :mod:`radio_utils.watermarks.strength` has the usual ways to mark. Raises ``ValueError`` where it is not known.
+        """
+        raise ValueError(
+            f"how strongly the scheme {self.scheme!r} marks is not known here; measure its effect and use pairs_needed"
+        )
+
     def logits_processor(self) -> Any:
         """A processor for transformers' ``generate(logits_processor=[…])``.
 

@@ -29,6 +29,7 @@ from radio_utils.watermarks.base import Floats, Watermark, check_common
 from radio_utils.watermarks.keyed import distinct_rows
 from radio_utils.watermarks.philox import Words, key_words, philox4x32
 from radio_utils.watermarks.prf import derive_bytes
+from radio_utils.watermarks.strength import Biases, Draws, Tournaments
 
 Ints = NDArray[np.int64]
 Repeats = Literal["none", "single_turn", "all"]
@@ -108,7 +109,7 @@ class EngineMark(Watermark):
         return f"{type(self).__name__}({self.fingerprint})"
 
 
-class GumbelMark(EngineMark):
+class GumbelMark(Draws, EngineMark):
     """Marks whose draw is argmax of log p_v − log(−log U_v)."""
 
     @abc.abstractmethod
@@ -122,7 +123,7 @@ class GumbelMark(EngineMark):
         return GumbelWriter(self)
 
 
-class TournamentMark(EngineMark):
+class TournamentMark(Tournaments, EngineMark):
     """Marks by tournaments with two leaves: in each layer p ← p·(1 + g − Σpg) with the layer's bits g."""
 
     @abc.abstractmethod
@@ -136,11 +137,10 @@ class TournamentMark(EngineMark):
         return TournamentWriter(self)
 
 
-class GreenMark(EngineMark):
+class GreenMark(Biases, EngineMark):
     """Marks that add ``delta`` to green logits; ``gamma`` is the exact chance that a token is green."""
 
     gamma: float
-    delta: float
     before_truncation: ClassVar[bool] = True  # whether δ is added before top-k and top-p
 
     @abc.abstractmethod

@@ -26,8 +26,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from radio_utils.stats.laws import Exponential, FixedLists
-from radio_utils.watermarks.base import Floats, Watermark, check_common
+from radio_utils.watermarks.base import Floats, check_common
 from radio_utils.watermarks.prf import derive_bytes
+from radio_utils.watermarks.strength import Biases, Draws
 
 if TYPE_CHECKING:
     import torch
@@ -65,12 +66,11 @@ def _whole(name: str, value: Any, below: int | None = None) -> int:
     return int(value)
 
 
-class PermutationList(Watermark):
+class PermutationList(Biases):
     """What green lists that are the beginning of ``torch.randperm(V)``, or else its end, share."""
 
     gamma: float
     asked_gamma: float
-    delta: float
     one_list_a_window = True
     select_green_tokens: bool = True  # whether the beginning is green
 
@@ -265,7 +265,7 @@ class ReleasedGreenList(PermutationList):
         return self._seeding.seeds(windows)
 
 
-class ReleasedGumbelMax(Watermark):
+class ReleasedGumbelMax(Draws):
     """The Gumbel-max numbers of the release: entry v of ``torch.rand(V)`` is token v's r, its score −ln(1 − r).
 
     r is a multiple of 2⁻²⁴ in [0, 1): it can be 0 (score 0) and never 1 (the largest score is 24 ln 2). It is a uniform

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     import torch
 from radio_utils.watermarks.base import Floats, check_common
 from radio_utils.watermarks.keyed import Block, Keyed, LaneBuffer
+from radio_utils.watermarks.strength import Biases, Draws
 
 
-class GreenList(Keyed):
+class GreenList(Biases, Keyed):
     """Green-list watermark: for each window a γ fraction of the vocabulary is green, and green logits get δ more.
 
     Every token is green independently with probability exactly γ for a random key, so that the number of greens among
@@ -168,7 +169,7 @@ class GreenList(Keyed):
 _OWN_WORDS = 1 << 40  # numbers of the words that belong to one token, beyond those of the shared lanes
 
 
-class GumbelMax(Keyed):
+class GumbelMax(Draws, Keyed):
     """Gumbel-max watermark: the draw itself is pseudo-random, argmax_v r_v^(1/p_v), with r_v ~ U(0, 1) set by the window.
 
     Averaged over keys it does not change the distribution of a token. The score of a token is −ln(1 − r).

@@ -63,7 +63,7 @@ class _Layered(TournamentMark):
         self._keys = tuple(int(key) for key in keys)
 
     @property
-    def depth(self) -> int:
+    def depth(self) -> int:  # type: ignore[override]
         """The number of layers."""
         return len(self._keys)
 
