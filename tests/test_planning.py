@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from radio_utils import GreenList, GumbelMax, compat
+from radio_utils import GreenList, GumbelMax, compat, engines
 from radio_utils.planning import (
     PairYield,
     Plan,
@@ -298,6 +298,14 @@ def test_within_what_was_measured_the_curve_is_read_off(steps: list[tuple[int, f
     before, there = np.interp([found - 1, found], [0, *tokens], [0, *pairs])
     assert before < wanted + 1e-6 and there >= wanted - 1e-6
     assert law.tokens_for(int(pairs[-1]) + 1).tokens >= tokens[-1]
+
+
+def test_a_plan_near_half_power_of_an_approximated_law() -> None:
+    """Where half of all totals reach the target, the two approximations of a tail meet with a small step."""
+    wm = engines.VLLMDualKey(1, 1000, 2, alpha=0.3)
+    plan = pairs_needed(wm, 0.2, log10_p=-3.0, power=0.5)
+    seen = simulate_power(wm, 0.2, plan.scored, repeats=20_000, generator=np.random.default_rng(0))
+    assert plan.achieved >= 0.5 and seen == pytest.approx(0.5, abs=0.02)
 
 
 def test_far_beyond_what_was_measured_is_said() -> None:

@@ -479,8 +479,8 @@ def _first(holds: Callable[[Floats], NDArray[np.bool_]], low: int, high: int, gu
         true = holds(points)
         if true.any():
             high = int(points[np.argmax(true)])
-        if not true.all():
-            low = int(points[points < high][-1])
+        if (before := points[points < high]).size:  # none where an approximation is true early and false again
+            low = int(before[-1])
     return high
 
 
