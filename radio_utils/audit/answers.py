@@ -31,21 +31,39 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Heard:
-    """What came back to ``prompts``, how many prompts were ``refused``, and what to say of it.
+    """What came back to ``prompts``, and what to say of it.
 
+    Of ``number`` prompts ``empty`` have an answer without a token, and ``refused`` have none; None where nobody can tell.
     ``enough`` says why no other test needs these answers; empty where one does.
     """
 
     prompts: Sequence[Ids]
     answers: Sequence[Ids]
-    refused: int = 0
+    number: int
+    empty: int
+    refused: int | None = None
     note: str = ""
     enough: str = ""
 
     def added_to(self, result: TestResult) -> TestResult:
         """The result with the answers in number, and those that are empty or refused among them."""
-        empty = sum(answer.size == 0 for answer in self.answers) - self.refused
-        return replace(result, answers=len(self.answers), empty=empty, refused=self.refused)
+        return replace(result, answers=self.number, empty=self.empty, refused=self.refused)
+
+
+def given(case: Case) -> Heard:
+    """The answers of a file, all of whose rows count, also those that are too short to score."""
+    texts = case.answers
+    assert texts is not None
+    prompts = texts.prompts or [text[:0] for text in texts.ids]
+    notes, bare = list[str](), sum(not prompt.size for prompt in prompts)
+    if bare:
+        notes.append(
+            f"Of {len(prompts):,} answers that are longer than the window no prompt was found for {bare:,}: the p-value "
+            "holds only if no watermarked text stood before those, which an answer could have copied."
+        )
+    if few := texts.short - texts.empty:
+        notes.append(f"Not scored, as not longer than the window, though not empty: {few:,}.")
+    return Heard(prompts, texts.ids, len(texts.ids) + texts.short, texts.empty, note=" ".join(notes))
 
 
 def heard(case: Case, prompts: Sequence[Ids], answers: Sequence[Ids]) -> Heard:
@@ -69,7 +87,7 @@ def heard(case: Case, prompts: Sequence[Ids], answers: Sequence[Ids]) -> Heard:
         notes.append(f"The server refuses the setting {name}, so it was left out{instead}.")
     for note in notes:
         logger.info(note)
-    return Heard(prompts, answers, refused, " ".join(notes))
+    return Heard(prompts, answers, len(answers), empty, refused, " ".join(notes))
 
 
 def _is_chat(case: Case) -> str:

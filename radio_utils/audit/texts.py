@@ -26,10 +26,10 @@ _TELLING = 2  # tokens beyond a window by which one of the texts is known
 class Texts:
     """Texts under Alice's tokenizer, with their prompts if they have any.
 
-    ``ids`` and ``prompts`` hold one array for each text of more than ``window`` tokens; ``short`` counts the others.
-    Prompts may hold gaps (:data:`radio_utils.evidence.GAP`). ``sha256`` is that of the file, ``columns`` says which of its
-    columns were read. ``from_strings`` says that tokens were made from strings, at least some: they may be others than
-    those that were drawn. ``window`` is that of the mark.
+    ``ids`` and ``prompts`` hold one array for each text of more than ``window`` tokens; ``short`` counts the others, and
+    ``empty`` those among them without a token. Prompts may hold gaps (:data:`radio_utils.evidence.GAP`). ``sha256`` is that
+    of the file, ``columns`` says which of its columns were read. ``from_strings`` says that tokens were made from strings,
+    at least some: they may be others than those that were drawn. ``window`` is that of the mark.
     """
 
     name: str
@@ -41,6 +41,7 @@ class Texts:
     from_strings: bool = False
     columns: str = ""
     window: int = 1
+    empty: int = 0
 
     @property
     def contexts(self) -> list[Ids]:
@@ -150,6 +151,7 @@ def read_texts(name: str, path: str, tokenizer: Any, vocab_size: int, window: in
         from_strings=cut is not None and cut.used,
         columns=file.columns + unread,
         window=window,
+        empty=sum(not text.size for text in checked),
     )
 
 

@@ -205,8 +205,8 @@ def test_a_suspect_that_repeats_its_prompts_is_no_culprit(world: World, audit: A
     echo = audit(file, tokenizer=world.base)
     assert echo.outcome == "not convicted" and applied(echo)["answers, all"].scored == 0
     bare = audit(write_file(tmp_path / "bare.jsonl", prompts), tokenizer=world.base)
-    assert "came without their prompts" in applied(bare)["answers, all"].note
-    assert "came without their prompts" in bare.report.read_text()
+    assert "no prompt was found for 100: the p-value holds only" in applied(bare)["answers, all"].note
+    assert "no prompt was found for 100: the p-value holds only" in bare.report.read_text()
 
 
 def test_texts_that_the_suspect_may_have_used_are_not_fresh(world: World, audit: Any, tmp_path: Path) -> None:
@@ -278,6 +278,38 @@ def test_earlier_turns_are_nobodys_answers(world: World, audit: Any, tmp_path: P
     file.write_text("".join(json.dumps({"messages": turns}) + "\n" for turns in chats))
     (test,) = applied(audit(str(file), tokenizer=world.base)).values()
     assert test.answers == 40 and test.log10_p > -3
+
+
+def answers_file(path: Path, answers: list[list[str]], **columns: Any) -> str:
+    path.write_text("".join(json.dumps({"text": " ".join(answer)} | columns) + "\n" for answer in answers))
+    return str(path)
+
+
+@pytest.mark.parametrize("prompt", [None, "", "mixed"])
+def test_answers_without_prompts_hold_on_a_condition(world: World, audit: Any, prompt: str | None, tmp_path: Path) -> None:
+    texts = [[f"w{one}" for one in text] for text in write_ids(60, None, seed=23)]
+    suspect = answers_file(tmp_path / "answers.jsonl", texts, **({} if prompt is None else {"prompt": ""}))
+    if prompt == "mixed":
+        rows = Path(suspect).read_text().splitlines()
+        Path(suspect).write_text("\n".join(row.replace('"prompt": ""', '"prompt": "w1 w2"') for row in rows[:20]))
+        with Path(suspect).open("a") as file:
+            file.write("\n" + "\n".join(rows[20:]))
+    note = audit(suspect, tokenizer=world.base).tests[4].note
+    assert (
+        f"Of 60 answers that are longer than the window no prompt was found for {40 if prompt == 'mixed' else 60}: " in note
+    )
+    assert "without their prompts" not in note
+
+
+def test_all_rows_of_a_file_are_counted(world: World, audit: Any, tmp_path: Path) -> None:
+    texts = [[f"w{one}" for one in text] for text in write_ids(60, None, seed=23)]
+    suspect = answers_file(tmp_path / "answers.jsonl", [*texts, *[[]] * 25, ["w1"], ["w2"]], prompt="w1 w2")
+    verdict = audit(suspect, tokenizer=world.base)
+    test = verdict.tests[4]
+    assert (test.answers, test.empty, test.refused) == (87, 25, None)
+    page = verdict.report.read_text()
+    assert "Answers given: 87. Empty answers: 25. Not scored, as not longer than the window, though not empty: 2." in page
+    assert "Refused" not in page
 
 
 def test_tests_whose_decoys_misbehave_convict_nobody(world: World, audit: Any, monkeypatch: pytest.MonkeyPatch) -> None:

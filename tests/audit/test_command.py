@@ -305,7 +305,8 @@ def test_a_conviction_survives_prompts_that_have_no_answer(world: World, tmp_pat
     assert found["outcome"] == "convicted" and watched["answers"] == watched["asked"]
     assert 0 < watched["empty"] + watched["refused"] < watched["answers"] and re.search(words, watched["note"])
     page = (tmp_path / "out" / "report.html").read_text()
-    assert f"{watched['answers']} answers, of which {watched['empty']} empty and {watched['refused']} refused." in page
+    counts = f"{watched['answers']}. Empty answers: {watched['empty']}. Refused: {watched['refused']}."
+    assert f"Prompts asked, each time counted: {counts}" in page
 
 
 @pytest.mark.usefixtures("impatient")

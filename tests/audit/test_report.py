@@ -161,6 +161,16 @@ def test_a_verdict_without_a_reference_is_about_the_chain_of_models() -> None:
     assert one.record()["about"] == "the suspect or a model that it was made from"
 
 
+def test_what_is_said_of_answers_is_true_of_a_file_and_of_a_server() -> None:
+    """A file may leave prompts without an answer out, which nobody can see; of a server it is known."""
+    for refused, words in (
+        (None, "Answers given: 1,087. Empty answers: 25. Looked up."),
+        (1, "Prompts asked, each time counted: 1,087. Empty answers: 25. Refused: 1. Looked up."),
+    ):
+        one = result(name="answers, all", answers=1087, empty=25, refused=refused, note="Looked up.")
+        assert f"weights are at hand. {words}" in text_of(report.page(verdict(tests=(one,)), ABOUT))
+
+
 @given(st.floats(-400, 0))
 def test_odds_are_those_of_the_p_value(log10_p: float) -> None:
     words = report.odds(log10_p)

@@ -10,7 +10,7 @@ import numpy as np
 
 from radio_utils import evidence as ev
 from radio_utils import querying
-from radio_utils.audit.answers import Heard, answers_of, heard, look_ahead
+from radio_utils.audit.answers import answers_of, given, heard, look_ahead
 from radio_utils.audit.case import Case, Ids, asked, readable
 from radio_utils.audit.errors import blamed
 from radio_utils.audit.tests.base import Applies, Cost, Judge, SuspectTest, Words
@@ -19,10 +19,6 @@ from radio_utils.audit.verdict import TestResult
 _WATCH_LEVEL = 0.05  # share of decoys that may look convincing in a watched test
 _BATCH = 16  # prompts after which the watched test looks again
 
-_NO_PROMPTS = (
-    "The answers came without their prompts: the p-value holds only if no prompt held watermarked text, which an answer "
-    "could have copied."
-)
 _HOLDS = "In an answer no window is scored that stands in its own prompt, from which it could be copied."
 _NOT_LEARNED = (
     "Proof that the suspect had marked text before it when it answered. The tests of answers reject that its words know "
@@ -129,8 +125,7 @@ class AllAnswers(Answers):
         """Gather what was not gathered yet, also of a reference."""
         of_base = None
         if case.answers is not None:
-            prompts = case.answers.prompts or [np.zeros(0, np.int64)] * len(case.answers.ids)
-            said = Heard(prompts, case.answers.ids, note="" if case.answers.prompts is not None else _NO_PROMPTS)
+            said = given(case)
         elif case.heard is not None:
             said = case.heard
         else:
