@@ -15,7 +15,8 @@ import numpy as np
 from radio_utils import decoding
 from radio_utils import evidence as ev
 from radio_utils.audit import preflight
-from radio_utils.audit.case import Case, Ids, Weights, asked
+from radio_utils.audit.case import Case, Ids, Weights, asked, copied_among
+from radio_utils.audit.copies import RUN
 from radio_utils.audit.errors import AuditError
 from radio_utils.audit.parts import PART
 from radio_utils.audit.texts import digest_of, rows_of
@@ -55,7 +56,7 @@ def given(case: Case) -> Heard:
     texts = case.answers
     assert texts is not None
     prompts = texts.prompts or [text[:0] for text in texts.ids]
-    notes, bare = list[str](), sum(not prompt.size for prompt in prompts)
+    notes, bare = _copied(*case.copied), sum(not prompt.size for prompt in prompts)
     if bare:
         notes.append(
             f"Of {len(prompts):,} answers that are longer than the window no prompt was found for {bare:,}: the p-value "
@@ -64,6 +65,17 @@ def given(case: Case) -> Heard:
     if few := texts.short - texts.empty:
         notes.append(f"Not scored, as not longer than the window, though not empty: {few:,}.")
     return Heard(prompts, texts.ids, len(texts.ids) + texts.short, texts.empty, note=" ".join(notes))
+
+
+def _copied(same: int, long: int) -> list[str]:
+    """What to say of answers that are Alice's own texts."""
+    if not same:
+        return []
+    said = (
+        f"Of {long:,} answers of at least {RUN} tokens {same:,} are for the most part Alice's own texts, word for word: "
+        "looked up, kept from her model, learned by heart, or words that many use."
+    )
+    return [said]
 
 
 def heard(case: Case, prompts: Sequence[Ids], answers: Sequence[Ids]) -> Heard:
@@ -85,6 +97,8 @@ def heard(case: Case, prompts: Sequence[Ids], answers: Sequence[Ids]) -> Heard:
     for name in getattr(case.server, "left_out", ()):
         instead = ", and max_completion_tokens given in its place" if name == "max_tokens" else ""
         notes.append(f"The server refuses the setting {name}, so it was left out{instead}.")
+    with case.timed("statistics"):
+        notes += _copied(*copied_among(answers, case.texts, case.fresh))
     for note in notes:
         logger.info(note)
     return Heard(prompts, answers, len(answers), empty, refused, " ".join(notes))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from radio_utils import decoding, detection, keys, querying, reading, suspects
 from radio_utils import evidence as ev
 from radio_utils.artifacts import Artifact, Store
-from radio_utils.audit import preflight
+from radio_utils.audit import copies, preflight
 from radio_utils.audit.earlier import weights_of
 from radio_utils.audit.errors import AuditError, blamed
 from radio_utils.audit.request import Request
@@ -48,9 +48,10 @@ class Case:
 
     The suspect is ``opened`` if its weights are at hand, a ``server``, or ``answers``. ``commitment`` says what opened with
     the key: file, its hash and its date; None where the key was not committed to. ``heard`` is what a test was answered and
-    hands on to the next, ``first_answers`` what the first answers promise of all, ``kept_answers`` the files of those of
-    models at hand. ``tokenizers`` are those of the models that were named, ``quantised`` how those that are GGUF files
-    store their weights. ``clock`` adds up the seconds that models and statistics take.
+    hands on to the next, ``copied`` what :func:`copied_among` says of answers in a file, ``first_answers`` what the first
+    answers promise of all, ``kept_answers`` the files of those of models at hand. ``tokenizers`` are those of the models
+    that were named, ``quantised`` how those that are GGUF files store their weights. ``clock`` adds up the seconds that
+    models and statistics take.
     """
 
     request: Request
@@ -64,6 +65,7 @@ class Case:
     plain: Texts | None = None  # without the mark, prompts and all
     spelling: Spelling | None = None
     commitment: dict[str, str] | None = None
+    copied: tuple[int, int] = (0, 0)
     opened: OpenModel | None = None
     server: Any = None
     progress: bool = False
@@ -222,13 +224,11 @@ def _prepared(request: Request) -> Case:
                 f"fresh_texts holds {len(both):,} of the watermarked_texts; give texts that the suspect cannot have used"
             )
     plain = _plain(request, fresh, tokenizer, wm)
-    answers = None
+    answers, copied = None, (0, 0)
     if request.kind == "answers":
         answers = read_texts("suspect", request.suspect, tokenizer, wm.vocab_size, wm.window, last_turn=True)
         answers = answers.with_gaps_before(texts)
-        for given in (texts, fresh):
-            if given is not None:
-                _check_not_alices(answers, given)
+        copied = _not_alices(answers, texts, fresh)
     _check_folder(request, wm)
     of_texts = preflight.detected(texts, wm)
     preflight.check_marked(texts, of_texts, wm, request)
@@ -237,7 +237,7 @@ def _prepared(request: Request) -> Case:
     of_fresh = None if fresh is None else preflight.detected(fresh, wm)
     return Case(
         request, tokenizer, wm, texts, fresh, answers, of_texts, of_fresh, plain, commitment=commitment,
-        tokenizers=tokenizers, quantised=quantised,
+        copied=copied, tokenizers=tokenizers, quantised=quantised,
     )  # fmt: skip
 
 
@@ -269,18 +269,29 @@ def _long(texts: Texts) -> list[bytes]:
     return [one.tobytes() for one in texts.ids if one.size > OPENING]
 
 
-def _check_not_alices(answers: Texts, given: Texts) -> None:
-    """Raise :class:`AuditError` where most answers are Alice's own texts: they would convict whoever is said to give them.
+def copied_among(answers: Sequence[Ids], *given: Texts | None) -> tuple[int, int]:
+    """How many of the longer answers are Alice's own texts, most of their tokens at least; and how many longer ones are."""
+    long = [one for one in answers if one.size >= copies.RUN]
+    hers = [text for texts in given if texts is not None for text in texts.ids]
+    return int(copies.standing_in(long, hers).sum()), len(long)
 
-    A suspect that learned by heart may repeat a few.
+
+def _not_alices(answers: Texts, *given: Texts | None) -> tuple[int, int]:
+    """How many of the longer answers are Alice's own texts, and of how many: a suspect that learned by heart repeats some.
+
+    Raises :class:`AuditError` where most are: they would convict whoever is said to give them.
     """
-    hers, long = set(_long(given)), _long(answers)
-    same = sum(one in hers for one in long)
-    if answers.sha256 == given.sha256 or 2 * same > len(long) > 0:
+    known = [texts for texts in given if texts is not None]
+    for texts in known:
+        if answers.sha256 == texts.sha256:
+            raise AuditError(f"suspect is the file of the {texts.name}; give what the suspect wrote")
+    same, long = copied_among(answers.ids, *known)
+    if 2 * same > long:
         raise AuditError(
-            f"suspect: {same:,} of its {len(long):,} longer answers are the {given.name}, word for word; give what the "
-            "suspect wrote"
+            f"suspect: {same:,} of its {long:,} longer answers are {' or '.join(texts.name for texts in known)}, word for "
+            "word for the most part; give what the suspect wrote"
         )
+    return same, long
 
 
 def check_same_inputs(request: Request, inputs: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import html
 import itertools
 import json
 import math
@@ -252,19 +253,8 @@ def test_a_model_is_not_its_own_reference(world: World, audit: Any, tmp_path: Pa
             audit(world.guilty, reference=reference)
 
 
-@pytest.mark.parametrize("given", ["used", "fresh", "mixed"])
-def test_alices_own_texts_are_nobodys_answers(world: World, audit: Any, given: str, tmp_path: Path) -> None:
-    lines = Path(world.used).read_text().splitlines()
-    answers = write_ids(40, watermark(), seed=21)
-    mixed = tmp_path / "answers.jsonl"
-    mixed.write_text(Path(write_file(tmp_path / "theirs.jsonl", answers)).read_text() + "\n".join(lines[:60]))
-    suspect = {"used": world.used, "fresh": world.fresh, "mixed": str(mixed)}[given]
-    name = "fresh_texts" if given == "fresh" else "watermarked_texts"
-    with pytest.raises(AuditError, match=f"of its 100 longer answers are the {name}, word for word"):
-        audit(suspect, tokenizer=world.base, fresh_texts=world.fresh)
-    # a suspect may have learned a few by heart
-    mixed.write_text((tmp_path / "theirs.jsonl").read_text() + "\n".join(lines[:5]))
-    assert audit(str(mixed), tokenizer=world.base).convicted
+def words_of(path: str) -> list[list[str]]:
+    return [json.loads(line)["text"].split() for line in Path(path).read_text().splitlines()]
 
 
 def test_earlier_turns_are_nobodys_answers(world: World, audit: Any, tmp_path: Path) -> None:
@@ -283,6 +273,60 @@ def test_earlier_turns_are_nobodys_answers(world: World, audit: Any, tmp_path: P
 def answers_file(path: Path, answers: list[list[str]], **columns: Any) -> str:
     path.write_text("".join(json.dumps({"text": " ".join(answer)} | columns) + "\n" for answer in answers))
     return str(path)
+
+
+@pytest.mark.parametrize("given", ["used", "fresh"])
+def test_a_file_of_alices_texts_is_no_file_of_answers(world: World, audit: Any, given: str) -> None:
+    name = {"used": "watermarked_texts", "fresh": "fresh_texts"}[given]
+    with pytest.raises(AuditError, match=f"suspect is the file of the {name}"):
+        audit(getattr(world, given), tokenizer=world.base, fresh_texts=world.fresh)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda text: text,
+        lambda text: text[:-1],
+        lambda text: text[1:],
+        lambda text: [*text, "w1"],
+        lambda text: text[:20],
+        lambda text: [*text[:24], "w3", *text[25:]],
+        lambda text: ["w5"] * 20 + text[:30],
+    ],
+    ids=["whole", "an end cut off", "a first token lost", "an end added", "cut short", "a token changed", "after others"],
+)
+def test_alices_own_texts_are_nobodys_answers(world: World, audit: Any, changed: Any, tmp_path: Path) -> None:
+    hers = [changed(text) for text in words_of(world.used)[:40] + words_of(world.fresh)[:20]]
+    theirs = [[f"w{one}" for one in text] for text in write_ids(40, watermark(), seed=21)]
+    suspect = answers_file(tmp_path / "answers.jsonl", hers + theirs)
+    with pytest.raises(
+        AuditError, match="60 of its 100 longer answers are watermarked_texts or fresh_texts, word for word"
+    ):
+        audit(suspect, tokenizer=world.base, fresh_texts=world.fresh)
+
+
+def test_a_suspect_that_learned_some_by_heart_is_convicted_and_the_report_says_so(
+    world: World, audit: Any, tmp_path: Path
+) -> None:
+    theirs = [[f"w{one}" for one in text] for text in write_ids(45, watermark(), seed=21)]
+    for heart in (5, 0):
+        answers = theirs + [text[:-2] for text in words_of(world.used)[:heart]]
+        verdict = audit(answers_file(tmp_path / "answers.jsonl", answers), tokenizer=world.base)
+        assert verdict.convicted
+        words = "Of 50 answers of at least 20 tokens 5 are for the most part Alice's own texts, word for word"
+        assert (words in html.unescape(verdict.report.read_text())) == bool(heart)
+        assert ("own texts, word" in verdict.tests[4].note) == bool(heart)
+
+
+def test_who_repeats_the_opening_of_a_text_that_was_the_prompt_has_copied_nothing(
+    world: World, audit: Any, tmp_path: Path
+) -> None:
+    answers = [
+        text[:16] + [f"w{one}" for one in own]
+        for text, own in zip(words_of(world.used)[:50], write_ids(50, None, seed=22, length=14), strict=True)
+    ]
+    suspect = answers_file(tmp_path / "answers.jsonl", answers, prompt="w1")
+    assert "own texts" not in audit(suspect, tokenizer=world.base).tests[4].note
 
 
 @pytest.mark.parametrize("prompt", [None, "", "mixed"])
