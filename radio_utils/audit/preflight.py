@@ -165,7 +165,8 @@ class Vocabulary:
         if self.padding is None:
             return same
         return (
-            f"{same} Rows {self.padding[0]:,} to {self.padding[1]:,} of the model's vocabulary are padding and are ignored."
+            f"{same} Rows {self.padding[0]:,} to {self.padding[1]:,} of the model's vocabulary have no token; they are "
+            "ignored, unless the watermark was made over them (vocab_size)."
         )
 
 

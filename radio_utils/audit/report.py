@@ -41,12 +41,18 @@ def write(verdict: Verdict, folder: Path) -> None:
 
 
 def command(settings: dict[str, Any]) -> str:
-    """The command line that repeats an audit, in another folder. A key that Python was given is left to be filled in."""
-    usual = {one.name: one.default for one in dataclasses.fields(Request)}
+    """The command line that repeats an audit, in another folder. A key that Python was given is left to be filled in.
+
+    In Python where a watermark was given, which no command line can hold.
+    """
+    usual = {one.name: one.default for one in dataclasses.fields(Request)} | {"mark": settings.get("mark")}
+    given = {name: value for name, value in settings.items() if name != "output_dir" and value != usual[name]}
+    if "mark" in settings:
+        words = [f"{name}={value!r}" for name, value in given.items()]
+        return f"radio_utils.audit.run(Request({', '.join(words)}, mark=MARK, output_dir='again'))"
     words = [
         f"--{name.replace('_', '-')}" + ("" if value is True else f" {shlex.quote(str(value))}")
-        for name, value in settings.items()
-        if name != "output_dir" and value != usual[name]
+        for name, value in given.items()
     ]
     if not settings["key_env"] and not settings["key_file"]:
         words.append("--key-file KEY")
@@ -64,9 +70,10 @@ def page(verdict: Verdict, about: dict[str, Any]) -> str:
     words = {one.name: tests.named(one.name).describe() for one in verdict.tests if one.applied}
     return template.render(
         v=verdict, about=about, words=words, conditions=dict.fromkeys(one.holds for one in words.values() if one.holds),
-        of_base=[one.name for one in verdict.tests if _of_base(one, verdict)], level=math.log10(verdict.alpha),
-        picture=_picture(verdict), flat=_flat, unsound=UNSOUND,
-        alphas=verdict.alpha + sum(one["alpha"] for one in verdict.earlier),
+        of_base=[one.name for one in verdict.tests if _of_base(one, verdict)],
+        plannable=[name for name in words if tests.named(name).plannable],
+        picture=_picture(verdict), flat=_flat, unsound=UNSOUND, settings=_used(verdict.settings),
+        alphas=min(1.0, verdict.alpha + sum(one["alpha"] for one in verdict.earlier)),
     )  # fmt: skip
 
 
@@ -78,7 +85,7 @@ def one_digit(value: float) -> str:
 def odds(log10_p: float) -> str:
     """A p-value in words: 1 in 2,000, or 1 in 10⁴⁴."""
     if log10_p > -0.01:
-        return "1, as for any innocent"
+        return "1, or hardly less"
     if log10_p > -6:
         return f"1 in {10**-log10_p:,.0f}" if log10_p < -1 else f"1 in {10**-log10_p:.1f}"
     return "1 in 10" + f"{-log10_p:.0f}".translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
@@ -105,6 +112,13 @@ def _picture(verdict: Verdict) -> str:
         figures.among_decoys(shown, ax=figure.subplots())
         figure.savefig(drawn, format="png", dpi=110, bbox_inches="tight")
     return "data:image/png;base64," + base64.b64encode(drawn.getvalue()).decode()
+
+
+def _used(settings: dict[str, Any]) -> dict[str, Any]:
+    """The parameters that said something: a configuration or a watermark stands in place of some others."""
+    if settings.get("engine_config") or settings.get("mark"):
+        return {name: value for name, value in settings.items() if name not in ("scheme", "window", "gamma")}
+    return settings
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

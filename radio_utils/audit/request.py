@@ -287,8 +287,10 @@ class Request:
             raise AuditError(f"engine_config: {error}" if self.engine_config else str(error)) from None
 
     def public(self) -> dict[str, Any]:
-        """All parameters that may be published: everything but the key itself."""
+        """All parameters that may be published: everything but the key itself, and of a ``mark`` its fingerprint."""
         shown = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("key", "mark")}
+        if self.mark is not None:
+            shown["mark"] = self.mark.fingerprint
         return shown | {"suspect": self.shown_suspect}
 
 

@@ -239,7 +239,7 @@ def test_a_trace_in_the_model_before_convicts_nobody_who_added_nothing(world: Wo
         assert test.log10_p is not None and test.log10_p < -20 and test.added is not None and test.added.log10_p > -2
         assert before.outcome == "not convicted" and before.log10_p > -2
         page = before.report.read_text()
-        assert "<strong>Not convicted.</strong>" in page and "was made from shows the trace too" in page
+        assert "<strong>Not convicted.</strong>" in page and "it is not shown that it does so more than" in page
         assert "What the suspect added" in page and "distinct pairs in place of" not in page
     alone = audit(str(tmp_path / "grown"))
     assert alone.convicted and alone.about == "the suspect or a model that it was made from"

@@ -102,6 +102,7 @@ def test_vocabularies_are_compared_by_content() -> None:
     )
     padded = preflight.compare_vocabularies(hers, hers, 8)
     assert padded.padding == (3, 7) and "Rows 3 to 7" in padded.words and "token by token" in padded.words
+    assert "ignored, unless the watermark was made over them" in padded.words  # what vocab_size decides
     other = preflight.compare_vocabularies(hers, tokenizer({"a": 1, "b": 0, "c": 2, "d": 3}), 4)
     assert (other.same, other.differing, other.padding) == (False, 3, None) and "differs from Alice's in 3" in other.words
     with pytest.raises(AuditError, match="suspect has 2 logits and its tokenizer 3 tokens"):

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from screens import browser, browser_path
 from trials import World, audited
 
+from radio_utils import GreenList
 from radio_utils.audit import Request, TestResult, Verdict, report
 from radio_utils.audit.verdict import Control
 from radio_utils.detection import Comparison
@@ -76,7 +77,7 @@ def test_no_evidence_is_not_innocence() -> None:
     page = text_of(report.page(verdict(outcome="not convicted", tests=tests), ABOUT))
     assert "Not convicted. At the level 0.001 there is no evidence" in page
     assert "This does not prove that it did not." in page and "No evidence is not evidence of innocence." in page
-    assert "about 50,000 distinct pairs in place of 700 would convict" in page and "it may be chance" in page
+    assert "about 50,000 distinct pairs in place of 700 would reach the level" in page and "it may be chance" in page
     assert "must divide α among the tries" in page
     assert "Convicted." not in page and "The evidence says" not in page
 
@@ -116,7 +117,7 @@ def test_void_says_why() -> None:
     tests = (result(sound=False),)
     page = text_of(report.page(verdict(outcome="void", tests=tests, control=control), ABOUT))
     assert "Void. The tests cannot be believed" in page and "convicts this suspect under keys that nobody used" in page
-    assert "There is a leak" in page and "a rank whose p-value is 0.5" in page and "its rank says little" in page
+    assert "There is a leak" in page and "a rank whose p-value is 0.5" in page and "their rank says little" in page
     assert "1 in 10" not in page and verdict(outcome="void").log10_p == 0.0  # nothing to quote
     assert "Keys that nobody used do not behave" not in page and "could have found" not in page
     unsound = report.page(verdict(outcome="void", tests=(result(sound=False, ks_p=1e-9),)), ABOUT)
@@ -128,7 +129,10 @@ def test_void_says_why() -> None:
 def test_the_first_lines_say_whether_the_control_was_run() -> None:
     for control, words in (
         (Control("worlds is 0: give the number"), "Re-marking control: not run, so that nothing here shows"),
-        (Control("", 80, 40, -1.2, 0.39, 0.8, None), "wrote 80 texts under each of 40 keys"),
+        (
+            Control("", 80, 40, -1.2, 0.39, 0.8, None),
+            "wrote texts under keys that nobody used (keys: 40, texts under each: 80)",
+        ),
     ):
         page = text_of(report.page(verdict(control=control), ABOUT))
         assert words in page.partition("The evidence says")[0]
@@ -144,7 +148,7 @@ def test_what_was_added_is_a_table_and_a_base_with_a_trace_a_remark() -> None:
         one = verdict(outcome="not convicted", tests=(result(added=added, log10_corrected=log10_p),))
         page = text_of(report.page(one, ABOUT))
         assert "What the suspect added" in page and f"{added.base:,}" in page
-        assert ("made from shows the trace too" in page) == shown
+        assert ("not shown that it does so more than the model that it was made from" in page) == shown
         json.dumps(one.record()["tests"], allow_nan=False)
 
 
@@ -157,7 +161,7 @@ def test_a_verdict_without_a_reference_is_about_the_chain_of_models() -> None:
     settings = {"suspect": "bob", "suspect_model": "", "window": 2, "reference": ""}
     one = verdict(settings=settings)
     page = text_of(report.page(one, ABOUT))
-    assert "the suspect or a model that it was made from learned from text" in page and "Give that model as" in page
+    assert "the suspect or a model that it was made from learned from text" in page and "can be given as reference" in page
     assert one.record()["about"] == "the suspect or a model that it was made from"
 
 
@@ -169,6 +173,69 @@ def test_what_is_said_of_answers_is_true_of_a_file_and_of_a_server() -> None:
     ):
         one = result(name="answers, all", answers=1087, empty=25, refused=refused, note="Looked up.")
         assert f"weights are at hand. {words}" in text_of(report.page(verdict(tests=(one,)), ABOUT))
+
+
+def test_of_each_test_it_is_said_what_it_could_have_found() -> None:
+    tests = (
+        result(),
+        result(name="reading, unsupervised", scored=3, smallest_effect=None, needed_pairs=None),
+        result(name="answers, watched", scored=9000, smallest_effect=None, needed_pairs=None),
+    )
+    page = text_of(report.page(verdict(tests=tests), ABOUT))
+    assert "reading, supervised: 0.0800 (seen: 0.1600)" in page
+    assert "reading, unsupervised: none, however strong; too few pairs could be scored (3)." in page
+    assert "answers, watched: unknown, as its pairs do not count alike, or their number was not fixed" in page
+
+
+def test_more_pairs_are_advised_only_where_more_are_needed() -> None:
+    """Fewer than were scored: p allowed for something else, such as tokens that were made from strings."""
+    for needed, shown in ((699, False), (701, True)):
+        tests = (result(log10_p=-0.8, log10_corrected=-0.5, needed_pairs=needed),)
+        page = text_of(report.page(verdict(outcome="not convicted", tests=tests), ABOUT))
+        assert ("distinct pairs in place of 700" in page) == shown
+
+
+def test_a_watched_test_that_did_not_stop_has_no_number_at_the_level() -> None:
+    for outcome, log10_p in (("convicted", -3.3), ("not convicted", -0.4)):
+        tests = (result(name="answers, watched", log10_p=log10_p, log10_corrected=log10_p, needed_pairs=None),)
+        page = text_of(report.page(verdict(outcome=outcome, tests=tests), ABOUT))
+        assert ("its number lies just below the level" in page) == (outcome == "convicted")
+
+
+def test_no_evidence_against_a_suspect_with_a_trace_before_is_about_what_it_added() -> None:
+    for reference in ("base", ""):
+        settings = {"suspect": "bob", "suspect_model": "", "window": 2, "reference": reference}
+        page = text_of(report.page(verdict(outcome="not convicted", settings=settings), ABOUT))
+        assert ("beyond what the model that it was made from had learned" in page) == bool(reference)
+
+
+def test_decoys_that_were_given_were_not_drawn_last() -> None:
+    for digits in ("0123456789abcdef" * 2, ""):
+        settings = verdict().settings | {"decoy_entropy": digits}
+        page = text_of(report.page(verdict(settings=settings), ABOUT))
+        assert ("They were drawn after all evidence was fixed" in page) == (not digits)
+        assert ("Their digits were given" in page) == bool(digits)
+        assert "spread evenly between" not in page and "one-sided" in page  # caution is no fault of a test
+
+
+def test_earlier_levels_add_up_to_no_more_than_certainty() -> None:
+    earlier = tuple({"folder": "a", "date": "", "outcome": "void", "alpha": 0.4, "fingerprint": ""} for _ in range(3))
+    page = text_of(report.page(verdict(earlier=earlier), ABOUT))
+    assert "has a probability of 1 at most" in page
+
+
+def test_parameters_that_said_nothing_are_not_shown() -> None:
+    """Where an engine's file or a watermark says them, those of the request hold other values."""
+    given = Request(suspect="bob", watermarked_texts="a", key="secret").public()
+    assert "<td>window</td>" in report.page(verdict(settings=given), ABOUT)
+    made = Request(suspect="bob", watermarked_texts="a", mark=GreenList("hidden", 128, 5, 0.5)).public()
+    for settings in (given | {"engine_config": "vllm.json"}, made):
+        page = report.page(verdict(settings=settings), ABOUT)
+        assert not any(f"<td>{name}</td>" in page for name in ("window", "gamma", "scheme"))
+        assert "after each 2 tokens" not in page and "hidden" not in page
+    assert report.command(made) == (
+        "radio_utils.audit.run(Request(suspect='bob', watermarked_texts='a', mark=MARK, output_dir='again'))"
+    )
 
 
 @given(st.floats(-400, 0))

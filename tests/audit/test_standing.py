@@ -210,14 +210,14 @@ def test_decoys_that_a_suspect_could_guess_are_refused(world: World, tmp_path: P
 def test_earlier_audits_of_the_same_suspect_are_counted(world: World, tmp_path: Path) -> None:
     place = tmp_path / "audits"
     first = audited(world, place / "1", world.innocent, alpha=0.01)
-    assert first.earlier == () and "none in the folders beside this one" in opening(first)
+    assert first.earlier == () and "none was found in the folders beside this one" in opening(first)
     other = audited(world, place / "2", world.guilty)
     assert other.earlier == ()
     renamed = str(shutil.copytree(world.innocent, tmp_path / "another name"))
     third = audited(world, place / "3", renamed, access="closed", alpha=0.02)
     assert [(one["folder"], one["alpha"], one["outcome"]) for one in third.earlier] == [("1", 0.01, "not convicted")]
     page = opening(third)
-    assert "must share one α" in page and "up to 0.03" in page and "<code>1</code>" in page
+    assert "must share one α" in page and "0.03 at most" in page and "<code>1</code>" in page
     assert record(third)["earlier"][0]["date"] == record(first)["date"]
     # an audit that is gone on with does not count itself
     assert len(auditing.run(request(world, place / "3", renamed, access="closed", alpha=0.02)).earlier) == 1
