@@ -480,7 +480,8 @@ def asked(case: Case) -> Asked:
     for texts, name in ((case.fresh, "fresh"), (case.texts, "watermarked")):
         if texts is not None and texts.prompts is not None:
             found = Asked(texts.prompts, f"the prompts of the {name} texts")
-    distinct = list({prompt.tobytes(): prompt for prompt in found.prompts if ev.without_gaps(prompt).size}.values())
+    given = {prompt.tobytes(): prompt for prompt in found.prompts if ev.without_gaps(prompt).size}
+    distinct = [case.texts.parted(prompt) for prompt in given.values()]
     number = case.request.max_queries if case.request.temperature else min(len(distinct), case.request.max_queries)
     return replace(found, prompts=[distinct[i % len(distinct)] for i in range(number)])
 

@@ -68,16 +68,16 @@ class Texts:
         size = _TELLING + self.window
         return {text[1 : 1 + size].tobytes() for text in self.ids if text.size > size}
 
-    def with_gaps_before(self, others: Texts) -> Texts:
-        """The same with gaps in the prompts where one of the other texts begins, as in a chat in one string.
+    def parted(self, prompt: Ids) -> Ids:
+        """A prompt with gaps where one of these texts begins in it, as in a chat in one string.
 
         What stands before it there is not what it was drawn after.
         """
+        return np.insert(prompt, [at for at in self.within(prompt) if at and prompt[at - 1] != ev.GAP], ev.GAP)
 
-        def cut(prompt: Ids) -> Ids:
-            return np.insert(prompt, [at for at in others.within(prompt) if at and prompt[at - 1] != ev.GAP], ev.GAP)
-
-        return self if self.prompts is None else replace(self, prompts=[cut(prompt) for prompt in self.prompts])
+    def with_gaps_before(self, others: Texts) -> Texts:
+        """The same with prompts that are parted where one of the other texts begins."""
+        return self if self.prompts is None else replace(self, prompts=[others.parted(prompt) for prompt in self.prompts])
 
     @property
     def digest(self) -> str:
