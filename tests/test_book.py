@@ -390,6 +390,7 @@ class TestCheck:
             ("# A key\n\n`key` $key$ [key](key.md) {cite}`key` keyed, key-dependent", []),
             ("```python\nkey\n```\n\n$$\nkey\n$$", []),
             ("A decoy key and a key.", ["decoy key", "key"]),
+            ("A {term}`key` and a {term}`lock`, {term}`locks <lock>`.", ["lock"]),  # which no entry explains
         ],
     )
     def test_first_uses_lead_to_the_glossary(self, book: Project, prose: str, told: list[str]) -> None:
@@ -399,7 +400,7 @@ class TestCheck:
         notebook.cells.insert(3, new_markdown_cell(prose))
         write(book, "01_first", notebook)
         found = [problem for problem in check(book) if "glossary" in problem]
-        assert [re.search("use of '(.*?)'", problem)[1] for problem in found] == told  # type: ignore[index]
+        assert [re.search("(?:use of '|{term}`)(.*?)['`]", problem)[1] for problem in found] == told  # type: ignore[index]
 
     def test_setup_cells_must_be_identical(self, tmp_path: Path) -> None:
         other = chapter("02_second")

@@ -39,7 +39,7 @@ def glossary_terms(text: str) -> list[str]:
 
 
 def prose_problems(notebook: NotebookNode, terms: Sequence[str]) -> list[str]:
-    """Cells that are too long, another reading time than the computed one, and first uses of terms without a link."""
+    """Too long cells, another reading time than the computed one, first uses of terms without a link, links to no term."""
     problems = []
     for number, cell in enumerate(notebook.cells, start=1):
         lines = len(cell.source.splitlines())
@@ -52,6 +52,10 @@ def prose_problems(notebook: NotebookNode, terms: Sequence[str]) -> list[str]:
     for term, linked in first_uses(prose, terms):
         if not linked:
             problems.append(f"the first use of {term!r} doesn't lead to the glossary; write {{term}}`{term}`")
+    known = {term.lower() for term in terms}
+    for linked in dict.fromkeys(found["linked"].strip() for found in re.finditer(_LINKED, prose)):
+        if known and linked.lower() not in known:
+            problems.append(f"{{term}}`{linked}` leads to no entry of the glossary; define it there, or write it plainly")
     return problems
 
 
