@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from radio_utils import detection
 from radio_utils import evidence as ev
@@ -191,13 +191,23 @@ def _added_up(keys: ev.Words, values: NDArray[Any]) -> tuple[ev.Words, NDArray[n
 class ContrastCollector:
     """Adds up what B and his references expect after each window, a batch of positions at a time."""
 
-    def __init__(self, window: int, vocab_size: int, models: int, *, top: int = 128) -> None:
-        """``models`` counts B and his references. Of each position only the ``top`` likeliest tokens are kept."""
+    def __init__(self, window: int, vocab_size: int, models: int, *, top: int = 128, keep: ArrayLike | None = None) -> None:
+        """``models`` counts B and his references. Of each position only the ``top`` likeliest tokens are kept.
+
+        ``keep`` is the filter φ [m, k], of which :meth:`passing` tells. Raises ``ValueError`` for a wrong one.
+        """
         if top < 1:
             raise ValueError(f"top must be at least 1 token a position, got {top}")
         self.packing = ev.Packing(window, vocab_size)
         self.top = min(top, vocab_size)
         self._sums, self._counts, self.seen = Sums(models), Sums(1), 0
+        self._filter = ev.Filter(keep, self.packing)
+
+    def passing(self, windows: Ids) -> NDArray[np.bool_]:
+        """Which windows [n, k] the filter lets pass, to be added; the others are skipped."""
+        kept = self._filter.passing(self.packing.pack_windows(windows))
+        self.skip(int(np.count_nonzero(~kept)))
+        return kept
 
     def add(self, windows: Ids, probabilities: Sequence[torch.Tensor]) -> None:
         """``windows`` [n, k]; for B and then each reference the probabilities [n, V] after each.

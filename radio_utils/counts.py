@@ -33,7 +33,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from radio_utils import contrast, decoding
 from radio_utils import evidence as ev
@@ -62,7 +62,7 @@ def collect(
     window: int,
     vocab_size: int,
     *,
-    keep: Ids | None = None,
+    keep: ArrayLike | None = None,
     sampling: decoding.Sampling | None = None,
     batch_size: int = 64,
     top: int = 128,
@@ -72,7 +72,7 @@ def collect(
 
     A place is that of an answer's token whose window lies wholly inside the answer.
     """
-    collector = contrast.ContrastCollector(window, vocab_size, 2, top=top)
+    collector = contrast.ContrastCollector(window, vocab_size, 2, top=top, keep=keep)
     contexts = [np.concatenate(both) for both in asked]
     slice_size = max(1, _LARGEST // vocab_size)
     options: dict[str, Any] = {"batch_size": batch_size, "fewer": _FEWER, "what": "answers", "progress": progress}
@@ -82,10 +82,8 @@ def collect(
         rows = np.repeat(np.arange(len(texts)), [places.size for _, places, _ in found])
         places = np.concatenate([p for _, p, _ in found])
         said = np.array([contexts[texts[row]][place] for row, place in zip(rows, places, strict=True)], np.int64)
-        if keep is not None:
-            kept = ev.rows_among(windows, keep)
-            collector.skip(int(np.count_nonzero(~kept)))
-            windows, rows, places, said = windows[kept], rows[kept], places[kept], said[kept]
+        kept = collector.passing(windows)
+        windows, rows, places, said = windows[kept], rows[kept], places[kept], said[kept]
         for first in range(0, places.size, slice_size):
             part = slice(first, first + slice_size)
             here = chosen(logits, rows[part], places[part] - 1).float()

@@ -205,14 +205,13 @@ def count_answers(
         raise ValueError(f"tau must be finite and not negative, got {tau}")
     reading.check_model("reference", reference)
     told = shown.shown_by(prompts, drawn, prompts_marked, window, vocab_size)
-    allowed = None if keep is None else ev.checked_filter(keep, window, vocab_size)
     usable = _usable(prompts, answers, window, vocab_size)
     if not usable:
         raise ValueError(f"no answer is longer than the watermark's window={window}; let the suspect write more")
     asked = [ev.without_gaps(one) for one in ev.checked_prompts([prompt for prompt, _ in usable], vocab_size, shortest=0)]
     both = list(zip(asked, (answer for _, answer in usable), strict=True))
     summed = counts.collect(
-        both, reference, window, vocab_size, keep=allowed, sampling=sampling, batch_size=batch_size, top=top,
+        both, reference, window, vocab_size, keep=keep, sampling=sampling, batch_size=batch_size, top=top,
         progress=progress,
     )  # fmt: skip
     return counts.weigh(summed, told, tau)

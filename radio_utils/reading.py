@@ -322,8 +322,7 @@ def collect_contrast(
     """What :func:`read_contrast` weighs, added up: the sums of several corpora can be added in turn."""
     models, from_start = _models(model, reference), from_start and prompts is not None
     contexts = _Contexts.of(sequences, prompts, 0 if from_start else window, vocab_size)
-    allowed = None if keep is None else ev.checked_filter(keep, window, vocab_size)
-    collector = contrast.ContrastCollector(window, vocab_size, len(models), top=top)
+    collector = contrast.ContrastCollector(window, vocab_size, len(models), top=top, keep=keep)
     slice_size = max(1, _LARGEST // vocab_size)
     for rows, all_logits in read(
         models, contexts.ids, vocab_size, fed=contexts.fed(feeding, len(models)), batch_size=batch_size, progress=progress
@@ -332,10 +331,9 @@ def collect_contrast(
         windows = np.concatenate([w for w, _, _ in found])
         row_of = np.repeat(np.arange(len(rows)), [ends.size for _, ends, _ in found])
         ends = np.concatenate([e for _, e, _ in found])
-        if allowed is not None:
-            kept = ev.rows_among(windows, allowed)
-            windows, row_of, ends = windows[kept], row_of[kept], ends[kept]
         collector.skip(sum(seen for _, _, seen in found) - ends.size)
+        kept = collector.passing(windows)
+        windows, row_of, ends = windows[kept], row_of[kept], ends[kept]
         for start in range(0, ends.size, slice_size):
             part = slice(start, start + slice_size)
             here = [chosen(logits, row_of[part], ends[part]).float() for logits in all_logits]
@@ -402,11 +400,9 @@ def read_soft(
     chosen_places = places.known.copy()
     if skip_seen and not by_token:
         chosen_places &= places.sealed(shared)
-    if keep is not None:
-        allowed = ev.checked_filter(keep, window, vocab_size)
-        chosen_places[chosen_places] = ev.rows_among(places.windows(chosen_places), allowed)
-    collector = contrast.ContrastCollector(window, vocab_size, 1, top=min(top, FEW) if by_token else top)
+    collector = contrast.ContrastCollector(window, vocab_size, 1, top=min(top, FEW) if by_token else top, keep=keep)
     collector.skip(int(np.count_nonzero(places.asked & ~chosen_places)))
+    chosen_places[chosen_places] = collector.passing(places.windows(chosen_places))
     hidden = places.hidden_of_texts() if skip_seen else {}
     for rows, (logits,) in read(
         [model], contexts.ids, vocab_size, fed=contexts.fed(feeding, 1), batch_size=batch_size, progress=progress

@@ -46,6 +46,21 @@ def texts(n: int = 40, length: int = 40, seed: int = 3, vocab_size: int = V) -> 
     return np.random.default_rng(seed).integers(0, vocab_size, (n, length))
 
 
+@pytest.mark.parametrize("read", ["contrast", "soft"])
+def test_under_a_filter_only_its_windows_have_weights_and_all_positions_are_seen(read: str) -> None:
+    sequences, keep = [(t % 5).tolist() for t in texts(6, 12)], [[0, 1], [3, 3], [4, 2], [9, 9]]
+
+    def found(**options: Any) -> contrast.Contrast:
+        if read == "soft":
+            return reading.read_soft(llama(1), sequences, 2, V, top=V, skip_seen=False, **options)
+        return reading.read_contrast(llama(1), llama(2), sequences, 2, V, top=V, **options)
+
+    whole, some = found(), found(keep=keep)
+    asked, scored = ({tuple(window) for window in one.pairs.windows.tolist()} for one in (whole, some))
+    assert scored == asked & {tuple(window) for window in keep} and 0 < len(scored) < len(asked)
+    assert some.pairs.seen == whole.pairs.seen
+
+
 @pytest.mark.parametrize("window", [1, 2])
 @pytest.mark.parametrize("twin", [False, True])
 @pytest.mark.parametrize("skip_seen", [False, True])

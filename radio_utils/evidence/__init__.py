@@ -15,13 +15,13 @@ from radio_utils.evidence.checks import (
     Dedup,
     between_gaps,
     check_dedup,
-    checked_filter,
     checked_prompt,
     checked_prompts,
     checked_sequence,
     checked_texts,
     without_gaps,
 )
+from radio_utils.evidence.filters import Filter, checked_filter
 from radio_utils.evidence.packing import Packing, Words
 from radio_utils.evidence.pairs import (
     Collector,
@@ -53,6 +53,7 @@ __all__ = [
     "CountsColours",
     "Dedup",
     "Evidence",
+    "Filter",
     "Packing",
     "SharesColours",
     "SharesLists",

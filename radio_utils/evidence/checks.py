@@ -1,4 +1,4 @@
-"""Token ids as they are given: one sequence, many, filters; each error names the argument and the place."""
+"""Token ids as they are given: one sequence, many; each error names the argument and the place."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from radio_utils.watermarks import as_ids
 
@@ -118,24 +118,6 @@ def too_short(name: str, size: int, shortest: int) -> str:
     """What to say of a text that holds no pair."""
     needed = f"at least {shortest} are needed to fill a window and score one token"
     return f"{name} has {size} tokens; {needed}: drop such texts first"
-
-
-def checked_filter(keep: ArrayLike, window: int, vocab_size: int) -> Ids:
-    """The filter φ as int64 [m, k], or an error that says what is wrong with it; rows may begin with −1."""
-    try:
-        given = np.asarray(keep)
-        started = given.dtype.kind == "i" and given.size > 0 and bool(np.any(given == -1))
-    except ValueError:
-        started = False
-    rows = as_ids("keep", np.where(given == -1, 0, given) if started else keep, vocab_size)
-    if rows.ndim != 2 or rows.shape[1] != window:
-        raise ValueError(f"keep must be windows of shape [m, {window}], got {list(rows.shape)}")
-    if not started:
-        return rows
-    missing = given == -1
-    if np.any(missing[:, 1:] & ~missing[:, :-1]):
-        raise ValueError("keep holds -1 after a token id; -1 stands for positions before an answer's start only")
-    return np.where(missing, -1, rows)
 
 
 def check_dedup(dedup: Dedup) -> None:

@@ -18,13 +18,13 @@ from radio_utils.evidence.checks import (
     Ids,
     between_gaps,
     check_dedup,
-    checked_filter,
     checked_prompts,
     checked_texts,
     joined_lists,
     refuse_strings,
     too_short,
 )
+from radio_utils.evidence.filters import Filter
 from radio_utils.evidence.packing import NOTHING, Packing, Words, is_member, joined, merged, split_words, unique_words
 from radio_utils.evidence.windows import all_windows, rows_among, run_begins
 from radio_utils.files import written
@@ -219,9 +219,7 @@ class Collector:
             raise ValueError(f"sample must lie in (0, 1], the share of windows that is scored, got {sample}")
         self.packing, self.dedup, self.sample, self.seen = packing, dedup, sample, 0
         self._shared, self._hidden, self._from_start = shared, hidden, from_start
-        self._keep: Words | None = None
-        if keep is not None:
-            self._keep = unique_words(packing.pack_windows(checked_filter(keep, packing.window, packing.vocab_size)))
+        self._filter = Filter(keep, packing)
         self._leaves: list[Words] = []
         self._runs: list[Words] = []
 
@@ -284,8 +282,8 @@ class Collector:
     def add_words(self, words: Words, seen: int | None = None) -> None:
         """Collect packed pairs; ``seen`` positions were looked at to find them (by default as many)."""
         self.seen += words.shape[0] if seen is None else seen
-        if self._keep is not None:
-            words = words[is_member(self.packing.windows_of(words), self._keep)]
+        if self._filter.windows is not None:
+            words = words[self._filter.passing(words)]
         if self.sample < 1.0:
             words = words[_sampled(self.packing.windows_of(words), self.sample)]
         if words.shape[0] == 0:

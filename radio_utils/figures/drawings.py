@@ -107,8 +107,9 @@ def filtered(
     """The filter φ on one answer: above the window's last token, in φ or not; below the token that was said after it."""
     said = np.asarray(answer, np.int64)
     windows, tokens = _places(said, wm)
-    kept = ev.rows_among(windows, np.asarray(keep, np.int64)) if len(windows) else np.zeros(0, bool)
-    scored = _holds(_evidence(said, wm, prompts=[prompt], keep=keep), windows, tokens)
+    found = _evidence(said, wm, prompts=[prompt], keep=keep)
+    kept = ev.Filter(keep, found.packing).passing(found.packing.pack_windows(windows))
+    scored = _holds(found, windows, tokens)
     looks = _looks(scored, windows, tokens, wm)
     columns = [
         ((shown(tokenizer, window[-1]), "window" if inside else "filtered"), (shown(tokenizer, token), look))
