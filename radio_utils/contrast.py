@@ -435,12 +435,12 @@ def audit_contrast(found: Contrast, wm: Watermark, *, keys: int = 1000, seed: in
 
 def _merges(wm: Watermark) -> bool:
     """Whether pairs of different windows are often one draw, which only the key tells."""
-    return isinstance(wm, ev.SharesColours) and not wm.one_list_a_window
+    return wm.shares_colours and not wm.one_list_a_window
 
 
 def _weights(found: Contrast, wm: Watermark) -> NDArray[np.int64]:
     """The weights, but for pairs that no key decides."""
-    if not isinstance(wm, ev.SharesColours) or not len(found.pairs):
+    if not wm.shares_colours or not len(found.pairs):
         return found.weights
     return np.where(wm.keyless(found.pairs.windows, found.pairs.tokens), 0, found.weights)
 
@@ -450,16 +450,15 @@ def null_of(found: Contrast, wm: Watermark) -> tuple[NullSum, int]:
 
     Pairs that are one draw under this key have one mark, and their weights add up.
     """
-    if not isinstance(wm, ev.SharesColours):
+    if not wm.shares_colours:
         return wm.law.weighted(found.weights), round(float(_totals(found, wm, [wm])[0]))
     windows, tokens = found.pairs.windows, found.pairs.tokens
-    scheme: Any = wm  # a watermark and one that shares colours, which no type says at once
-    _, first, owner = np.unique(scheme.colour_ids(windows, tokens), return_index=True, return_inverse=True)
+    _, first, owner = np.unique(wm.colour_ids(windows, tokens), return_index=True, return_inverse=True)
     weights = np.zeros(first.size, np.int64)
     np.add.at(weights, owner.ravel(), _weights(found, wm))
     windows, tokens = windows[first], tokens[first]
-    lists = scheme.list_ids(windows, tokens) if scheme.law.without_return else None
-    return scheme.law.weighted(weights, lists), int(weights @ scheme.law.marks(scheme.scores(windows, tokens)))
+    lists = wm.list_ids(windows, tokens) if wm.law.without_return else None
+    return wm.law.weighted(weights, lists), int(weights @ wm.law.marks(wm.scores(windows, tokens)))
 
 
 def _log10_p_two_sided(found: Contrast, wm: Watermark) -> float:

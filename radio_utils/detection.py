@@ -301,8 +301,7 @@ def judge(found: ev.Evidence, wm: Watermark, *, respelt: float = 0.0) -> Detecti
         total, scored = _scored(found, wm)
         log10_p = float(wm.law.log10_allowing(total, scored, respelt))
     else:
-        scheme, counts = counted
-        (total,), (log10_p,), _ = (each.tolist() for each in scheme.judged_by_counts(counts, [wm]))
+        (total,), (log10_p,), _ = (each.tolist() for each in wm.judged_by_counts(counted, [wm]))
         scored = len(found)
     return Detection(
         seen=found.seen,
@@ -403,7 +402,7 @@ def _scored(found: ev.Evidence, wm: Watermark) -> tuple[float, int]:
 
 def _shares(found: ev.Evidence, wm: Watermark) -> bool:
     """Whether distinct pairs may have one colour; without de-duplication every repeat is wanted, and p means nothing."""
-    return isinstance(wm, ev.SharesColours) and found.dedup is not None
+    return wm.shares_colours and found.dedup is not None
 
 
 def _independent(found: ev.Evidence, wm: Watermark) -> Iterator[Pairs]:
@@ -411,7 +410,6 @@ def _independent(found: ev.Evidence, wm: Watermark) -> Iterator[Pairs]:
     if not _shares(found, wm):
         yield from found.blocks()
         return
-    assert isinstance(wm, ev.SharesColours)
     ids = [wm.colour_ids(*pairs) for pairs in found.blocks()]
     first = ev.first_appearances(np.concatenate(ids)) if ids else np.zeros(0, bool)
     start = 0
@@ -422,16 +420,13 @@ def _independent(found: ev.Evidence, wm: Watermark) -> Iterator[Pairs]:
             yield windows[chosen], tokens[chosen]
 
 
-def _colour_counts(found: ev.Evidence, keys: Sequence[Watermark]) -> tuple[ev.CountsColours, Counts] | None:
+def _colour_counts(found: ev.Evidence, keys: Sequence[Watermark]) -> Counts | None:
     """How many pairs of the evidence have each colour, where all of the keys have a test of that; else None."""
-    first = keys[0]
-    counting = isinstance(first, ev.CountsColours) and all(getattr(wm, "colours", None) for wm in keys)
-    if not counting or found.dedup is None or not len(found):
+    first, colours = keys[0], [wm.colours for wm in keys]
+    if not all(colours) or found.dedup is None or not len(found):
         return None
-    assert isinstance(first, ev.CountsColours)
-    colours = first.colours or 0
-    each = (np.bincount(first.colour_ids(*pairs).astype(np.int64), minlength=colours) for pairs in found.blocks())
-    return first, np.sum(list(each), axis=0)
+    each = (np.bincount(first.colour_ids(*pairs).astype(np.int64), minlength=colours[0] or 0) for pairs in found.blocks())
+    return np.asarray(np.sum(list(each), axis=0))
 
 
 def curve(found: ev.Evidence, wm: Watermark, *, points: int = 60) -> tuple[NDArray[np.int64], Floats]:
@@ -487,10 +482,9 @@ def curve(found: ev.Evidence, wm: Watermark, *, points: int = 60) -> tuple[NDArr
     counts = np.unique(np.geomspace(1, tokens.size, points).round().astype(np.int64))
     order = np.random.default_rng(0).permutation(tokens.size)
     if counted is not None:
-        scheme, all_counts = counted
-        ids = scheme.colour_ids(windows, tokens).astype(np.int64)[order]
-        first = (np.bincount(ids[:count], minlength=all_counts.size) for count in counts)
-        return counts, np.array([scheme.judged_by_counts(some, [wm])[1][0] for some in first])
+        ids = wm.colour_ids(windows, tokens).astype(np.int64)[order]
+        first = (np.bincount(ids[:count], minlength=counted.size) for count in counts)
+        return counts, np.array([wm.judged_by_counts(some, [wm])[1][0] for some in first])
     totals = np.cumsum(wm.scores(windows, tokens)[order])[counts - 1]
     return counts, np.asarray(wm.log10_p(totals, counts), np.float64)
 
@@ -714,7 +708,7 @@ def _check_unrelated(found: ev.Evidence, candidates: Sequence[Watermark], indice
     for at, (i, own) in enumerate(zip(indices, scores, strict=True)):
         wm = candidates[i]
         # pairs that share a colour under this key are one draw of it
-        draws = ev.first_appearances(wm.colour_ids(windows, tokens)) if isinstance(wm, ev.SharesColours) else slice(None)
+        draws = ev.first_appearances(wm.colour_ids(windows, tokens)) if wm.shares_colours else slice(None)
         mine = own[draws] - own[draws].mean()
         for j, other in zip(indices[at + 1 :], scores[at + 1 :], strict=True):
             theirs = other[draws] - other[draws].mean()
@@ -750,8 +744,7 @@ def _under(
     The test is the one that suits the keys ``asked`` about, of which the others may be decoys.
     """
     if (counted := _colour_counts(found, asked)) is not None:
-        scheme, shown = counted
-        totals, log10_p, above = scheme.judged_by_counts(shown, keys)
+        totals, log10_p, above = asked[0].judged_by_counts(counted, keys)
         return totals, np.full(len(keys), len(found), np.int64), log10_p, above
     totals, counts = _totals(found, keys)
     if not keys[0].law_of_key:

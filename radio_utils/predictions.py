@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from radio_utils import evidence as ev
 from radio_utils.files import written
+from radio_utils.watermarks import Watermark
 
 Ids = NDArray[np.int64]
 _AT_ONCE = 1 << 22  # pairs whose colours are named at once
@@ -83,7 +84,7 @@ class Predictions:
         window: int,
         vocab_size: int,
         *,
-        shared: ev.SharesColours | None = None,
+        shared: Watermark | None = None,
         keep: ArrayLike | None = None,
         dedup: ev.Dedup = "window+token",
         skip_seen: bool = True,
@@ -212,7 +213,7 @@ class Places:
         firsts = self.begins if self.from_start is None else self.from_start[ends]
         return [self.ids[begin:first] for begin, first in zip(self.begins.tolist(), firsts.tolist(), strict=True)]
 
-    def sealed(self, shared: ev.SharesColours | None) -> NDArray[np.bool_]:
+    def sealed(self, shared: Watermark | None) -> NDArray[np.bool_]:
         """Which places stand before a list that is sealed when they are reached: bool [places]."""
         if shared is not None and not shared.one_list_a_window:
             return _fresh_colours(self, shared)
@@ -262,7 +263,7 @@ def _opened_in_turn(lists: Ids, predicted: Ids, begins: Ids, sizes: Ids) -> NDAr
         opened[name] = True
 
 
-def _fresh_colours(places: Places, wm: ev.SharesColours) -> NDArray[np.bool_]:
+def _fresh_colours(places: Places, wm: Watermark) -> NDArray[np.bool_]:
     """For schemes whose list depends on the candidate token: no earlier draw of the context looked at this colour."""
     fresh = np.zeros(places.ids.size, bool)
     chosen, drawn = places.known, places.drawn
@@ -274,13 +275,13 @@ def _fresh_colours(places: Places, wm: ev.SharesColours) -> NDArray[np.bool_]:
     return fresh
 
 
-def looked_at(places: Places, wm: ev.SharesColours, at: Ids, tokens: Ids, before: Ids) -> NDArray[np.bool_]:
+def looked_at(places: Places, wm: Watermark, at: Ids, tokens: Ids, before: Ids) -> NDArray[np.bool_]:
     """Which ``tokens`` [n] after places ``at`` [n] have a colour that an earlier draw, at a place ``before``, looked at."""
     parts = np.array_split(np.arange(at.size), max(1, -(-at.size * before.size // _AT_ONCE)))
     return np.concatenate([_looked_at(places, wm, at[part], tokens[part], before) for part in parts])
 
 
-def _looked_at(places: Places, wm: ev.SharesColours, at: Ids, tokens: Ids, before: Ids) -> NDArray[np.bool_]:
+def _looked_at(places: Places, wm: Watermark, at: Ids, tokens: Ids, before: Ids) -> NDArray[np.bool_]:
     own = wm.colour_ids(places.windows_at(at), tokens)
     rows, columns = np.nonzero(before[None, :] < at[:, None])
     others = wm.colour_ids(places.windows_at(before)[columns], tokens[rows])

@@ -411,11 +411,11 @@ class Watch:
     def add(self, prompts: Sequence[ArrayLike], answers: Sequence[Ids], *, first: int = 0) -> None:
         """Score the pairs of these answers that were not met before; ``first`` numbers the answers in errors."""
         fresh = self._fresh.of(prompts, answers, first)
-        ids = _shared_ids(self.wm, fresh.windows, fresh.tokens)
-        if ids is None:
+        if not self.wm.shares_colours:
             self._scored += len(fresh)
             self._total += detection.judge(fresh, self.wm).total
         else:
+            ids = self.wm.list_ids(fresh.windows, fresh.tokens)
             new = ev.first_appearances(ids) & ~np.isin(ids, self._met) & ~self.wm.keyless(fresh.windows, fresh.tokens)
             self._met = np.union1d(self._met, ids[new])
             self._scored += int(np.count_nonzero(new))
@@ -437,15 +437,6 @@ class Watch:
             log10_e=np.array(self._wealth),
             fingerprint=self.wm.fingerprint,
         )
-
-
-def _shared_ids(wm: Watermark, windows: Ids, tokens: Ids) -> ev.Words | None:
-    """What may be asked once: the list of each pair or its colour [n]; None where all pairs are independent."""
-    if isinstance(wm, ev.SharesLists):
-        return wm.list_ids(windows, tokens)
-    if isinstance(wm, ev.SharesColours):
-        return wm.colour_ids(windows, tokens)
-    return None
 
 
 class _Fresh:
@@ -499,8 +490,9 @@ def audit_watch(
     windows, tokens = (np.concatenate([getattr(one, name) for one in batches]) for name in ("windows", "tokens"))
     for index in range(keys):
         decoy = wm.with_decoy(seed, index)
-        ids = _shared_ids(decoy, windows, tokens)  # what is asked once differs from key to key
-        new = np.ones(tokens.size, bool) if ids is None else ev.first_appearances(ids) & ~decoy.keyless(windows, tokens)
+        new = np.ones(tokens.size, bool)
+        if decoy.shares_colours:  # what is asked once differs from key to key
+            new = ev.first_appearances(decoy.list_ids(windows, tokens)) & ~decoy.keyless(windows, tokens)
         totals = np.bincount(batch_of[new], decoy.scores(windows[new], tokens[new]), len(batches)).cumsum()
         counts = np.bincount(batch_of[new], minlength=len(batches)).cumsum()
         highest[index] = max(0.0, float(bet.log10_e(totals, counts).max()))

@@ -217,7 +217,7 @@ def read_evidence(
     skip_seen: bool = True,
     full_context: bool = False,
     from_start: bool = False,
-    shared: ev.SharesColours | None = None,
+    shared: Watermark | None = None,
     feeding: Feeding | Sequence[Feeding] | None = None,
     batch_size: int = 64,
     progress: str | None = None,
@@ -234,7 +234,7 @@ def read_evidence(
         As in :func:`read_open_model`.
     from_start : bool
         Whether texts are answers that are scored from their first token on (:attr:`Watermark.marks_start`).
-    shared : SharesColours, optional
+    shared : Watermark, optional
         The watermark, where windows share lists.
     feeding, batch_size, progress
         As in :func:`read_open_model`.
@@ -352,7 +352,7 @@ def read_soft(
     skip_seen: bool = True,
     full_context: bool = False,
     from_start: bool = False,
-    shared: ev.SharesColours | None = None,
+    shared: Watermark | None = None,
     feeding: Feeding | Sequence[Feeding] | None = None,
     batch_size: int = 64,
     top: int = 128,

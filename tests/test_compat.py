@@ -314,7 +314,7 @@ def test_pairs_of_selfhash_that_share_a_colour_count_once(context_width: int, de
     """Half the pairs of a text are the same draw as others: counted apart, decoys had p-values of 1e-6 by the dozen."""
     wm = TransformersGreenList({"seeding_scheme": "selfhash", "context_width": context_width}, 2000)
     texts = natural_texts()
-    assert isinstance(wm, ev.SharesColours)
+    assert wm.shares_colours
     found = detect(texts, wm, dedup=dedup)
     first = distinct_colours(wm, found.evidence)
     assert found.scored == first.size < len(found.evidence)
@@ -362,7 +362,7 @@ def test_keys_that_leave_few_lists_convict_no_innocent_text(key: int) -> None:
 def test_colliding_windows_of_the_release_count_once() -> None:
     texts = [[7, 35319, 11], [8, 2, 11], [8, 2, 12]]
     for wm in (ReleasedGreenList(0, 40_000, gamma=0.01), ReleasedGumbelMax(0, 40_000)):
-        assert isinstance(wm, ev.SharesColours)
+        assert wm.shares_colours
         found = detect(texts, wm)
         assert (len(found.evidence), found.scored) == (3, 2)
         assert found.total == wm.scores([[8, 2], [8, 2]], [11, 12]).sum()

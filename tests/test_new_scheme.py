@@ -12,7 +12,7 @@ from scipy import stats
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import radio_utils as ru
-from radio_utils import contrast, detection, planning, reading
+from radio_utils import contrast, detection, planning, querying, reading
 from radio_utils.stats.laws import fair_bits
 from radio_utils.watermarks.prf import PRF, Key
 from radio_utils.watermarks.strength import Tournaments
@@ -130,3 +130,31 @@ def test_published_lists_can_be_read_against_a_reference() -> None:
     assert contrast.audit_contrast(found, wm, keys=500).ks_p > 1e-3
     shared = ru.compat.TransformersGreenList({"seeding_scheme": "selfhash", "context_width": 2, "hashing_key": 98765}, V)
     assert contrast.judge_contrast(found, shared).log10_p > -3
+
+
+def test_that_pairs_share_draws_is_said_by_one_method() -> None:
+    """A scheme with ``colour_ids`` is scored, watched and weighed once for each of its draws."""
+
+    class Few(TwoBits):
+        """Of windows and of tokens only the remainders matter."""
+
+        def colour_ids(self, windows: Any, tokens: Any) -> np.ndarray:
+            return (4 * (np.asarray(windows)[:, 0] % 2) + np.asarray(tokens) % 4).astype(np.uint64)
+
+        def scores(self, windows: Any, tokens: Any) -> np.ndarray:
+            return super().scores(np.asarray(windows) % 2, np.asarray(tokens) % 4)
+
+    few = Few("alice", V)
+    draws = few.scores(np.repeat([[0], [1]], 4, axis=0), np.tile(np.arange(4), 2))
+    assert few.shares_colours and not WM.shares_colours
+    found, watch = ru.detect(texts(20), few), querying.Watch(few)
+    assert found.scored == 8 < len(found.evidence) and found.total == draws.sum()
+    watch.add([[1]] * 20, list(texts(20)))  # the prompts have drawn after an odd window
+    verdict = watch.verdict(1e-3, 20)
+    assert verdict.scored == 4 and verdict.total == draws[:4].sum()
+    weighted = contrast.Contrast(found.evidence, np.ones(len(found.evidence), np.int64))
+    null, raw = contrast.null_of(weighted, few)
+    counts = np.bincount(few.colour_ids(found.evidence.windows, found.evidence.tokens).astype(int))
+    assert raw == counts @ draws and null.variance == pytest.approx(float(counts @ counts) * few.law.variance)
+    with pytest.raises(NotImplementedError, match="ask shares_colours first"):
+        WM.colour_ids(found.evidence.windows, found.evidence.tokens)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -28,54 +28,15 @@ from radio_utils.evidence.filters import Filter
 from radio_utils.evidence.packing import NOTHING, Packing, Words, is_member, joined, merged, split_words, unique_words
 from radio_utils.evidence.windows import all_windows, rows_among, run_begins
 from radio_utils.files import written
-from radio_utils.watermarks import as_ids, check_ids
+from radio_utils.watermarks import Watermark, as_ids, check_ids
 from radio_utils.watermarks.prf import PRF
 
 
-@runtime_checkable
-class SharesColours(Protocol):
-    """A scheme in which different pairs can have one and the same score, so that distinct pairs are no separate trials."""
-
-    one_list_a_window: bool  # False: which list a token is looked up in depends on the token itself
-
-    def colour_ids(self, windows: Ids, tokens: Ids) -> Words:
-        """Which draw decides each pair's score: [n, k] and [n] → unsigned [n]. Equal numbers mean equal scores."""
-        ...
-
-    def keyless(self, windows: Ids, tokens: Ids) -> NDArray[np.bool_]:
-        """Which pairs score alike under every key: bool [n]."""
-        ...
-
-
-@runtime_checkable
-class CountsColours(SharesColours, Protocol):
-    """A scheme of few colours, whose exact test asks how often each of them was shown."""
-
-    @property
-    def colours(self) -> int | None:
-        """How many there are; None where there is no such test for these parameters and keys."""
-        ...
-
-    def judged_by_counts(self, counts: Ids, keys: Sequence[Any]) -> tuple[Floats, Floats, Floats]:
-        """Of pairs counts [colours]: total score, log10 P(S ≥ total) and log10 P(S > total) under each key, [keys]."""
-        ...
-
-
-@runtime_checkable
-class SharesLists(SharesColours, Protocol):
-    """A scheme whose lists have a fixed number of greens: what one list says of several tokens is not independent."""
-
-    def list_ids(self, windows: Ids, tokens: Ids) -> Words:
-        """Which list each pair is looked up in: [n, k] and [n] → unsigned [n]."""
-        ...
-
-
-def shared_by(wm: object) -> SharesColours | None:
+def shared_by(wm: Watermark) -> Watermark | None:
     """The watermark where its windows share draws, which then must be left out together; None for all others."""
-    return wm if isinstance(wm, SharesColours) else None
+    return wm if wm.shares_colours else None
 
 
-Floats = NDArray[np.float64]
 _BLOCK = 1 << 20  # tokens that are packed and sorted at once
 _SLACK = 4  # runs wait until they are 1/4 of the set, so that each pair is moved a bounded number of times
 
@@ -206,7 +167,7 @@ class Collector:
         keep: ArrayLike | None = None,
         dedup: Dedup = "window+token",
         sample: float = 1.0,
-        shared: SharesColours | None = None,
+        shared: Watermark | None = None,
         hidden: bool = False,
         from_start: bool = False,
     ) -> None:
@@ -336,7 +297,7 @@ def collect(
     keep: ArrayLike | None = None,
     dedup: Dedup = "window+token",
     sample: float = 1.0,
-    shared: SharesColours | None = None,
+    shared: Watermark | None = None,
     hidden: bool = False,
     from_start: bool = False,
 ) -> Evidence:
@@ -364,7 +325,7 @@ def collect(
         V, the number of token ids.
     prompts, keep, dedup, sample
         As in :func:`radio_utils.detection.detect`.
-    shared : SharesColours, optional
+    shared : Watermark, optional
         The watermark, where windows share lists.
     hidden : bool
         Whether something may have stood before the prompts.
@@ -497,7 +458,7 @@ def from_pairs(
 
 
 def _shown_by_prompt(
-    packing: Packing, words: Words, owner: Ids, prompts: list[Ids], shared: SharesColours | None, hidden: bool
+    packing: Packing, words: Words, owner: Ids, prompts: list[Ids], shared: Watermark | None, hidden: bool
 ) -> NDArray[np.bool_]:
     """Whether what decides a pair's score may have spoken in its own text's prompt; elsewhere it may be scored."""
     pieces = [(i, number, piece) for i, prompt in enumerate(prompts) for number, piece in enumerate(between_gaps(prompt))]
@@ -555,9 +516,7 @@ def after_start(windows: Ids, tokens: Ids, owner: Ids, prompts: Sequence[Ids]) -
     return found
 
 
-def _shares_with_prompt(
-    wm: SharesColours, windows: Ids, tokens: Ids, owner: Ids, shown: Ids, whose: Ids
-) -> NDArray[np.bool_]:
+def _shares_with_prompt(wm: Watermark, windows: Ids, tokens: Ids, owner: Ids, shown: Ids, whose: Ids) -> NDArray[np.bool_]:
     """Which pairs have a list, or a colour, that a window of their own prompt has drawn from."""
     if wm.one_list_a_window:
         own, other = (wm.colour_ids(w, np.zeros(len(w), np.int64)).astype(np.int64) for w in (windows, shown))

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Words = NDArray[np.uint64]
 
 
 class Watermark(abc.ABC):
@@ -28,6 +30,7 @@ class Watermark(abc.ABC):
     asked_gamma: float | None = None  # γ as its maker asked for it, of schemes with green lists
     law_of_key: bool = False  # whether the law differs from key to key
     marks_start: bool = False  # whether an answer's first tokens are drawn after windows that −1 fills up
+    one_list_a_window: bool = True  # False: which list a token is looked up in depends on the token itself
 
     @property
     @abc.abstractmethod
@@ -49,6 +52,28 @@ class Watermark(abc.ABC):
         They tell nothing of a key, and all of another key's text: no test counts them.
         """
         return np.zeros(len(np.asarray(tokens)), bool)
+
+    @property
+    def shares_colours(self) -> bool:
+        """Whether distinct pairs can be one draw, and so no separate trials: those of schemes with :meth:`colour_ids`."""
+        return type(self).colour_ids is not Watermark.colour_ids
+
+    def colour_ids(self, windows: Ints, tokens: Ints) -> Words:
+        """Which draw decides each pair's score: [n, k] and [n] → unsigned [n]. Equal numbers mean equal scores."""
+        raise NotImplementedError(f"each pair is a draw of its own in the scheme {self.scheme!r}; ask shares_colours first")
+
+    def list_ids(self, windows: Ints, tokens: Ints) -> Words:
+        """What a test that is watched may ask once: each pair's list if its law is ``without_return``, else its colour."""
+        return self.colour_ids(windows, tokens)
+
+    @property
+    def colours(self) -> int | None:
+        """How many colours there are, where :meth:`judged_by_counts` tests how often each was shown; else None."""
+        return None
+
+    def judged_by_counts(self, counts: Ints, keys: Sequence[Any]) -> tuple[Floats, Floats, Floats]:
+        """Of pairs counts [colours]: total score, log10 P(S ≥ total) and log10 P(S > total) under each key, [keys]."""
+        raise NotImplementedError(f"the scheme {self.scheme!r} has no test of counts; ask colours first")
 
     @property
     def parameters(self) -> dict[str, Any]:

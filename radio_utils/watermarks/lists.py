@@ -241,7 +241,6 @@ class Unigram(GreenMark):
     """
 
     scheme = "unigram"
-    one_list_a_window = True
     repeats = "none"
 
     def __init__(self, key: int, vocab_size: int, gamma: float = 0.5, delta: float = 2.0) -> None:

@@ -71,7 +71,6 @@ class PermutationList(Biases):
 
     gamma: float
     asked_gamma: float
-    one_list_a_window = True
     select_green_tokens: bool = True  # whether the beginning is green
 
     def _set_rate(self, gamma: float, delta: float, gamma_name: str, delta_name: str) -> None:
@@ -299,7 +298,6 @@ class ReleasedGumbelMax(Draws):
     """
 
     scheme = "released gumbel max"
-    one_list_a_window = True
 
     def __init__(self, seed: int = 3, vocab_size: int = 32000, window: int = 2) -> None:
         check_vocabulary(vocab_size, window)

@@ -286,7 +286,7 @@ class SynthID(_Layered):
         layers = {key % self.table_size for key in self._keys}
         return None if self._wraps or self.weighted or len(layers) < self.depth else self.table_size
 
-    def judged_by_counts(self, counts: Ints, keys: Sequence[SynthID]) -> tuple[Floats, Floats, Floats]:
+    def judged_by_counts(self, counts: Ints, keys: Sequence[Any]) -> tuple[Floats, Floats, Floats]:
         """Total scores under each of ``keys`` of pairs of which counts[u] have the evidence u, and two log10 tails: [keys].
 
         The tails are log10 P(S ≥ total) and log10 P(S > total), exact for keys drawn at random, given the pairs. Let N_u be

@@ -68,7 +68,7 @@ class WatchedAnswers(Answers):
     def run(self, case: Case, level: float) -> Judge:
         """Ask until its wealth reaches 10^−level."""
         wm, server, prompts, answers = case.wm, case.server, asked(case).prompts, list[Ids]()
-        dedup: ev.Dedup = "window" if isinstance(wm, ev.SharesLists) else "window+token"
+        dedup: ev.Dedup = "window" if wm.law.without_return else "window+token"
         watch = querying.Watch(wm, keep=case.windows, dedup=dedup)
         while len(answers) < len(prompts) and watch.highest < -level:
             start = len(answers)
