@@ -14,6 +14,7 @@ from trials import WORDS, World, audited, request, write_file
 
 from radio_utils import engines
 from radio_utils.audit import AuditError, check
+from radio_utils.compat import ReleasedGreenList
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from test_new_scheme import TwoBits
@@ -96,3 +97,20 @@ def test_a_watermark_of_ones_own_is_audited(world: World, tmp_path: Path) -> Non
     assert sum(test.applied for test in found.tests) == 3
     with pytest.raises(AuditError, match="mark is a whole watermark"):
         request(world, tmp_path / "out", world.innocent, mark=mark, key=None, watermarked_texts=file, engine_config="x")
+
+
+@pytest.mark.parametrize("weighed", ["contrastive reading", "soft reading"])
+def test_where_p_is_an_upper_bound_the_report_says_so(world: World, tmp_path: Path, weighed: str) -> None:
+    given = {"reference": world.base} if weighed == "contrastive reading" else {}
+    said = {}
+    for mark in (ReleasedGreenList(SECRET, WORDS, 1), TwoBits("a key that is its own", WORDS)):
+        file = write_file(tmp_path / "used.jsonl", best_of(mark))
+        found = audited(
+            world, tmp_path / mark.scheme, world.innocent, mark=mark, key=None, watermarked_texts=file,
+            plain_texts=world.plain, **given,
+        )  # fmt: skip
+        notes = {test.name: test.note for test in found.tests if test.applied}
+        assert len(notes) > 1 and weighed in notes
+        said[mark.scheme] = [name for name, note in notes.items() if "p is an upper bound" in note]
+        assert ("p is an upper bound" in found.report.read_text()) == bool(said[mark.scheme])
+    assert said == {"released green list": [weighed], "two bits": []}

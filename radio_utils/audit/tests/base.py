@@ -14,6 +14,11 @@ from radio_utils.contrast import Contrast, ContrastiveReading
 from radio_utils.evidence import Evidence
 from radio_utils.soft import SoftReading
 
+_BOUND = (
+    "Here p is an upper bound: each list of the mark has a fixed number of greens, and the exact law of a weighted sum "
+    "over such lists is out of reach."
+)
+
 Judge = Callable[[int], TestResult]  # of evidence that is fixed: the seed of the decoy keys → the result
 
 
@@ -103,4 +108,4 @@ class SuspectTest(ABC):
         decoys = None
         if len(found.pairs):
             decoys = contrast.audit_contrast(found, case.wm, keys=case.request.decoys, seed=seed)
-        return TestResult.of(self.name, verdict, case.wm, decoys)
+        return TestResult.of(self.name, verdict, case.wm, decoys, _BOUND if case.wm.law.without_return else "")
