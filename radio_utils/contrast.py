@@ -440,7 +440,7 @@ def _merges(wm: Watermark) -> bool:
 
 def _weights(found: Contrast, wm: Watermark) -> NDArray[np.int64]:
     """The weights, but for pairs that no key decides."""
-    if not wm.shares_colours or not len(found.pairs):
+    if not wm.some_keyless or not len(found.pairs):
         return found.weights
     return np.where(wm.keyless(found.pairs.windows, found.pairs.tokens), 0, found.weights)
 
@@ -451,7 +451,7 @@ def null_of(found: Contrast, wm: Watermark) -> tuple[NullSum, int]:
     Pairs that are one draw under this key have one mark, and their weights add up.
     """
     if not wm.shares_colours:
-        return wm.law.weighted(found.weights), round(float(_totals(found, wm, [wm])[0]))
+        return wm.law.weighted(_weights(found, wm)), round(float(_totals(found, wm, [wm])[0]))
     windows, tokens = found.pairs.windows, found.pairs.tokens
     _, first, owner = np.unique(wm.colour_ids(windows, tokens), return_index=True, return_inverse=True)
     weights = np.zeros(first.size, np.int64)

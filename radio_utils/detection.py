@@ -400,18 +400,19 @@ def _scored(found: ev.Evidence, wm: Watermark) -> tuple[float, int]:
     return float(sum(total for total, _ in each)), sum(count for _, count in each)
 
 
-def _shares(found: ev.Evidence, wm: Watermark) -> bool:
-    """Whether distinct pairs may have one colour; without de-duplication every repeat is wanted, and p means nothing."""
-    return wm.shares_colours and found.dedup is not None
+def _chooses(found: ev.Evidence, wm: Watermark) -> bool:
+    """Whether some pairs may not count; without de-duplication every repeat is wanted, and p means nothing."""
+    return (wm.shares_colours or wm.some_keyless) and found.dedup is not None
 
 
 def _independent(found: ev.Evidence, wm: Watermark) -> Iterator[Pairs]:
     """The evidence in blocks; of pairs that have one colour under this key only the first, and none that no key decides."""
-    if not _shares(found, wm):
+    if not _chooses(found, wm):
         yield from found.blocks()
         return
-    ids = [wm.colour_ids(*pairs) for pairs in found.blocks()]
-    first = ev.first_appearances(np.concatenate(ids)) if ids else np.zeros(0, bool)
+    first = np.ones(len(found), bool)
+    if wm.shares_colours and len(found):
+        first = ev.first_appearances(np.concatenate([wm.colour_ids(*pairs) for pairs in found.blocks()]))
     start = 0
     for windows, tokens in found.blocks():
         chosen = first[start : start + tokens.size] & ~wm.keyless(windows, tokens)
@@ -475,7 +476,7 @@ def curve(found: ev.Evidence, wm: Watermark, *, points: int = 60) -> tuple[NDArr
         raise ValueError(f"points must be at least 2, the first and the last pair, got {points}")
     windows, tokens = found.windows, found.tokens
     counted = _colour_counts(found, [wm])
-    if counted is None and _shares(found, wm):
+    if counted is None and _chooses(found, wm):
         if not (parts := list(_independent(found, wm))):
             raise ValueError("no pair of the evidence depends on the key; there is no curve to draw")
         windows, tokens = (np.concatenate(part) for part in zip(*parts, strict=True))
@@ -704,6 +705,8 @@ def _check_unrelated(found: ev.Evidence, candidates: Sequence[Watermark], indice
     windows = windows[rng.integers(0, len(found), _SHARED)]
     distinct = ev.first_rows(np.column_stack([windows, tokens]))
     windows, tokens = windows[distinct], tokens[distinct]
+    decided = ~candidates[0].keyless(windows, tokens)
+    windows, tokens = windows[decided], tokens[decided]
     scores = [candidates[i].scores(windows, tokens) for i in indices]
     for at, (i, own) in enumerate(zip(indices, scores, strict=True)):
         wm = candidates[i]
@@ -757,7 +760,7 @@ def _under(
 
 def _totals(found: ev.Evidence, keys: Sequence[Watermark]) -> tuple[Floats, Counts]:
     """Total score of the evidence under each key, and the number of pairs summed: [keys], [keys]."""
-    if _shares(found, keys[0]):  # which pairs count depends on the key
+    if _chooses(found, keys[0]):  # which pairs count depends on the key
         each = [_scored(found, wm) for wm in keys]
         return np.array([total for total, _ in each]), np.array([count for _, count in each], np.int64)
     totals = np.zeros(len(keys))

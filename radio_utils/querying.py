@@ -412,8 +412,9 @@ class Watch:
         """Score the pairs of these answers that were not met before; ``first`` numbers the answers in errors."""
         fresh = self._fresh.of(prompts, answers, first)
         if not self.wm.shares_colours:
-            self._scored += len(fresh)
-            self._total += detection.judge(fresh, self.wm).total
+            found = detection.judge(fresh, self.wm)
+            self._scored += found.scored
+            self._total += found.total
         else:
             ids = self.wm.list_ids(fresh.windows, fresh.tokens)
             new = ev.first_appearances(ids) & ~np.isin(ids, self._met) & ~self.wm.keyless(fresh.windows, fresh.tokens)
@@ -492,7 +493,9 @@ def audit_watch(
         decoy = wm.with_decoy(seed, index)
         new = np.ones(tokens.size, bool)
         if decoy.shares_colours:  # what is asked once differs from key to key
-            new = ev.first_appearances(decoy.list_ids(windows, tokens)) & ~decoy.keyless(windows, tokens)
+            new = ev.first_appearances(decoy.list_ids(windows, tokens))
+        if decoy.some_keyless:
+            new &= ~decoy.keyless(windows, tokens)
         totals = np.bincount(batch_of[new], decoy.scores(windows[new], tokens[new]), len(batches)).cumsum()
         counts = np.bincount(batch_of[new], minlength=len(batches)).cumsum()
         highest[index] = max(0.0, float(bet.log10_e(totals, counts).max()))

@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import radio_utils as ru
 from radio_utils import contrast, detection, planning, querying, reading
+from radio_utils import evidence as ev
 from radio_utils.stats.laws import fair_bits
 from radio_utils.watermarks.prf import PRF, Key
 from radio_utils.watermarks.strength import Tournaments
@@ -158,3 +159,41 @@ def test_that_pairs_share_draws_is_said_by_one_method() -> None:
     assert raw == counts @ draws and null.variance == pytest.approx(float(counts @ counts) * few.law.variance)
     with pytest.raises(NotImplementedError, match="ask shares_colours first"):
         WM.colour_ids(found.evidence.windows, found.evidence.tokens)
+
+
+class Leaky(TwoBits):
+    """After token 0 every key scores alike, as where a seed is key times the last token."""
+
+    def with_key(self, key: Key) -> Leaky:
+        return Leaky(key, self.vocab_size, self.window)
+
+    def keyless(self, windows: Any, tokens: Any) -> np.ndarray:
+        return np.asarray(windows)[:, -1] == 0
+
+    def scores(self, windows: Any, tokens: Any) -> np.ndarray:
+        w, t = self.checked(windows, tokens)
+        return np.where(self.keyless(w, t), t % 2 * 2.0, super().scores(w, t))
+
+
+def test_pairs_that_no_key_decides_are_counted_by_no_test() -> None:
+    """Text of another key's model: after token 0 it writes what every key likes."""
+    wm, rng = Leaky("alice", V), np.random.default_rng(2)
+    rows = rng.integers(1, V, (200, 30))
+    rows[:, ::3], rows[:, 1::3] = 0, 2 * rng.integers(1, V // 2, (200, 10)) - 1
+    found = ev.collect(rows, 1, V)
+    keyless = wm.keyless(found.windows, found.tokens)
+    assert 10 < keyless.sum() < len(found)
+    verdict = ru.detect(rows, wm)
+    assert verdict.scored == len(found) - keyless.sum() and verdict.log10_p > -3
+    assert ru.null_audit(rows, wm, keys=200).ks_p > 1e-3
+    assert detection.curve(found, wm)[0][-1] == verdict.scored
+    assert ru.which_key(rows, [wm.with_key(f"key {i}") for i in range(5)]).log10_p.min() > -3
+    weighted = contrast.Contrast(found, np.where(found.tokens % 2, 3, -2))
+    assert contrast.judge_contrast(weighted, wm).log10_p > -3
+    assert contrast.audit_contrast(weighted, wm, keys=200).ks_p > 1e-3
+    prompts = [np.arange(1, 5)] * 50
+    watch = querying.Watch(wm, keep=None, dedup="window+token")
+    watch.add(prompts, [row[:25] for row in rows[:50]])
+    assert watch.verdict(0.001, 50).log10_p > -3
+    highest = querying.audit_watch(prompts, [row[:25] for row in rows[:50]], wm, keys=200)
+    assert np.mean(highest >= 1) < 0.2

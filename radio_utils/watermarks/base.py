@@ -54,6 +54,11 @@ class Watermark(abc.ABC):
         return np.zeros(len(np.asarray(tokens)), bool)
 
     @property
+    def some_keyless(self) -> bool:
+        """Whether there may be such pairs: in schemes with a :meth:`keyless` of their own."""
+        return type(self).keyless is not Watermark.keyless
+
+    @property
     def shares_colours(self) -> bool:
         """Whether distinct pairs can be one draw, and so no separate trials: those of schemes with :meth:`colour_ids`."""
         return type(self).colour_ids is not Watermark.colour_ids
