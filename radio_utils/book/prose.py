@@ -53,9 +53,9 @@ def prose_problems(notebook: NotebookNode, terms: Sequence[str]) -> list[str]:
         if not linked:
             problems.append(f"the first use of {term!r} doesn't lead to the glossary; write {{term}}`{term}`")
     known = {term.lower() for term in terms}
-    for linked in dict.fromkeys(found["linked"].strip() for found in re.finditer(_LINKED, prose)):
-        if known and linked.lower() not in known:
-            problems.append(f"{{term}}`{linked}` leads to no entry of the glossary; define it there, or write it plainly")
+    for name in dict.fromkeys(found["linked"].strip() for found in re.finditer(_LINKED, prose)):
+        if known and name.lower() not in known:
+            problems.append(f"{{term}}`{name}` leads to no entry of the glossary; define it there, or write it plainly")
     return problems
 
 
