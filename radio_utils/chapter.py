@@ -170,7 +170,11 @@ class Chapter:
 
     def real(self, table: str, **where: Any) -> list[dict[str, Any]]:
         """:meth:`rows` of the first committed run on a real model; none where there is no run."""
-        return _matching(next(iter(self._real(table).values()), []), where)
+        return next(iter(self.real_seeds(table, **where)), [])
+
+    def real_seeds(self, table: str, **where: Any) -> list[list[dict[str, Any]]]:
+        """:meth:`rows` of each committed run on a real model."""
+        return [_matching(rows, where) for rows in self._real(table).values()]
 
     def _real(self, table: str) -> dict[int, list[dict[str, Any]]]:
         """By seed, the committed runs of this chapter on a real model, the tier ``pocket`` as it is now.

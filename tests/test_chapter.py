@@ -166,6 +166,7 @@ def test_a_run_stands_beside_those_on_a_real_model(
         -99.0,
     ]
     assert [row["log10_p"] for row in run.real("open_model", rho=1.0)] == [-99.0]
+    assert run.real_seeds("open_model", rho=1.0) == [run.real("open_model", rho=1.0)] and run.real_seeds("contrast") == []
     drawn = run.beside_real_model("open_model", series="setting", labels={"supervised": "supervised", "plain": "plain"})
     assert [ax.get_title() for ax in drawn.axes] == ["this run (smoke)", "SmolLM2-135M-Instruct (pocket)"]
     assert len({ax.get_ylim() for ax in drawn.axes}) == 1 and drawn.axes[1].get_ylim()[0] < -99
