@@ -199,3 +199,9 @@ def test_schemes_are_those_of_the_package(scheme: str) -> None:
 
 def test_the_vocabulary_is_the_tokenizers_unless_another_is_given() -> None:
     assert made().watermark(50).vocab_size == 50 and made(vocab_size=64).watermark(50).vocab_size == 64
+
+
+@pytest.mark.parametrize("mark", [False, "green list", 0])
+def test_a_mark_that_is_no_watermark_is_refused(mark: Any) -> None:
+    with pytest.raises(AuditError, match=f"mark must be a radio_utils.Watermark, got {type(mark).__name__}"):
+        Request(suspect="bob", watermarked_texts="a.jsonl", mark=mark)
