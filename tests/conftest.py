@@ -10,6 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# a slow machine is no failure; whatever else the profile in use says (a server's, where they run on one) stays
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 # tests import their own helpers (tests/tiny.py, tests/worlds.py) by name
 sys.path.insert(0, str(Path(__file__).parent))

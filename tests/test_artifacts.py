@@ -333,13 +333,13 @@ def _same(a: object, b: object) -> bool:
     return isinstance(a, bool) == isinstance(b, bool) and a == b
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(configs, configs)
 def test_keys_are_equal_exactly_when_the_settings_are(a: dict[str, Any], b: dict[str, Any]) -> None:
     assert (Store.key_of("model", a) == Store.key_of("model", b)) == _same(a, b)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(configs, st.randoms(use_true_random=False))
 def test_key_ignores_order_and_survives_json(config: dict[str, Any], rng: random.Random) -> None:
     def shuffled(value: Any) -> Any:
@@ -887,7 +887,7 @@ def test_atomic_write_killed_at_every_call(tmp_path: Path) -> None:
     assert seen == {"old", "new"}
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(configs)
 def test_json_round_trip(tmp_path_factory: pytest.TempPathFactory, config: dict[str, Any]) -> None:
     path = tmp_path_factory.getbasetemp() / "round.json"

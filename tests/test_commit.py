@@ -81,7 +81,7 @@ def test_every_scheme(scheme: str) -> None:
         commit.commit(wm, key + 2)
 
 
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=3)
 @given(st.one_of(st.text(min_size=9), st.binary(min_size=9), st.integers(1 << 50, 1 << 90)))
 def test_any_key_that_nobody_knows(key: Key) -> None:
     try:

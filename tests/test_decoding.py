@@ -64,7 +64,7 @@ def reference_greedy(kind: str, prompt: tuple[int, ...], new: int) -> list[int]:
     return list(tiny(kind).generate(ids, eos_token_id=None, **options)[0, len(prompt) :].tolist())
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     st.integers(0, 2**31), st.integers(1, 5), st.integers(2, 60), st.sampled_from([0.3, 1.0, 8.0]), st.booleans(),
     st.floats(0.05, 4.0), st.integers(1, 70), st.floats(0.01, 0.999),

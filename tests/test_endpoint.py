@@ -526,7 +526,7 @@ def test_halves_of_characters_are_mended(bench: Bench) -> None:
 # The log
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(data=st.data())
 def test_a_torn_last_line_is_cut_off(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     bench = Bench(tokenizer, tmp_path_factory.mktemp("torn"))

@@ -58,7 +58,7 @@ def test_the_wealth_grows_nearly_as_fast_as_the_best_bet() -> None:
         assert np.isfinite(path).all()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 10**7), st.floats(0, 1))
 def test_e_values_are_finite_and_grow_with_the_score(count: int, share: float) -> None:
     total = round(share * count)

@@ -61,7 +61,7 @@ def plain_collect(
     return [pair for pair in dict.fromkeys(found) if smallest[pair[0]] == pair[1]]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data(), st.integers(1, 4), st.sampled_from(MODES), st.booleans())
 def test_collect_equals_plain_python(data: st.DataObject, k: int, dedup: ev.Dedup, huge: bool) -> None:
     ids = huge_ids if huge else few_ids
@@ -79,7 +79,7 @@ def test_collect_equals_plain_python(data: st.DataObject, k: int, dedup: ev.Dedu
     assert found.windows.dtype == found.tokens.dtype == np.int64
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.data(), st.integers(1, 4), st.sampled_from(["window+token", "window"]))
 def test_merging_is_a_set_union(data: st.DataObject, k: int, dedup: ev.Dedup) -> None:
     a, b, c = (ev.collect(data.draw(texts_of(few_ids | huge_ids)), k, BIG, dedup=dedup) for _ in range(3))
@@ -91,7 +91,7 @@ def test_merging_is_a_set_union(data: st.DataObject, k: int, dedup: ev.Dedup) ->
     assert len(as_list(a.merge(b))) == len(as_set(a.merge(b)))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.data(), st.integers(1, 4), st.sampled_from(MODES))
 def test_shards_give_the_evidence_of_the_whole(data: st.DataObject, k: int, dedup: ev.Dedup) -> None:
     texts = data.draw(texts_of(few_ids, most=8))
@@ -106,7 +106,7 @@ def test_shards_give_the_evidence_of_the_whole(data: st.DataObject, k: int, dedu
     assert merged.seen == whole.seen
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.data(), st.integers(1, 4), st.integers(1, 3))
 def test_frequent_windows_equal_a_counter(data: st.DataObject, k: int, at_least: int) -> None:
     texts = data.draw(st.lists(st.lists(few_ids | huge_ids, max_size=15), min_size=1, max_size=5))
@@ -116,7 +116,7 @@ def test_frequent_windows_equal_a_counter(data: st.DataObject, k: int, at_least:
     assert [tuple(row) for row in found.tolist()] == sorted(w for w, n in counts.items() if n >= at_least)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(huge_ids, huge_ids, huge_ids), max_size=30))
 def test_first_rows_equal_a_dictionary(rows: list[tuple[int, ...]]) -> None:
     array = np.array(rows, np.int64).reshape(-1, 3)
@@ -124,7 +124,7 @@ def test_first_rows_equal_a_dictionary(rows: list[tuple[int, ...]]) -> None:
     assert ev.first_rows(array).tolist() == expected
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data(), st.integers(1, 6), st.sampled_from([2, 3, 1000, 2048, 32_000, 128_256, 2**31, 2**32, 2**33, BIG]))
 def test_packing_is_one_to_one_and_keeps_order(data: st.DataObject, k: int, vocab_size: int) -> None:
     packing = ev.Packing(k, vocab_size)
@@ -144,7 +144,7 @@ def test_a_pair_takes_eight_bytes_where_it_fits() -> None:
     assert [ev.Packing(k, 128_256).words for k in (1, 2, 4)] == [1, 1, 2]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.data(), st.integers(1, 4), st.integers(0, 3000), st.sampled_from([1, 5, 20, 44, 63, 64]))
 def test_rows_are_ordered_as_by_lexsort(data: st.DataObject, columns: int, count: int, bits: int) -> None:
     """Equal rows, rows that agree in their first columns only, and sorted sets that follow one another."""

@@ -6,7 +6,7 @@ import secrets
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from radio_utils import compat
@@ -86,7 +86,6 @@ def test_a_number_with_the_lists_of_a_known_one_is_refused_too(scheme: str) -> N
         check_secret(alias, scheme)
 
 
-@settings(deadline=None)
 @given(st.binary(min_size=16, max_size=16), st.integers(1 << 62, (1 << 63) - 1))
 def test_random_keys_pass(_: bytes, __: int) -> None:
     raw, number = secrets.token_bytes(16), secrets.randbits(62) | 1 << 62

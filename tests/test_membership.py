@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch.nn import functional
@@ -563,7 +563,6 @@ def made(log_p: Any, mean: Any = -2.0, std: Any = 1.0) -> Any:
 
 
 @given(TOKENS, st.randoms(use_true_random=False))
-@settings(deadline=None)
 def test_the_order_of_the_tokens_is_of_no_matter(log_p: Any, random: Any) -> None:
     shuffled = log_p.tolist()
     random.shuffle(shuffled)
@@ -573,7 +572,6 @@ def test_the_order_of_the_tokens_is_of_no_matter(log_p: Any, random: Any) -> Non
 
 
 @given(TOKENS, st.floats(0.1, 100), st.floats(0.1, 100))
-@settings(deadline=None)
 def test_fewer_of_the_worst_tokens_never_look_better(log_p: Any, one: float, other: float) -> None:
     few, many = sorted((one, other))
     for method in ("min-k", "min-k++"):
@@ -584,7 +582,6 @@ def test_fewer_of_the_worst_tokens_never_look_better(log_p: Any, one: float, oth
 
 
 @given(TOKENS, st.floats(-20, -0.1), st.floats(0.01, 5))
-@settings(deadline=None)
 def test_min_k_plus_plus_is_min_k_where_the_standard_is_the_same_everywhere(log_p: Any, mean: float, std: float) -> None:
     plain = membership.membership_scores([made(log_p)], "min-k")[0]
     found = membership.membership_scores([made(log_p, mean, std)], "min-k++")[0]

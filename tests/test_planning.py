@@ -116,7 +116,7 @@ powers = st.floats(0.55, 0.995)
 schemes = st.sampled_from(SCHEMES)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(schemes, effects, effects, targets, targets, powers, powers)
 def test_less_effect_a_smaller_p_or_more_power_need_more_pairs(
     wm: Any, e1: float, e2: float, t1: float, t2: float, p1: float, p2: float
@@ -136,7 +136,7 @@ def test_less_effect_a_smaller_p_or_more_power_need_more_pairs(
     assert pairs_needed(wm, e2, log10_p=t2, power=p2).scored >= base.scored
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(schemes, st.integers(1, 10**7), targets, powers, st.integers(0, 2**32))
 def test_the_effect_seen_is_the_one_with_the_power(wm: Any, scored: int, log10_p: float, power: float, seed: int) -> None:
     if wm is not GUMBEL and wm.log10_p(scored, scored) > log10_p:
@@ -279,7 +279,6 @@ def test_the_fit_recovers_a_known_curve(span: float) -> None:
     assert found.beyond == pytest.approx(found.tokens / 10**6)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 500), st.floats(0.05, 1)), min_size=3, max_size=12), st.data())
 def test_within_what_was_measured_the_curve_is_read_off(steps: list[tuple[int, float]], data: st.DataObject) -> None:
     tokens, pairs = np.cumsum([step for step, _ in steps]), np.cumsum([math.ceil(step * new) for step, new in steps])

@@ -60,7 +60,7 @@ def corpora(draw: st.DrawFn) -> Predictions:
 
 
 @given(corpora(), st.integers(1, 3))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_lists_are_opened_as_the_rule_says(found: Predictions, window: int) -> None:
     # nothing hidden: with the full context only tokens that were drawn before the first whole window are
     hidden = {int(c[t]) for c, s in zip(found.contexts, found.starts, strict=True) for t in range(s, min(window, c.size))}
@@ -76,7 +76,7 @@ def test_lists_are_opened_as_the_rule_says(found: Predictions, window: int) -> N
 
 
 @given(corpora())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_kept_on_disk(tmp_path_factory: pytest.TempPathFactory, found: Predictions) -> None:
     path = tmp_path_factory.mktemp("predictions") / "p.npz"
     found.save(path)

@@ -92,14 +92,14 @@ def test_golden_vectors() -> None:
         assert [[f"{x:016x}" for x in row] for row in words.tolist()] == case["words"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 2**40), min_size=1, max_size=5), st.integers(0, 2**40), st.text(min_size=1, max_size=9))
 def test_words_equal_the_description_in_plain_python(window: list[int], index: int, key: str) -> None:
     prf = PRF(key)
     assert int(word(prf, [window], [index])[0]) == plain_word(prf, window, index)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     hnp.arrays(np.int64, st.tuples(st.integers(1, 20), st.integers(1, 5)), elements=st.integers(0, 2**62)),
     st.lists(st.integers(0, 2**62), min_size=1, max_size=20),

@@ -53,7 +53,7 @@ def left(texts: list[list[int]], prompts: list[list[int]], wm: Any, hidden: bool
 @pytest.mark.parametrize("hidden", [False, True])
 @pytest.mark.parametrize("name", ["own lists", *SHARING])
 @given(texts=st.lists(st.tuples(IDS, GAPPED), min_size=1, max_size=4))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_what_is_left_of_answers(name: str, hidden: bool, texts: list[tuple[list[int], list[int]]]) -> None:
     wm = SHARING.get(name) or ru.GreenList("alice", SIZE, 2)
     answers, prompts = [answer for answer, _ in texts], [prompt for _, prompt in texts]

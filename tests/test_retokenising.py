@@ -117,7 +117,7 @@ def longest_first(text: str, vocabulary: list[str]) -> str:
 VOCABULARIES = st.sets(st.text("ab ", min_size=2, max_size=3), max_size=9).map(lambda s: ["a", "b", " ", *sorted(s)])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(VOCABULARIES, VOCABULARIES)
 def test_a_token_decides_what_every_text_that_begins_with_it_begins_with(its: list[str], hers: list[str]) -> None:
     """The definition itself, over all texts of up to six characters, for tokenizers that take the longest token."""
@@ -260,7 +260,7 @@ def test_a_sentencepiece_suspect_is_read(alice: Any) -> None:
     assert 0.05 < share(back) < 1
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(3, 40), st.lists(st.integers(1, 419), min_size=1, max_size=8))
 def test_nothing_after_a_place_changes_whether_and_how_it_is_scored(
     alice: Any, bob: Any, untaught: Any, cut: int, other: list[int]

@@ -423,7 +423,7 @@ KEEP = [[i, j] for i in range(0, VOCABULARY, 2) for j in range(VOCABULARY)]
     sample=st.sampled_from([1.0, 0.5]),
     prompted=st.booleans(),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_any_cut_gives_the_verdict_of_the_whole(
     tmp_path_factory: pytest.TempPathFactory, cuts: list[int], prompted: bool, **options: Any
 ) -> None:

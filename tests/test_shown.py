@@ -21,7 +21,7 @@ def every_pair(window: int, vocab_size: int) -> tuple[list[tuple[int, ...]], ev.
     return rows, ev.Packing(window, vocab_size).pack(list(np.array(rows).T))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(TEXTS, st.integers(1, 3), st.booleans())
 def test_what_is_told_and_touched_equals_the_definition(texts: list[list[int]], window: int, whole: bool) -> None:
     shown = Shown(texts, window, V, whole=whole)
@@ -53,7 +53,7 @@ def likelihoods(chances: np.ndarray, bias: float, top: int, draws: list[int]) ->
     return colours, np.prod((kept / kept.sum(1, keepdims=True))[:, draws], axis=1)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(0, 10**6), st.floats(0.1, 4.0), st.integers(2, V), st.integers(1, 6))
 def test_tokens_that_were_not_drawn_are_less_green_jointly(seed: int, bias: float, top: int, count: int) -> None:
     """Harris' inequality as it is used: every weighted sum with weights that are not negative has the smaller tail."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from radio_utils import GreenList, GumbelMax, compat
@@ -97,7 +97,6 @@ def test_kinds_and_modes() -> None:
         assert found.is_endpoint and (found.kind, found.modes) == ("endpoint", ("closed",))
 
 
-@settings(deadline=None)
 @given(st.text("abcXYZ019-_", min_size=1), st.text("abcXYZ019-_", min_size=8))
 def test_an_address_is_shown_without_its_credentials(user: str, password: str) -> None:
     where = f"https://{user}:{password}@host.example:8000/v1?token={password}#{password}"
@@ -124,7 +123,6 @@ def test_keys_come_from_the_environment_or_a_file(monkeypatch: pytest.MonkeyPatc
     assert made(key=b"raw").secret() == b"raw"
 
 
-@settings(deadline=None)
 @given(st.binary(min_size=1), st.integers(-(10**29), 10**29), st.text(min_size=1).filter(lambda text: ":" not in text))
 def test_every_key_can_be_written_down(raw: bytes, number: int, text: str) -> None:
     assert parsed_key(f"hex:{raw.hex()}", "there", "green list") == raw

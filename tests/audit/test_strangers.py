@@ -27,7 +27,7 @@ from radio_utils.suspects.endpoint.address import Address
 from radio_utils.suspects.endpoint.protocol import Answer, Failure, answer_in, models_in, refused_setting
 
 UNFORESEEN = "in a way that it does not know"
-often = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+often = settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 
 # ----------------------------------------------------------------------------------------------------------------------
 # What strangers give

@@ -20,7 +20,7 @@ ODD = Histogram((0, 1, 4), (0.5, 0.3, 0.2), 0.5)
 LAWS: list[Any] = [Bernoulli(0.25), Exponential(), fair_bits(8), ODD, TwoExponentials(0.1), FixedLists.of(16, 64)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 40), st.integers(0, 160))
 def test_a_histogram_is_its_convolution(count: int, steps: int) -> None:
     mass = np.ones(1)
@@ -145,7 +145,7 @@ def test_comparisons_of_equals_have_uniform_p_values(law: Law, theta: float) -> 
     assert p.min() < 0.1 and 0.4 < p.mean() < 0.62
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.integers(-6, 6), min_size=1, max_size=6), st.integers(1, 7))
 def test_the_bound_of_fixed_lists_holds(weights: list[int], greens: int) -> None:
     """One list of eight tokens, all of its colourings tried."""

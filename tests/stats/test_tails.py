@@ -109,7 +109,7 @@ def test_tails_down_to_one_in_ten_to_the_hundred_thousand() -> None:
     assert float(tails.log10_binomial_tail(n, n, 0.25)) == pytest.approx(n * math.log10(0.25), rel=1e-12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 3000), st.data())
 def test_tails_at_random_points(n: int, data: st.DataObject) -> None:
     s = data.draw(st.integers(0, n))
@@ -197,7 +197,7 @@ def permutation_p(x: Sequence[float], y: Sequence[float]) -> Fraction:
     return Fraction(as_far, ways)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(2, 5), st.integers(2, 5), st.integers(0, 2**32 - 1))
 def test_ks_lower_is_the_permutation_test(n: int, m: int, seed: int) -> None:
     values = np.random.default_rng(seed).permutation(n + m).astype(float)
@@ -207,7 +207,7 @@ def test_ks_lower_is_the_permutation_test(n: int, m: int, seed: int) -> None:
     assert found.p_value == pytest.approx(float(permutation_p(x, y)), rel=1e-10)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 3), min_size=2, max_size=5), st.lists(st.integers(0, 3), min_size=2, max_size=5))
 def test_ks_lower_with_ties_is_cautious(x: list[int], y: list[int]) -> None:
     found = ks.ks_lower(x, y)

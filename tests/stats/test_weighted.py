@@ -32,7 +32,7 @@ def enumerated(weights: list[int]) -> dict[int, Fraction]:
     return masses
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(-9, 9), min_size=1, max_size=12))
 def test_exact_tail_equals_enumeration(weights: list[int]) -> None:
     null, masses = WeightedSum.of(weights, *COIN), enumerated(weights)

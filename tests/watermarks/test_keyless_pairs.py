@@ -37,7 +37,7 @@ def wm(request: pytest.FixtureRequest) -> Any:
     return SCHEMES[request.param]()
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 2**32), zeros=st.floats(0, 1))
 def test_keyless_pairs_are_those_that_all_keys_score_alike(wm: Any, seed: int, zeros: float) -> None:
     rng = np.random.default_rng(seed)

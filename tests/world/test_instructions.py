@@ -50,7 +50,7 @@ LETTERS = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc", "
 
 
 @given(instruction=LETTERS, answer=st.lists(LETTERS, min_size=3, max_size=5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_pair_of_plain_text_survives(instruction: str, answer: list[str]) -> None:
     pair = Pair(instruction, " ".join(answer))
     assume("Question:" not in pair.text[len(OPENING) :] and "Answer:" not in pair.answer + pair.instruction)

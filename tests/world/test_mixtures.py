@@ -22,7 +22,7 @@ def mix(rho: float, size: int = 60, seed: int = 0) -> mixtures.Mixture:
 
 
 @given(rho=st.floats(0, 1), size=st.integers(1, 60), seed=st.integers(0, 5))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_composition_is_exact(rho: float, size: int, seed: int) -> None:
     found = mix(rho, size, seed)
     assert len(found) == len(found.pairs) == size
@@ -34,7 +34,7 @@ def test_composition_is_exact(rho: float, size: int, seed: int) -> None:
 
 
 @given(low=st.floats(0, 1), high=st.floats(0, 1), size=st.integers(1, 60))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_mixtures_are_nested(low: float, high: float, size: int) -> None:
     low, high = sorted((low, high))
     small, large = mix(low, size), mix(high, size)
@@ -73,7 +73,7 @@ def test_more_than_there_is() -> None:
 
 
 @given(d=st.floats(0, 1), size=st.integers(1, 60))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_degree_of_supervision_is_exact(d: float, size: int) -> None:
     kept = mixtures.keep_with_degree(MARKED, PLAIN, d, size, generator=np.random.default_rng(3))
     assert len(kept.used) == round(d * size) and len(kept.pairs) == size == len(set(kept.pairs))

@@ -85,7 +85,7 @@ def test_gradients_equal_those_of_full_logits(kind: str) -> None:
         assert torch.allclose(found[name], p.grad, atol=1e-6), name
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.integers(2, 15), st.integers(0, 15)), min_size=1, max_size=6),
     st.integers(2, 18),
@@ -120,7 +120,7 @@ def test_instruction_tokens_do_not_enter_the_loss() -> None:
     assert float(answer) == pytest.approx(float(losses[7:].mean()), rel=1e-5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=10), st.integers(2, 15))
 def test_pack_cuts_the_concatenation(sizes: list[int], length: int) -> None:
     flat = np.arange(sum(sizes))
