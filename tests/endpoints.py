@@ -35,7 +35,6 @@ class Seen:
     prompt: str
     body: dict[str, Any]
     headers: dict[str, str]
-    time: float
 
     @property
     def name(self) -> str:
@@ -59,7 +58,7 @@ class FakeServer:
     models: Any = field(default_factory=lambda: {"object": "list", "data": [{"id": "toy", "object": "model"}]})
     latency: float = 0.0
     seen: list[Seen] = field(default_factory=list)
-    most: int = 0  # answered at once
+    most: int = 0  # unanswered at once
     port: int = 0
     _now: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -93,20 +92,19 @@ class _Handler(BaseHTTPRequestHandler):
         prompt = body["messages"][0]["content"] if "messages" in body else body.get("prompt", "")
         headers = {name.lower(): value for name, value in self.headers.items()}
         with fake._lock:
-            seen = Seen(self.path, prompt, body, headers, time.monotonic())
+            seen = Seen(self.path, prompt, body, headers)
             fake.seen.append(seen)
             number = len(fake.seen) - 1
             fake._now += 1
             fake.most = max(fake.most, fake._now)
+        fault = fake.fault(number, seen)
+        time.sleep(fake.latency)
+        with fake._lock:  # before the answer, for whoever has that may ask again
+            fake._now -= 1
         try:
-            fault = fake.fault(number, seen)
-            time.sleep(fake.latency)
             self._answer(seen, fault)
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
-        finally:
-            with fake._lock:
-                fake._now -= 1
 
     def _answer(self, seen: Seen, fault: Fault) -> None:
         if isinstance(fault, tuple):
@@ -234,8 +232,6 @@ class Proxy:
                 server.sendall(request.replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
                 while part := server.recv(65536):
                     answer += part
-            if fault == "delay":
-                time.sleep(2.5)
             spoilt = answer[: -len(answer.partition(b"\r\n\r\n")[2]) // 2] if fault in ("reset", "truncate") else answer
             client.sendall(spoilt)
             if fault == "reset":

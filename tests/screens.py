@@ -16,6 +16,8 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from waiting import PATIENCE
+
 from radio_utils.book.project import BookError, Project
 from radio_utils.book.render import pages
 
@@ -62,7 +64,8 @@ def browser() -> Iterator[Any]:
         raise BookError("screenshots need playwright: pip install 'radio-utils[test]'") from error
     with sync_playwright() as playwright:
         # root, as in most containers, may run Chromium only without its sandbox; the pages are our own
-        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        arguments = ["--no-sandbox", "--disable-dev-shm-usage"]
+        chromium = playwright.chromium.launch(executable_path=path, args=arguments, timeout=1000 * PATIENCE)
         try:
             yield chromium
         finally:
@@ -83,7 +86,7 @@ def screenshots(project: Project, folder: Path, preset: str = "laptop") -> list[
     with served(html) as address, browser() as chromium:
         for width in WIDTHS:
             page = chromium.new_page(viewport={"width": width, "height": 900})
-            page.set_default_timeout(300_000)
+            page.set_default_timeout(1000 * PATIENCE)
             for name in pages(project):
                 page.goto(f"{address}/{name}.html", wait_until="load")
                 wait_for_mathjax(page)
@@ -98,16 +101,15 @@ def screenshots(project: Project, folder: Path, preset: str = "laptop") -> list[
     return files
 
 
-def wait_for_mathjax(page: Any, timeout: float = 300.0) -> None:
-    """Wait until the equations of ``page`` are typeset, at most ``timeout`` seconds; at once when it has none.
+def wait_for_mathjax(page: Any) -> None:
+    """Wait until the equations of ``page`` are typeset; at once when it has none.
 
     Raises:
-        playwright's TimeoutError: they are not.
+        playwright's TimeoutError: they are not, as long as the page waits for anything.
     """
     page.wait_for_function(
         """() => [...document.querySelectorAll('.math.notranslate')].every(one => one.querySelector('.MathJax'))
-                 && (!window.MathJax?.Hub || MathJax.isReady && !MathJax.Hub.queue.pending)""",
-        timeout=1000 * timeout,
+                 && (!window.MathJax?.Hub || MathJax.isReady && !MathJax.Hub.queue.pending)"""
     )
 
 

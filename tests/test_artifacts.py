@@ -15,6 +15,7 @@ import sys
 import textwrap
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum, IntEnum
@@ -25,6 +26,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from waiting import PATIENCE, wait_until
 
 from radio_utils import artifacts
 from radio_utils.artifacts import MANIFEST, Artifact, Store, StoreFullError, default_root
@@ -433,34 +435,30 @@ def test_an_error_that_is_no_damage_is_not_repaired(store: Store, monkeypatch: p
 # ------------------------------------------------------------------------------------------------------- many processes
 
 CHILD = """
-import logging, os, sys, time
+import itertools, logging, os, sys, time
 from pathlib import Path
+sys.path.insert(0, sys.argv[1])
 from radio_utils.artifacts import Store
+from waiting import wait_until
 
-root, mode = Path(sys.argv[1]), sys.argv[2]
-logging.basicConfig(level=logging.INFO)
+root, mode = Path(sys.argv[2]), sys.argv[3]
 
-def log(line):
-    handle = os.open(root.parent / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.write(handle, (line + "\\n").encode())
-    os.close(handle)
+class Log(logging.Handler):
+    def emit(self, record):
+        with (root.parent / "log").open("a") as file:  # one short write: whole lines, whoever writes
+            file.write(record.getMessage() + "\\n")
 
-def wait_for(name, seconds=600.0):
-    end = time.monotonic() + seconds
-    while not (root.parent / name).exists():
-        if time.monotonic() > end:
-            sys.exit(f"{name} never came")
-        time.sleep(0.005)
-
+logging.basicConfig(level=logging.INFO, handlers=[Log()])
 print("ready", flush=True)
-wait_for("go")
+wait_until((root.parent / "go").exists)
 """
 
 
 def start(store: Store, body: str, *arguments: str) -> subprocess.Popen[str]:
     """A child process that is past its imports and waits for the file ``go`` beside the store."""
+    code, tests = CHILD + textwrap.dedent(body), str(Path(__file__).parent)
     child = subprocess.Popen(
-        [sys.executable, "-c", CHILD + textwrap.dedent(body), str(store.root), *(arguments or ("",))],
+        [sys.executable, "-c", code, tests, str(store.root), *(arguments or ("",))],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -477,42 +475,35 @@ def go(store: Store) -> None:
     (store.root.parent / "go").touch()
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 600.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "what the test waits for never happened"
-        time.sleep(0.002)
-
-
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_that_want_the_same_artifact_build_it_once(store: Store, processes: int) -> None:
     body = """
         def build(folder):
-            log("build")
             (folder / "who").write_text(str(os.getpid()))
-            time.sleep(0.5)
+            wait_until(lambda: len((root.parent / "log").read_text().splitlines()) >= int(mode))  # all build or wait
             (folder / "done").write_text("yes")
 
         artifact = Store(root).get("model", {"a": 1}, build)
         print((artifact / "who").read_text(), (artifact / "done").read_text())
     """
-    children = [start(store, body) for _ in range(processes)]
+    children = [start(store, body, str(processes)) for _ in range(processes)]
     go(store)
-    ends = [child.communicate(timeout=600) for child in children]
+    ends = [child.communicate(timeout=PATIENCE) for child in children]
     assert [child.returncode for child in children] == [0] * processes, ends
-    assert (store.root.parent / "log").read_text() == "build\n"
-    builder = next(str(child.pid) for child, end in zip(children, ends, strict=True) if "waiting" not in end[1])
-    assert {end[0] for end in ends} == {f"{builder} yes\n"}, "every process read the one artifact"
-    assert sum("waiting for model-" in end[1] for end in ends) == processes - 1
+    lines = (store.root.parent / "log").read_text().splitlines()
+    assert Counter(line.split()[0] for line in lines) == {"building": 1, "waiting": processes - 1, "built": 1}
+    (said,) = {end[0] for end in ends}
+    assert said in {f"{child.pid} yes\n" for child in children}, "every process read the one artifact"
     assert left_overs(store) == [] and changed(store) == []
 
 
-def test_threads_that_want_the_same_artifact_build_it_once(store: Store) -> None:
+def test_threads_that_want_the_same_artifact_build_it_once(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="radio_utils.artifacts")
     built: list[int] = []
 
     def build(folder: Path) -> None:
         built.append(threading.get_ident())
-        time.sleep(0.2)
+        wait_until(lambda: len(caplog.records) >= 3)  # each has said that it builds or waits
         build_two(folder)
 
     found: list[Artifact] = []
@@ -520,7 +511,7 @@ def test_threads_that_want_the_same_artifact_build_it_once(store: Store) -> None
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(600)
+        thread.join(PATIENCE)
     assert len(built) == 1 and len(found) == 3 and len(set(found)) == 1
 
 
@@ -529,14 +520,14 @@ def test_different_artifacts_are_built_at_the_same_time(store: Store) -> None:
     body = """
         def build(folder):
             (root.parent / mode).touch()
-            wait_for("b" if mode == "a" else "a")
+            wait_until((root.parent / ("b" if mode == "a" else "a")).exists)
             (folder / "x").write_text(mode)
 
         Store(root).get("model", {"which": mode}, build)
     """
     children = [start(store, body, which) for which in "ab"]
     go(store)
-    ends = [child.communicate(timeout=600) for child in children]
+    ends = [child.communicate(timeout=PATIENCE) for child in children]
     assert [child.returncode for child in children] == [0, 0], ends
     assert len(visible(store)) == 2
 
@@ -571,18 +562,19 @@ def test_killed_in_the_middle_of_a_build(store: Store) -> None:
 
 
 @posix_only
-def test_a_waiting_process_takes_over_when_the_builder_is_killed(store: Store) -> None:
+def test_a_waiting_process_takes_over_when_the_builder_is_killed(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="radio_utils.artifacts")
     builder = start(store, HALF)
     go(store)
     assert builder.stdout is not None and builder.stdout.readline() == "half\n"
     found: list[Artifact] = []
     waiter = threading.Thread(target=lambda: found.append(store.get("model", CONFIG, build_two)))
     waiter.start()
-    time.sleep(0.2)
-    assert waiter.is_alive() and not found
+    wait_until(lambda: caplog.records)
+    assert "waiting for model-" in caplog.text and not found
     builder.kill()
     builder.communicate()
-    waiter.join(600)
+    waiter.join(PATIENCE)
     assert_whole(found[0])
     assert left_overs(store) == []
 
@@ -695,19 +687,19 @@ def test_killed_at_every_single_call_of_a_repair(store: Store) -> None:
 def test_killed_at_random_moments(store: Store) -> None:
     body = """
         store = Store(root)
-        for i in range(100000):
+        for i in itertools.count():
             def build(folder):
                 for part in range(3):
                     (folder / f"part{part}").write_text(f"{i}-{part}" * 2000)
-            store.get("model", {"i": i % 5, "round": i // 5 + 1000 * int(mode)}, build)
+            store.get("model", {"i": i, "round": mode}, build)
     """
     rng = random.Random(2)
     go(store)
     seen = 0
     for round_ in range(6):
         child = start(store, body, str(round_))
-        wait_until(lambda seen=seen: len(visible(store)) > seen)  # type: ignore[misc]
-        time.sleep(rng.uniform(0.0, 0.1))
+        wait_until(lambda seen=seen: len(visible(store)) > seen + 1)  # type: ignore[misc]
+        time.sleep(rng.uniform(0.0, 0.1))  # any moment will do: it never ends by itself
         child.kill()
         child.communicate()
         assert child.returncode == -signal.SIGKILL
@@ -978,7 +970,7 @@ def test_scratch_of_a_killed_build_is_there_for_the_next(store: Store) -> None:
             scratch.mkdir(parents=True)
             (scratch / "half").touch()
             print("half", flush=True)
-            time.sleep(600)
+            time.sleep(3000)
 
         Store(root).get("model", {"vocabulary": 512, "rho": 0.05, "name": "bob"}, build)
     """

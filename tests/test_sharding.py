@@ -13,10 +13,9 @@ import pickle
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +25,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from waiting import wait_until
 
 import radio_utils as ru
 from radio_utils import contrast, detection, evidence, sharding
@@ -103,13 +103,12 @@ def dies(shard: Path, path: Path, *, log: Path, victim: str, times: int) -> None
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def fails(shard: Path, path: Path, *, log: Path, victim: str, mended: Path, wait: bool) -> None:
+def fails(shard: Path, path: Path, *, log: Path, victim: str, mended: Path, noticed: Path) -> None:
+    """Others than the victim are under way until it is noticed that it failed."""
     shout(shard, path, log=log)
     if shard.name == victim and not mended.exists():
         raise ValueError("row 7 is bad")
-    while wait and not mended.exists() and victim not in tries(log):
-        time.sleep(0.02)
-    time.sleep(0.3 * wait)  # so that this shard is under way while the other fails
+    wait_until(noticed.exists)
 
 
 def nothing(shard: Path, path: Path) -> None:
@@ -175,9 +174,23 @@ def test_a_shard_that_kills_every_worker_is_given_up(away: dict[str, Any], tmp_p
     assert "CONTENT OF A" in results(tmp_path / "results") and "CONTENT OF B" not in results(tmp_path / "results")
 
 
-def test_an_error_names_its_shard_and_keeps_the_others(how: dict[str, Any], tmp_path: Path) -> None:
-    shards, log, mended = shards_of(tmp_path / "shards"), tmp_path / "log", tmp_path / "mended"
-    work = partial(fails, log=log, victim="b", mended=mended, wait=how["workers"] > 1)
+def test_an_error_names_its_shard_and_keeps_the_others(
+    how: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards, log = shards_of(tmp_path / "shards"), tmp_path / "log"
+    mended, noticed = tmp_path / "mended", tmp_path / "noticed"
+    work = partial(fails, log=log, victim="b", mended=mended, noticed=noticed)
+    looks: list[Any] = []
+
+    def look(under_way: Any, **options: Any) -> Any:
+        looks.append(under_way)
+        if len(looks) > 1:  # so it has seen the first one end, which is the victim
+            noticed.touch()
+        return wait(under_way, **options)
+
+    if how["workers"] == 1:  # none is under way with another
+        noticed.touch()
+    monkeypatch.setattr(sharding, "wait", look)
     with pytest.raises(ShardError, match=r"/b: row 7 is bad") as raised:
         map_shards(work, shards, tmp_path / "results", key="fails", **how)
     assert raised.value.shard == shards[1] and isinstance(raised.value.__cause__, ValueError)
@@ -201,7 +214,7 @@ def stuck(shard, path, *, log):
     shout(shard, path, log=log)
     if shard.name in "cd":
         path.write_text("half")
-        time.sleep(600)
+        time.sleep(3000)
 
 if __name__ == "__main__":
     folder = Path(sys.argv[2])
@@ -216,9 +229,7 @@ def test_a_run_that_was_cut_goes_on_where_it_stopped(tmp_path: Path) -> None:
     command = [sys.executable, str(tmp_path / "cut.py"), str(Path(__file__).parent), str(tmp_path)]
     run = subprocess.Popen(command, start_new_session=True)
     try:
-        end = time.monotonic() + 600
-        while not (log.exists() and {"c", "d"} <= tries(log).keys()) and run.poll() is None and time.monotonic() < end:
-            time.sleep(0.05)
+        wait_until(lambda: (log.exists() and {"c", "d"} <= tries(log).keys()) or run.poll() is not None)
     finally:
         os.killpg(run.pid, signal.SIGKILL)  # with its workers, as when the machine goes down
         run.wait()
@@ -273,7 +284,7 @@ def test_any_executor_can_be_handed_in(tmp_path: Path) -> None:
             made = map_shards(partial(shout, log=log), shards, tmp_path / f"{number}", key="k", backend=executor)
             assert [path.read_text() for path in made] == [f"CONTENT OF {name.upper()}" for name in NAMES]
         with pytest.raises(ShardError, match="row 7 is bad"):
-            work = partial(fails, log=log, victim="b", mended=tmp_path / "no", wait=False)
+            work = partial(fails, log=log, victim="b", mended=tmp_path / "no", noticed=log)  # which is there
             map_shards(work, shards, tmp_path / "2", key="k", backend=threads)
         assert threads.submit(len, "ab").result() == 2  # it still runs
 

@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import PATIENCE, wait_until
 
 from radio_utils.practice import Case
 
@@ -119,20 +119,23 @@ def server(place: Path, environment: dict[str, str]) -> Iterator[str]:
         started = subprocess.Popen(
             ["bash", "-c", f"exec {command}"], cwd=place / "practice", env=environment, stdout=log, stderr=log
         )
+
+    def answers() -> bool:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=PATIENCE).close()
+        except urllib.error.HTTPError:
+            return True
+        except OSError:
+            return False
+        return True
+
     try:
-        for _ in range(6000):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=60).close()
-                break
-            except urllib.error.HTTPError:
-                break  # it answers
-            except OSError:
-                assert started.poll() is None, (place / "server.log").read_text()[-3000:]
-                time.sleep(0.2)
+        wait_until(lambda: answers() or started.poll() is not None)
+        assert started.poll() is None, (place / "server.log").read_text()[-3000:]
         yield port
     finally:
         started.terminate()
-        started.wait(30)
+        started.wait(PATIENCE)
 
 
 @pytest.mark.usefixtures("server")

@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 import torch
 from trials import OTHER_KEY, World, audited, save_model, watermark, write_file, write_ids
+from waiting import PATIENCE
+
+from radio_utils.suspects import endpoint
 
 
 @pytest.fixture(autouse=True)
@@ -18,6 +21,12 @@ def _one_thread() -> Any:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The servers of these tests are this machine, which may be slow."""
+    monkeypatch.setattr(endpoint, "EndpointSuspect", functools.partial(endpoint.EndpointSuspect, timeout=PATIENCE))
 
 
 @pytest.fixture(scope="session")

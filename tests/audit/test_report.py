@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from screens import browser, browser_path
 from trials import World, audited
+from waiting import PATIENCE
 
 from radio_utils import GreenList
 from radio_utils.audit import Request, TestResult, Verdict, report
@@ -313,7 +314,7 @@ def test_nothing_runs_and_nothing_is_fetched_in_a_browser(world: World, tmp_path
     asked, trouble = list[str](), list[str]()
     with browser() as chromium:
         page = chromium.new_page()
-        page.set_default_timeout(300_000)
+        page.set_default_timeout(1000 * PATIENCE)
         page.on("request", lambda request: asked.append(request.url))
         page.on("dialog", lambda dialog: trouble.append(dialog.message))
         page.on("pageerror", lambda error: trouble.append(str(error)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,10 +11,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tiny import REPOSITORY, chapter, tiny_project, write
+from waiting import PATIENCE, wait_until
 
 from radio_utils.book import Project, kernels
 from radio_utils.book.__main__ import PARENT
@@ -21,7 +24,6 @@ from radio_utils.book.execute import ChapterFailed, execute
 from radio_utils.book.kernels import Watch
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="signals and groups of processes")
-LONG = 120.0  # for what must come; a test that passes waits for none of it
 
 
 @pytest.fixture(autouse=True)
@@ -34,13 +36,6 @@ def book(tmp_path: Path) -> Project:
     return tiny_project(tmp_path / "book", ("01_first", chapter("01_first")))
 
 
-def wait_until(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + LONG
-    while not condition():
-        assert time.monotonic() < end, "what the test waits for never happened"
-        time.sleep(0.02)
-
-
 def alive(pid: int) -> bool:
     try:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
@@ -48,25 +43,43 @@ def alive(pid: int) -> bool:
         return False
 
 
+def watch_by(monkeypatch: pytest.MonkeyPatch, clock: Callable[[], float]) -> None:
+    """How often the watch looks is the machine's affair, and how much time it sees go by is that of ``clock``."""
+    monkeypatch.setattr(kernels, "time", SimpleNamespace(monotonic=clock))
+
+
 class TestWatch:
+    @pytest.fixture
+    def now(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[], float]:
+        """The time, of which a twentieth of a second goes by from look to look."""
+        now = 0.0
+
+        def look() -> float:
+            nonlocal now
+            now += 0.05
+            return now
+
+        watch_by(monkeypatch, look)
+        return lambda: now
+
     @pytest.mark.parametrize("rate", [0.0, 0.001])
-    def test_ends_what_does_nothing(self, rate: float) -> None:
+    def test_ends_what_does_nothing(self, rate: float, now: Callable[[], float]) -> None:
         """A kernel that waits spends a thousandth of a processor."""
         ended = threading.Event()
-        with Watch(0.2, lambda: rate * time.monotonic(), ended.set) as watch:
-            assert ended.wait(LONG) and watch.silent
+        with Watch(0.2, lambda: rate * now(), ended.set) as watch:
+            assert ended.wait(PATIENCE) and watch.silent
 
     @pytest.mark.parametrize("rate", [0.02, 1.0, 64.0])
-    def test_leaves_what_computes_however_slowly(self, rate: float) -> None:
+    def test_leaves_what_computes_however_slowly(self, rate: float, now: Callable[[], float]) -> None:
         looks = 0
 
         def spent() -> float:
             nonlocal looks
             looks += 1
-            return rate * time.monotonic()
+            return rate * now()
 
-        with Watch(0.1, spent, lambda: pytest.fail("ended")) as watch:
-            wait_until(lambda: looks > 20)
+        with Watch(0.1, spent, lambda: None) as watch:
+            wait_until(lambda: looks > 20 or watch.silent)
         assert not watch.silent
 
     def test_leaves_what_speaks(self) -> None:
@@ -78,9 +91,9 @@ class TestWatch:
             watch.hear()
             return 3.0
 
-        watch = Watch(0.1, spent, lambda: pytest.fail("ended"))
+        watch = Watch(0.1, spent, lambda: None)
         with watch:
-            wait_until(lambda: looks > 20)
+            wait_until(lambda: looks > 20 or watch.silent)
         assert not watch.silent
 
     def test_concludes_nothing_where_nothing_is_known(self) -> None:
@@ -90,8 +103,8 @@ class TestWatch:
             nonlocal looks
             looks += 1
 
-        with Watch(0.1, spent, lambda: pytest.fail("ended")) as watch:
-            wait_until(lambda: looks > 20)
+        with Watch(0.1, spent, lambda: None) as watch:
+            wait_until(lambda: looks > 20 or watch.silent)
         assert not watch.silent
 
     def test_never(self) -> None:
@@ -107,8 +120,9 @@ class TestWatch:
             looks += 1
             return 100.0 - looks
 
-        with Watch(0.1, spent, lambda: pytest.fail("ended")):
-            wait_until(lambda: looks > 20)
+        with Watch(0.1, spent, lambda: None) as watch:
+            wait_until(lambda: looks > 20 or watch.silent)
+        assert not watch.silent
 
     def test_knows_what_is_done(self) -> None:
         watch = Watch(None, lambda: None, lambda: None)
@@ -117,21 +131,37 @@ class TestWatch:
         assert watch.doing == "pre-training alice: 12%"
 
 
+WORKING = """
+import time
+begun = time.process_time()
+for piece in range(1, 61):
+    while time.process_time() - begun < piece / 20: pass
+    with open('work', 'a') as file: file.write('.')
+"""
+CHILD = "import subprocess, sys\nsubprocess.run([sys.executable, '-c', {0!r}], check=True)"
+
+
 class TestSilence:
-    def test_ends_a_deadlock(self, book: Project) -> None:
-        write(
-            book, "01_first", chapter("01_first", "import threading; threading.Lock().acquire(), threading.Event().wait()")
-        )
+    def test_ends_a_deadlock(self, book: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The watch's time begins with it: a kernel may take as long as it likes to start."""
+        begun = book.root / "begun"
+        watch_by(monkeypatch, lambda: time.monotonic() if begun.exists() else 0.0)
+        stuck = "pathlib.Path('begun').touch(); import threading; threading.Lock().acquire(), threading.Event().wait()"
+        write(book, "01_first", chapter("01_first", stuck))
         with pytest.raises(ChapterFailed, match=r"cell 5 of 6 gave no sign of life for 6 s \(--silence\)") as caught:
             execute(book, "smoke", silence=6)
         assert "Event().wait()" in str(caught.value)
 
-    def test_leaves_a_long_cell_that_only_computes(self, book: Project) -> None:
-        """The second half of the time the kernel itself does nothing, and waits for a child that computes."""
-        spin = "import time\nend = time.monotonic() + 9\nwhile time.monotonic() < end: pass"
-        child = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {spin!r}], check=True)"
-        write(book, "01_first", chapter("01_first", f"{spin}\n{child}\nprint('done')"))
-        assert list(execute(book, "smoke", silence=6)) == ["01_first"]
+    def test_leaves_a_long_cell_that_only_computes(self, book: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The second half of the time the kernel itself does nothing, and waits for a child that computes.
+
+        The watch's time is the work done: a second for each twentieth of a second of a processor.
+        """
+        work = book.root / "work"
+        watch_by(monkeypatch, lambda: float(work.stat().st_size) if work.exists() else 0.0)
+        write(book, "01_first", chapter("01_first", f"{WORKING}\n{CHILD.format(WORKING)}\nprint('done')"))
+        assert list(execute(book, "smoke", silence=1)) == ["01_first"]
+        assert work.stat().st_size == 2 * 60
 
     def test_a_kernel_that_never_starts_is_told(self, book: Project, monkeypatch: pytest.MonkeyPatch) -> None:
         command = [sys.executable, "-c", "raise SystemExit(3)"]
@@ -164,7 +194,7 @@ class TestStopping:
             command = [sys.executable, "-m", "radio_utils.book", *arguments]
             pipe = subprocess.PIPE
             process = subprocess.Popen(command, cwd=book.root, env=environment, stdout=pipe, stderr=pipe, text=True)
-            wait_until((book.root / "pids").exists)
+            wait_until(lambda: (book.root / "pids").exists() or process.poll() is not None)
             pids = [int(pid) for pid in (book.root / "pids").read_text().split()]
             runs.append(process)
             started.extend(pids)
@@ -188,7 +218,7 @@ class TestStopping:
         finally:
             signal.signal(number, before)
         process.send_signal(number)
-        out, err = process.communicate(timeout=LONG)
+        out, err = process.communicate(timeout=PATIENCE)
         assert process.returncode == 128 + number
         assert not any(map(alive, pids))
         assert f"stopped by {number.name}. Chapters that had ended are kept." in err
@@ -200,7 +230,7 @@ class TestStopping:
     def test_one_chapter_by_a_signal(self, running: Any) -> None:
         process, pids = running("run", "01_first", "--preset", "smoke")
         process.send_signal(signal.SIGTERM)
-        assert "The same command goes on from there" in process.communicate(timeout=LONG)[1]
+        assert "The same command goes on from there" in process.communicate(timeout=PATIENCE)[1]
         assert not any(map(alive, pids))
 
     def test_killed(self, running: Any) -> None:
@@ -216,7 +246,7 @@ class TestStopping:
             assert process.poll() is None
             make.kill()
             make.wait()
-            assert "stopped by SIGTERM" in process.communicate(timeout=LONG)[1]
+            assert "stopped by SIGTERM" in process.communicate(timeout=PATIENCE)[1]
         assert not any(map(alive, pids))
 
     def test_nohup_is_respected(self, running: Any) -> None:
@@ -225,8 +255,9 @@ class TestStopping:
             process, pids = running("execute", "--preset", "smoke")
         finally:
             signal.signal(signal.SIGHUP, before)
-        process.send_signal(signal.SIGHUP)
-        time.sleep(1)
+        ignored = re.search(r"^SigIgn:\t(\w+)$", Path(f"/proc/{process.pid}/status").read_text(), re.MULTILINE)
+        assert ignored and int(ignored[1], 16) >> (signal.SIGHUP - 1) & 1
+        process.send_signal(signal.SIGHUP)  # which the system drops
         assert process.poll() is None and all(map(alive, pids))
 
     def test_the_makefile_names_itself(self, tmp_path: Path) -> None:

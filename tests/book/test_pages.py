@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from screens import browser, browser_path, served, wait_for_mathjax
+from waiting import PATIENCE
 
 from radio_utils.book import BookError, Project
 from radio_utils.book.execute import execute
@@ -58,7 +59,7 @@ class Visit:
 
     def __init__(self, chromium: Any, address: str, name: str, width: int = 1280) -> None:
         self.page = chromium.new_page(viewport={"width": width, "height": 900})
-        self.page.set_default_timeout(300_000)
+        self.page.set_default_timeout(1000 * PATIENCE)
         self.console: list[str] = []
         self.failed: list[str] = []
         self.hosts: set[str] = set()
@@ -103,7 +104,7 @@ def test_has_one_title(visits: dict[str, Visit], name: str) -> None:
 def test_images_load_and_say_what_they_show(visits: dict[str, Visit], name: str) -> None:
     page = visits[name].page
     page.evaluate("() => document.querySelectorAll('img[loading=lazy]').forEach(one => one.loading = 'eager')")
-    page.wait_for_function("() => [...document.images].every(image => image.complete)", timeout=300_000)
+    page.wait_for_function("() => [...document.images].every(image => image.complete)")
     images = page.evaluate(
         "() => [...document.querySelectorAll('article img')].map(one => [one.src, one.alt, one.naturalWidth])"
     )
@@ -182,7 +183,7 @@ def test_progress_bars_and_warnings_do_not_litter_the_page(visits: dict[str, Vis
 def test_search_finds_a_word(chromium: Any, address: str) -> None:
     visit = Visit(chromium, address, "search")
     visit.page.goto(f"{address}/search.html?q=watermark", wait_until="load")
-    visit.page.wait_for_selector("#search-results ul.search li a[href*='notebooks/']", timeout=300_000)
+    visit.page.wait_for_selector("#search-results ul.search li a[href*='notebooks/']")
     script = "() => [...document.querySelectorAll('#search-results ul.search li a')].map(link => link.href)"
     found = visit.page.evaluate(script)
     assert any("/notebooks/" in link for link in found)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from tiny import chapter, tiny_project
+from waiting import PATIENCE, wait_until
 
 from radio_utils.book import Project
 from radio_utils.book.execute import execute
@@ -16,6 +16,14 @@ from radio_utils.book.progress import Progress
 from radio_utils.files import write_json
 
 NAMES = ["01_first", "02_second", "03_third"]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The clock that progress goes by; it stands still."""
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr("radio_utils.book.progress.time", SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
 
 
 @pytest.fixture
@@ -39,14 +47,13 @@ def test_what_is_left_follows_the_measured_rate(book: Project) -> None:
     assert progress.left("03_third", 30) == pytest.approx(90)
 
 
-def test_chapters_side_by_side_tell_the_same(book: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chapters_side_by_side_tell_the_same(book: Project, clock: SimpleNamespace) -> None:
     """A short chapter that makes what a long one's record says that it made tells of the two together, not of all."""
-    progress = Progress(book, "laptop", NAMES, at_once=2, every=3600)
+    progress = Progress(book, "laptop", NAMES, at_once=2, every=PATIENCE)
     with progress.of("01_first", lambda: ""), progress.of("02_second", lambda: ""):
-        now = time.monotonic() + 600
-        monkeypatch.setattr("radio_utils.book.progress.time", SimpleNamespace(monotonic=lambda: now))
+        clock.now += 600
         told = [progress.left(name, 600.0) for name in NAMES[:2]]
-    assert told == pytest.approx([300.0, 300.0], abs=1), "1,200 s for 400: three times 300, of which 600 are over"
+    assert told == pytest.approx([300.0, 300.0]), "1,200 s for 400: three times 300, of which 600 are over"
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]", '{"seconds": null}', '{"seconds": NaN}', "{}"])
@@ -62,6 +69,7 @@ def test_without_a_record_nothing_is_promised(text: str | None, book: Project) -
     assert progress.left("03_third", 0) == pytest.approx(120)
 
 
+@pytest.mark.usefixtures("clock")
 def test_lines_while_a_chapter_runs(book: Project, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     said: list[str] = []
@@ -73,12 +81,13 @@ def test_lines_while_a_chapter_runs(book: Project, caplog: pytest.LogCaptureFixt
     progress = Progress(book, "laptop", NAMES, every=0.01)
     progress.took("01_first", 100)
     with progress.of("02_second", doing):
-        while len(said) < 5:
-            pass
+        wait_until(lambda: len(said) > 5)
     lines = [record.getMessage() for record in caplog.records]
     assert lines[0] == "02_second                chapter 2 of 3; about 6 min left"
     assert "chapter 2 of 3, 0 s so far, pre-training base: 40%; about 6 min left" in lines[1]
     count = len(caplog.records)
+    progress = Progress(book, "laptop", NAMES, every=PATIENCE)
+    progress.took("01_first", 100)
     progress.took("02_second", 300)
     with progress.of("03_third", lambda: ""):
         pass

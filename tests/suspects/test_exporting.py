@@ -12,6 +12,7 @@ import pytest
 import torch
 import words
 from llama_server import asked, serving
+from waiting import PATIENCE
 
 from radio_utils.suspects import ModelFolderError, load_model, load_tokenizer
 from radio_utils.suspects.endpoint import EndpointSuspect
@@ -142,7 +143,8 @@ def test_a_chat_is_asked_as_the_model_knows_it(served: tuple[str, Path], kind: s
     ]
     prompts = [tokenizer(one, add_special_tokens=False)["input_ids"] for one in rendered]
     log = tmp_path / "log.jsonl"
-    suspect = EndpointSuspect(address, "bob", tokenizer, log, kind=kind, temperature=0, max_tokens=12, concurrency=1)
+    settings: dict[str, Any] = {"temperature": 0, "max_tokens": 12, "concurrency": 1, "timeout": PATIENCE}
+    suspect = EndpointSuspect(address, "bob", tokenizer, log, kind=kind, **settings)
     assert suspect.check() == ("bob",)
     answers = suspect.answer(prompts)
     assert suspect.usage.prompt_tokens == sum(map(len, prompts))

@@ -44,7 +44,7 @@ def world(toy_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     """A world in which all stages are done."""
     found = World(toy(toy_gguf), store=Store(tmp_path_factory.mktemp("pocket")), progress=False)
     todo = stages.stages(found)
-    assert len(stages.work(todo, minutes=9)) == len(todo)
+    assert len(stages.work(todo, minutes=float("inf"))) == len(todo)
     yield found
 
 
