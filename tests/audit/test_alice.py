@@ -159,7 +159,8 @@ def test_the_control_ranks_the_real_texts_and_sees_no_leak(world: World, control
     assert again.control == control and again.tests == guilty.tests
     record = json.loads(guilty.report.with_name("verdict.json").read_text())
     assert record["control"]["rank_p"] == control.rank_p and planned(guilty)["no_remarking_control"] == ""
-    assert "keys that nobody used (keys: 30, texts under each: 40)" in guilty.report.read_text().partition('<div class="verdict')[0]
+    head = guilty.report.read_text().partition('<div class="verdict')[0]
+    assert "keys that nobody used (keys: 30, texts under each: 40)" in head
     assert controlled(world.innocent).control.rank_p > 1 / 31
 
 
