@@ -198,9 +198,11 @@ class Request:
             raise AuditError(
                 "tokenizer is empty, and this suspect brings none; give the folder or hub name of Alice's tokenizer"
             )
-        if self.mark is not None and not isinstance(self.mark, Watermark):
-            given = type(self.mark).__name__
-            raise AuditError(f"mark must be a radio_utils.Watermark, got {given}; leave it None and name a scheme")
+        mark: Any = self.mark
+        if mark is not None and not isinstance(mark, Watermark):
+            raise AuditError(
+                f"mark must be a radio_utils.Watermark, got {type(mark).__name__}; leave it None and name a scheme"
+            )
         if self.mark is not None and (self.engine_config or self.commitment or self.vocab_size):
             raise AuditError("mark is a whole watermark; leave out engine_config, commitment and vocab_size")
         keyless = self.mark is None and not self.engine_config and self.key is None
