@@ -227,17 +227,17 @@ def test_killed_at_twenty_moments_and_gone_on_with(world: World, tmp_path: Path)
         counts: list[int] = []
         for _ in range(20):
             known, start, killed = answered(out), len(server.asked), threading.Event()
+
+            def came(start: int = start) -> int:
+                return len(set(server.requests[start:]))
+
             # however long the kill takes, seven answers are all that it gets
-            server.trouble = lambda number, most=start + 7, killed=killed: number > most and not killed.wait(PATIENCE)
+            server.trouble = lambda number, came=came, killed=killed: came() > 7 and not killed.wait(PATIENCE)
             process = context.Process(target=_run, args=(arguments,))
             process.start()
             # some before the first request, most between requests
             wanted = chance.randrange(0, 8)
-
-            def enough(start: int = start, wanted: int = wanted, process: Any = process) -> bool:
-                return len(set(server.requests[start:])) >= wanted or not process.is_alive()
-
-            wait_until(enough)
+            wait_until(lambda came=came, wanted=wanted, process=process: came() >= wanted or not process.is_alive())
             time.sleep(chance.random() * 0.06)
             process.kill()
             process.join()
