@@ -60,6 +60,11 @@ def code_version(*makers: Any) -> str:
     return _version(found)
 
 
+def without_comments(source: str) -> str:
+    """A module's syntax tree in words, which comments, docstrings and its layout leave as it is."""
+    return ast.dump(_WithoutDocstrings().visit(ast.parse(source)))
+
+
 @dataclass(frozen=True)
 class _Maker:
     """A definition, or a whole module (line 0), and the classes of the names that it encloses."""
@@ -274,8 +279,8 @@ def _is_import(node: ast.stmt) -> bool:
     return isinstance(node, ast.Assign) and any(isinstance(one, ast.Name) and one.id == "__all__" for one in node.targets)
 
 
-class _Plain(ast.NodeTransformer):
-    """Takes docstrings and the package's own imports out."""
+class _WithoutDocstrings(ast.NodeTransformer):
+    """Takes docstrings out."""
 
     def generic_visit(self, node: ast.AST) -> ast.AST:
         super().generic_visit(node)
@@ -284,6 +289,10 @@ class _Plain(ast.NodeTransformer):
             if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
                 node.body = node.body[1:]
         return node
+
+
+class _Plain(_WithoutDocstrings):
+    """Takes docstrings and the package's own imports out."""
 
     def visit_Import(self, node: ast.Import) -> ast.AST | None:
         return None if any(alias.name.startswith(_PACKAGE) for alias in node.names) else node

@@ -280,6 +280,10 @@ class TestExecute:
                 assert stale(), changed
             changed.write_text(kept)
             assert not stale(), changed
+        kept = code.read_text()
+        code.write_text(f'"""Another docstring."""\n\n{kept}  # a comment\n')
+        assert not stale(), "a page would be the same"
+        code.write_text(kept)
         (book.root / "radio_utils" / "more").mkdir()
         (book.root / "radio_utils" / "more" / "new.py").write_text("")
         assert stale()

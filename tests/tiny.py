@@ -59,7 +59,7 @@ def tiny_project(folder: Path, *chapters: tuple[str, Any]) -> Project:
     """A book in ``folder`` with the given chapters, this repository's configuration and its pages' style."""
     (folder / "notebooks").mkdir(parents=True)
     (folder / "radio_utils").mkdir()
-    (folder / "radio_utils" / "core.py").write_text("VALUE = 1\n")
+    (folder / "radio_utils" / "core.py").write_text("VALUE = 42\n")
     (folder / "radio_utils" / "presets.yaml").write_text("smoke: {}\n")
     (folder / "requirements.txt").write_text("numpy==2.4.6\nnot-installed-anywhere==1\n")
     (folder / "README.md").write_text(f"# Tiny\n\nClone {ADDRESS}.git and open {ADDRESS}.\n\nNot {ADDRESS}-fork.\n")

@@ -43,10 +43,11 @@ from radio_utils.book.project import (
 )
 from radio_utils.files import atomic_write
 from radio_utils.processes import environment
+from radio_utils.provenance import without_comments
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = "1"  # raise it when an executed chapter of an older version of this module mustn't be used again
+_FORMAT = "2"  # raise it when an executed chapter of an older version of this module mustn't be used again
 _THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}  # a thread that waits leaves its core to others
 _COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -238,8 +239,8 @@ def inputs(project: Project, preset: str, name: str) -> str:
     """The digest of all that an executed chapter depends on, but for its record.
 
     These are its source, the sources of earlier chapters that its code names (it may read their records), its records of
-    other seeds, the package's code and presets, the preset, Python's version and the installed versions of the packages in
-    requirements.txt.
+    other seeds, the package's code (comments aside) and presets, the preset, Python's version and the installed versions of
+    the packages in requirements.txt.
     """
     notebook = read_notebook(project.chapter(name))
     earlier = _earlier(project, name, notebook)
@@ -251,7 +252,8 @@ def inputs(project: Project, preset: str, name: str) -> str:
     for path in sorted(package.rglob("*")):
         # the tooling itself decides nothing of what a chapter computes
         if path.suffix in (".py", ".yaml") and package / "book" not in path.parents:
-            parts += [path.relative_to(package).as_posix(), path.read_bytes()]
+            text = path.read_text(encoding="utf-8")
+            parts += [path.relative_to(package).as_posix(), without_comments(text) if path.suffix == ".py" else text]
     return digest(*parts)
 
 
