@@ -4,7 +4,9 @@ A small model's step is too short to share between cores: on two of them, two fi
 are there about 1.5 times sooner than one after the other on both. Two pre-trainings, whose batches are larger, gain only a
 sixth: too little where one takes much longer than the other. Each worker is a process of its own that asks the store, as
 the chapters do, so nothing is made twice and a worker that dies costs the artifact under way. A worker ends with the
-process that started it: its standard input ends then, and on Linux the system kills it.
+process that started it: its standard input ends then, and on Linux the system kills it. It is not one of multiprocessing's,
+as those of :mod:`radio_utils.executors` are: these run the caller's script anew, so they ask for a guard in it, which the
+cells of a chapter and a reader's own lines lack.
 """
 
 from __future__ import annotations
