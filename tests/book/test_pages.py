@@ -134,6 +134,31 @@ def test_equations_are_typeset(visits: dict[str, Visit], name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CHAPTERS)
+def test_code_that_is_shown_fits_a_desktop(visits: dict[str, Visit], name: str) -> None:
+    """The lines that `book check` lets pass are not cut. A hidden cell may scroll when it is opened."""
+    cut = visits[name].page.evaluate(
+        """() => [...document.querySelectorAll('div.cell:not([class*=tag_hide]) div.cell_input pre')]
+            .filter(one => one.scrollWidth > one.clientWidth).map(one => one.innerText)"""
+    )
+    assert cut == []
+
+
+def test_a_browser_understands_the_whole_stylesheet(visits: dict[str, Visit]) -> None:
+    """A brace too many loses the rule after it, and one too few the rest."""
+    found = visits[PAGES[0]].page.evaluate(
+        """() => [...document.styleSheets].filter(one => (one.href || '').includes('/custom.css'))
+            .map(one => [...one.cssRules].map(rule => [rule.constructor.name, rule.cssRules.length]))"""
+    )
+    source = re.sub(
+        r"/\*.*?\*/", "", (ROOT / "book" / "_static" / "custom.css").read_text(encoding="utf-8"), flags=re.DOTALL
+    )
+    assert len(found) == 1
+    media = [number for kind, number in found[0] if kind == "CSSMediaRule"]
+    assert len(media) == source.count("@media")
+    assert len(found[0]) + sum(media) == source.count("{") == source.count("}")
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
 def test_figures_are_numbered_and_have_captions(visits: dict[str, Visit], name: str) -> None:
     for figure in visits[name].page.locator("article figure").all():
         assert re.match(r"Fig\.\s*\d+\.\d+", figure.locator(".caption-number").inner_text())
