@@ -131,7 +131,7 @@ def _checked_for_counts(
     """log10 p of prompts that are said to be plain, None where that is not said or they are too short for it."""
     reading.check_model("reference", reference)
     shown.shown_by(asked, drawn, marked, wm.window, wm.vocab_size)
-    long = [piece for prompt in asked for piece in ev.between_gaps(prompt) if piece.size > wm.window]
+    long = ev.long_pieces(asked, wm.window)
     if marked or not long:
         return None
     own = detection.detect(long, wm).log10_p

@@ -160,8 +160,7 @@ def read_open_model(
 def _log10_p_of_plain(sequences: Any, prompts: Any, wm: Watermark, wanted: str) -> float:
     """log10 p of what B is fed, or an error if it carries the mark."""
     shortest = 0 if wm.marks_start and prompts is not None else wm.window
-    contexts = _Contexts.of(sequences, prompts, shortest, wm.vocab_size).ids
-    fed = [piece for ids in contexts for piece in ev.between_gaps(ids) if piece.size > wm.window]
+    fed = ev.long_pieces(_Contexts.of(sequences, prompts, shortest, wm.vocab_size).ids, wm.window)
     log10_p = detection.detect(fed, wm).log10_p if fed else 0.0
     check_plain(log10_p, wanted)
     return log10_p

@@ -422,7 +422,7 @@ def _contexts(shard: Path, path: Path, *, window: int, vocab_size: int, tokenize
     texts, prompts = _texts(shard, tokenizer)
     fed = texts if prompts is None else [np.concatenate(pair) for pair in zip(prompts, texts, strict=True)]
     if prompts is not None and any(ev.GAP in ids for ids in fed):
-        fed = [piece for ids in fed for piece in ev.between_gaps(ids) if piece.size > window]
+        fed = ev.long_pieces(fed, window)
     ev.collect(fed, window, vocab_size).save(path)
 
 

@@ -33,7 +33,7 @@ def openings(case: Case) -> list[Ids]:
     """
     given = [prompt for prompt in case.texts.prompts or [] if ev.without_gaps(prompt).size]
     prompts = [ev.without_gaps(prompt) for prompt in given]
-    if long := [piece for prompt in given for piece in ev.between_gaps(prompt) if piece.size > case.wm.window]:
+    if long := ev.long_pieces(given, case.wm.window):
         found = detect(long, case.wm)
         need = preflight.power(case.wm, found.scored, case.of_texts, detection.MARKED)
         if need.enough and found.log10_p >= detection.MARKED:

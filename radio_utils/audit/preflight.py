@@ -46,8 +46,7 @@ def unmarked(texts: Texts, wm: Watermark) -> optout.UnmarkedShare:
 def log10_p_of(texts: Texts, wm: Watermark) -> float:
     """The plain detector's log10 p of all that a model is fed, prompts too: a context that is marked could be copied."""
     with blamed(texts.name, ValueError):
-        pieces = [piece for context in texts.contexts for piece in ev.between_gaps(context) if piece.size > wm.window]
-        return detection.detect(pieces, wm).log10_p
+        return detection.detect(ev.long_pieces(texts.contexts, wm.window), wm).log10_p
 
 
 def check_plain(texts: Texts, wm: Watermark) -> None:

@@ -19,6 +19,7 @@ from radio_utils.evidence.checks import (
     checked_prompts,
     checked_sequence,
     checked_texts,
+    long_pieces,
     without_gaps,
 )
 from radio_utils.evidence.filters import Filter, checked_filter
@@ -68,6 +69,7 @@ __all__ = [
     "following",
     "frequent_windows",
     "from_pairs",
+    "long_pieces",
     "padded",
     "rows_among",
     "run_begins",

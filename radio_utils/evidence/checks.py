@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, Literal
 
@@ -54,6 +55,11 @@ def between_gaps(prompt: Ids) -> list[Ids]:
     """The pieces of a prompt, of which some may be empty; the first is what no gap precedes."""
     first, *others = np.split(prompt, np.flatnonzero(prompt == GAP))
     return [first, *(piece[1:] for piece in others)]
+
+
+def long_pieces(contexts: Iterable[Ids], window: int) -> list[Ids]:
+    """The pieces between gaps, of prompts or whole contexts, that hold a pair: those of more than ``window`` tokens."""
+    return [piece for context in contexts for piece in between_gaps(context) if piece.size > window]
 
 
 def without_gaps(prompt: Ids) -> Ids:
