@@ -15,7 +15,7 @@ import numpy as np
 from radio_utils import decoding
 from radio_utils import evidence as ev
 from radio_utils.audit import preflight
-from radio_utils.audit.case import Case, Ids, Weights, asked, copied_among
+from radio_utils.audit.case import Case, Ids, Weights, copied_among
 from radio_utils.audit.copies import RUN
 from radio_utils.audit.errors import AuditError
 from radio_utils.audit.parts import PART
@@ -175,7 +175,7 @@ def answers_of(case: Case, of: Weights, prompts: Sequence[Ids]) -> list[Ids]:
 
 def _feeding(case: Case, of: Weights) -> Feeding:
     """How prompts are fed: with the model's template where they are a user's words."""
-    return of.feeding if asked(case).chats else of.feeding.without_template()
+    return of.feeding if case.asked.chats else of.feeding.without_template()
 
 
 def _local(case: Case, of: Weights, seed: int) -> Suspect:

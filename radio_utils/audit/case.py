@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,15 @@ if TYPE_CHECKING:
 
 Ids = NDArray[np.int64]
 OPENING = 16  # tokens of a text that serve as its prompt where it has none
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a closed suspect is asked, ``source`` in words; ``chats`` are prompts, and not the first tokens of texts."""
+
+    prompts: list[Ids]
+    source: str
+    chats: bool = True
 
 
 @dataclass
@@ -84,6 +94,21 @@ class Case:
             yield
         finally:
             self.clock[what] += time.perf_counter() - started
+
+    @cached_property
+    def asked(self) -> Asked:
+        """``max_queries`` prompts, each once, then each again; at temperature 0, where answers would be the same, once."""
+        found = Asked(
+            [text[:OPENING] for text in self.texts.ids], f"the first {OPENING} tokens of the watermarked texts", chats=False
+        )
+        for texts, name in ((self.fresh, "fresh"), (self.texts, "watermarked")):
+            if texts is not None and texts.prompts is not None:
+                found = Asked(texts.prompts, f"the prompts of the {name} texts")
+        most = self.request.max_queries
+        given = {prompt.tobytes(): prompt for prompt in found.prompts if ev.without_gaps(prompt).size}
+        distinct = [self.texts.parted(prompt) for prompt in islice(given.values(), most)]
+        number = most if self.request.temperature else len(distinct)
+        return replace(found, prompts=[distinct[i % len(distinct)] for i in range(number)])
 
     @property
     def models(self) -> OpenModel:
@@ -431,7 +456,7 @@ def _check_length(case: Case, suspect: Weights) -> None:
             prompts = texts.prompts or [text[:0] for text in texts.ids]
             longest[texts.name] = max(fed(a).size + b.size for a, b in zip(prompts, texts.ids, strict=True))
     if "closed" in request.modes:
-        longest["max_tokens"] = max(fed(prompt).size for prompt in asked(case).prompts) + request.max_tokens
+        longest["max_tokens"] = max(fed(prompt).size for prompt in case.asked.prompts) + request.max_tokens
     most = positions_of(suspect.model) or max(longest.values())
     for name, size in longest.items():
         if size > most:
@@ -461,29 +486,6 @@ def open_endpoint(case: Case) -> Any:
             budget=request.max_requests or 4 * request.max_queries,
             progress=case.bar("asking"),
         )
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What a closed suspect is asked, ``source`` in words; ``chats`` are prompts, and not the first tokens of texts."""
-
-    prompts: list[Ids]
-    source: str
-    chats: bool = True
-
-
-def asked(case: Case) -> Asked:
-    """``max_queries`` prompts, each once, then each again; at temperature 0, where it would answer as before, only once."""
-    found = Asked(
-        [text[:OPENING] for text in case.texts.ids], f"the first {OPENING} tokens of the watermarked texts", chats=False
-    )
-    for texts, name in ((case.fresh, "fresh"), (case.texts, "watermarked")):
-        if texts is not None and texts.prompts is not None:
-            found = Asked(texts.prompts, f"the prompts of the {name} texts")
-    given = {prompt.tobytes(): prompt for prompt in found.prompts if ev.without_gaps(prompt).size}
-    distinct = [case.texts.parted(prompt) for prompt in given.values()]
-    number = case.request.max_queries if case.request.temperature else min(len(distinct), case.request.max_queries)
-    return replace(found, prompts=[distinct[i % len(distinct)] for i in range(number)])
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import numpy as np
 from radio_utils import evidence as ev
 from radio_utils import reading
 from radio_utils.audit import tests
-from radio_utils.audit.case import Case, Ids, asked, readable
+from radio_utils.audit.case import Case, Ids, readable
 
 _TEMPLATE = 64  # tokens that are allowed for a chat's template where the tokenizer has none
 
@@ -53,7 +53,7 @@ def estimated(case: Case, planned: Sequence[Planned]) -> dict[str, Any]:
 
 def _spent_at_most(case: Case) -> dict[str, Any]:
     """What a server may charge: every request may be sent, and a failed one may have been paid for."""
-    request, prompts = case.request, asked(case).prompts
+    request, prompts = case.request, case.asked.prompts
     sizes = sorted((_tokens_asked(case, prompt) for prompt in prompts), reverse=True)
     requests = request.max_requests or 4 * request.max_queries
     most_in = sum(sizes[:requests]) + max(0, requests - len(sizes)) * max(sizes)

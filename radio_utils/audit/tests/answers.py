@@ -11,7 +11,7 @@ import numpy as np
 from radio_utils import evidence as ev
 from radio_utils import querying
 from radio_utils.audit.answers import answers_of, given, heard, look_ahead
-from radio_utils.audit.case import Case, Ids, asked, readable
+from radio_utils.audit.case import Case, Ids, readable
 from radio_utils.audit.errors import blamed
 from radio_utils.audit.tests.base import Applies, Cost, Judge, SuspectTest, Words
 from radio_utils.audit.verdict import TestResult
@@ -40,7 +40,7 @@ class Answers(SuspectTest):
 
     def pairs(self, case: Case) -> int:
         """As dense in the answers as in Alice's texts."""
-        tokens = len(asked(case).prompts) * case.request.max_tokens if case.answers is None else case.answers.tokens
+        tokens = len(case.asked.prompts) * case.request.max_tokens if case.answers is None else case.answers.tokens
         return int(min(tokens, case.of_texts.scored * max(1.0, tokens / max(1, case.texts.tokens)) ** 0.5))
 
 
@@ -63,11 +63,11 @@ class WatchedAnswers(Answers):
             return _NOT_ASKED
         if case.server is None:
             return _NOT_WATCHED[case.request.kind]
-        return Applies(True, f"its answers to {asked(case).source}, stopped as soon as they suffice")
+        return Applies(True, f"its answers to {case.asked.source}, stopped as soon as they suffice")
 
     def run(self, case: Case, level: float) -> Judge:
         """Ask until its wealth reaches 10^−level."""
-        wm, server, prompts, answers = case.wm, case.server, asked(case).prompts, list[Ids]()
+        wm, server, prompts, answers = case.wm, case.server, case.asked.prompts, list[Ids]()
         dedup: ev.Dedup = "window" if wm.law.without_return else "window+token"
         watch = querying.Watch(wm, keep=case.windows, dedup=dedup)
         while len(answers) < len(prompts) and watch.highest < -level:
@@ -114,12 +114,12 @@ class AllAnswers(Answers):
             return _NOT_ASKED
         if case.answers is not None:
             return Applies(True, "the suspect's answers are given")
-        source = f"its answers to {asked(case).source}"
+        source = f"its answers to {case.asked.source}"
         return Applies(True, source if case.server is None else f"{source}, if all are needed")
 
     def cost(self, case: Case) -> Cost:
         """Each prompt is answered at full length at most."""
-        return Cost(written=len(asked(case).prompts) * case.request.max_tokens)
+        return Cost(written=len(case.asked.prompts) * case.request.max_tokens)
 
     def run(self, case: Case, level: float) -> Judge:
         """Gather what was not gathered yet, also of a reference."""
@@ -129,7 +129,7 @@ class AllAnswers(Answers):
         elif case.heard is not None:
             said = case.heard
         else:
-            prompts, models = asked(case).prompts, case.models
+            prompts, models = case.asked.prompts, case.models
             answers = answers_of(case, models.suspect, prompts)
             look_ahead(case, prompts, answers[:_BATCH], level)
             said = heard(case, prompts, answers)
