@@ -34,6 +34,8 @@ from radio_utils.suspects.memory import DeviceMemoryError
 Ids = NDArray[np.int64]
 
 _LOGITS = 1 << 27  # of one model that are held at once: half a GB in single precision
+# A small model on a processor reads 64 texts of some 90 tokens together 1.4 times as fast as 256, and no slower than 16.
+_TEXTS = 64
 FEWER = "the watermark's vocab_size={}; the suspect does not use Alice's tokenizer"
 
 
@@ -43,7 +45,7 @@ def read(
     vocab_size: int | None = None,
     *,
     fed: Sequence[Sequence[Ids]] | None = None,
-    batch_size: int = 64,
+    batch_size: int = _TEXTS,
     longest_first: bool = False,
     finite: bool = True,
     fewer: str = FEWER,
