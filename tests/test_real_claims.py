@@ -80,3 +80,21 @@ def test_membership_falls_with_the_share_of_members(record: dict[str, Any]) -> N
         ordered = [found[d] for d in sorted(found)]
         assert ordered == sorted(ordered, reverse=True), method
         assert found[0.0] > INNOCENT
+
+
+@of("09_limits")
+def test_clean_fine_tuning_leaves_what_alice_kept(record: dict[str, Any]) -> None:
+    for row in record["tables"]["purification_kept"]:
+        assert row["log10_p"] <= -30, row
+    kept = by(record["tables"]["evasion_kept"], "method", "value")
+    assert kept["redrawn words", 0.0] < kept["redrawn words", 0.5] <= -3
+
+
+@of("09_limits")
+def test_plans_for_fresh_text_rest_on_effects_that_may_be_chance(record: dict[str, Any]) -> None:
+    """What the chapter says beside the plans, from the scores of chapter 4 at the same seed."""
+    path = RESULTS / f"seed-{record['seed']}" / REAL / "04_open_model.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))["tables"]["open_model"]
+    read = by([row for row in rows if row["setting"] == "unsupervised"], "rho", value="scored")
+    for row in record["tables"]["power"]:
+        assert row["effect"] < 2 * (0.25 * 0.75 / read[row["rho"]]) ** 0.5, row
