@@ -34,8 +34,6 @@ from radio_utils.suspects.memory import DeviceMemoryError
 Ids = NDArray[np.int64]
 
 _LOGITS = 1 << 27  # of one model that are held at once: half a GB in single precision
-# A small model on a processor reads 64 texts of some 90 tokens together 1.4 times as fast as 256, and no slower than 16.
-_TEXTS = 64
 FEWER = "the watermark's vocab_size={}; the suspect does not use Alice's tokenizer"
 
 
@@ -45,7 +43,7 @@ def read(
     vocab_size: int | None = None,
     *,
     fed: Sequence[Sequence[Ids]] | None = None,
-    batch_size: int = _TEXTS,
+    batch_size: int = 64,  # a small model on a processor reads 256 short texts together 1.4 times as slowly
     longest_first: bool = False,
     finite: bool = True,
     fewer: str = FEWER,
