@@ -72,7 +72,7 @@ book: weights
 	$(BOOK) render --preset $(PRESET)
 
 lint: $(STAMP)
-	$(BIN)/ruff check radio_utils tests
+	$(BIN)/ruff check radio_utils tests notebooks
 	$(BIN)/mypy
 	$(BOOK) check
 
