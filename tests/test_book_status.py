@@ -381,6 +381,8 @@ class TestSeeds:
         assert "Models that were taken:\n\n- all chapters: base quantisation Q4_1\n" in page
         write(book, "pocket", "07_membership", members({0.2: -9.0}))
         assert cells(status_page(book), "tab-experiments", degree)[2] == "$10^{-9.0}$", "a run of one's own comes first"
+        write(book, "seed-1/gpu", "07_membership", members({0.2: -6.0}))
+        assert "$10^{-6.0}$" in cells(status_page(book), "tab-experiments", degree), "the first seed that has the chapter"
 
     def test_are_read_from_the_checkout(self, book: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for seed in (0, 1):

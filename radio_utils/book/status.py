@@ -325,9 +325,14 @@ def _estimates() -> Table:
 
 
 def _tier_records(project: Project, tier: str) -> dict[str, Record]:
-    """The records of a tier's last run, and of chapters without one those that the checkout keeps of seed 0."""
-    found = {name: read_record(project, tier, name) for name in project.chapters()}
-    return read_seeds(project, tier).get(0, {}) | {name: record for name, record in found.items() if record is not None}
+    """The records of a tier's last run, and of chapters without one the checkout's of the first seed that has it."""
+    seeds = read_seeds(project, tier).values()
+    found = {}
+    for name in project.chapters():
+        record = read_record(project, tier, name) or next((kept[name] for kept in seeds if name in kept), None)
+        if record is not None:
+            found[name] = record
+    return found
 
 
 def _cells(place: str, records: Mapping[str, Record]) -> Callable[[Experiment], str]:
