@@ -50,6 +50,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "null_audit": ("test", "keys", "ks_p", "min_log10_p"),
     "re_marking": ("test", "worlds", "log10_p", "rank", "p", "ks_p"),
     "finetuning": ("factor", "value", "log10_p", "loss", "held_out"),
+    "finetuning_kept": ("factor", "value", "log10_p"),
     "window": ("scheme", "k", "log10_p_text", "log10_p"),
     "watermark": ("scheme", "k", "gamma", "delta", "setting", "log10_p_text", "stderr_text", "log10_p"),
     "languages": ("language", "setting", "scored", "log10_p"),
@@ -133,25 +134,23 @@ class Chapter:
         both = zip(self.all_seeds(table, **where, **one), self.all_seeds(table, **where, **other), strict=True)
         return of_seeds(_mean(first, column) < _mean(second, column) for first, second in both if first and second)
 
-    def on_real_model(self, table: str, *, by: Iterable[str], column: str = "log10_p") -> Any:
+    def on_real_model(self, table: str, *, by: Iterable[str], column: str = "log10_p", mean: bool = False) -> Any:
         """A column of a table in this run beside the committed runs on a real model: one more column for each seed.
 
-        ``by`` are the columns that name a row. A row that a run lacks is a dash there. Raises ``ValueError`` where ``by``
-        names several rows.
+        ``by`` are the columns that name a row. A row that a run lacks is a dash there. With ``mean`` the rows of one name
+        are one experiment's repetitions, and their mean is shown; without it they raise ``ValueError``.
         """
         names = tuple(by)
         runs = {self.preset.name: self.tables.get(table, [])}
         runs |= {f"{REAL}, seed {seed}": rows for seed, rows in self._real(table).items()}
         found: dict[tuple[Any, ...], dict[str, Any]] = {}
-        for run, rows in runs.items():
-            for row in rows:
-                key = tuple(row[name] for name in names)
-                shown = found.setdefault(
-                    key, dict(zip(names, key, strict=True)) | {f"{column}, {one}": None for one in runs}
-                )
-                if shown[f"{column}, {run}"] is not None:
+        for run, all_rows in runs.items():
+            for key, rows in _grouped(all_rows, names).items():
+                if len(rows) > 1 and not mean:
                     raise ValueError(f"by={list(names)} names several rows of {table!r}; add another of its columns")
-                shown[f"{column}, {run}"] = row[column]
+                empty = dict(zip(names, key, strict=True)) | {f"{column}, {one}": None for one in runs}
+                shown = found.setdefault(key, empty)
+                shown[f"{column}, {run}"] = _mean(rows, column) if len(rows) > 1 else rows[0][column]
         if len(runs) == 1 and self.preset.name != REAL:
             self.say(f"On a real model (the tier `{REAL}`): not yet run.")
         return figures.table(list(found.values()))
@@ -206,11 +205,9 @@ class Chapter:
 
     def means(self, table: str, columns: Sequence[str], *, by: Sequence[str], **where: Any) -> list[dict[str, Any]]:
         """The means of ``columns`` over the rows (of several runs, say) that agree in the columns ``by``: a short table."""
-        groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-        for row in self.rows(table, **where):
-            groups.setdefault(tuple(row[name] for name in by), []).append(row)
         return [
-            dict(zip(by, key, strict=True)) | {name: _mean(rows, name) for name in columns} for key, rows in groups.items()
+            dict(zip(by, key, strict=True)) | {name: _mean(rows, name) for name in columns}
+            for key, rows in _grouped(self.rows(table, **where), by).items()
         ]
 
     def say(self, text: str) -> None:
@@ -292,6 +289,14 @@ def percent(share: float) -> str:
 
 def _matching(rows: list[dict[str, Any]], where: dict[str, Any]) -> list[dict[str, Any]]:
     return [row for row in rows if all(_same(row[name], value) for name, value in where.items())]
+
+
+def _grouped(rows: Iterable[dict[str, Any]], by: Sequence[str]) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
+    """The rows that agree in the columns ``by``, in the order of their first."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[name] for name in by), []).append(row)
+    return groups
 
 
 def _mean(rows: list[dict[str, Any]], column: str) -> float:

@@ -176,6 +176,7 @@ def test_a_run_stands_beside_those_on_a_real_model(
     assert len({ax.get_ylim() for ax in drawn.axes}) == 1 and drawn.axes[1].get_ylim()[0] < -99
     with pytest.raises(ValueError, match=r"by=\['setting'\] names several rows of 'open_model'"):
         run.on_real_model("open_model", by=["setting"])
+    assert run.on_real_model("open_model", by=["setting"], mean=True).data.iloc[0, 1:].tolist() == [-4.75, -64.5]
 
 
 def test_value_needs_exactly_one_row() -> None:
