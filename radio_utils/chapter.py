@@ -49,6 +49,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "closed_model": ("rho", "setting", "filtered", "scored", "score", "log10_p"),
     "null_audit": ("test", "keys", "ks_p", "min_log10_p"),
     "re_marking": ("test", "worlds", "log10_p", "rank", "p", "ks_p"),
+    "stranger": ("file", "sha256", "quantisation", "tokens"),
+    "another_tokenizer": ("trained", "test", "scored", "score", "log10_p"),
     "finetuning": ("factor", "value", "log10_p", "loss", "held_out"),
     "finetuning_kept": ("factor", "value", "log10_p"),
     "window": ("scheme", "k", "log10_p_text", "log10_p"),
