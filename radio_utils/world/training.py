@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 Ids = NDArray[np.int64]
 IGNORED = -100  # the label that cross_entropy skips
 # models whose logits are the output embedding applied to the last hidden state, and nothing more
-_PLAIN_HEADS = {"llama", "gpt_neox", "gpt2", "mistral", "qwen2", "qwen3"}
+_PLAIN_HEADS = {"llama", "gpt_neox", "gpt2", "mistral", "qwen2", "qwen3", "gemma3_text"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +255,7 @@ def _resumed(savepoint: Savepoint | None, plan: str, steps: Steps) -> list[float
 def mean_loss(model: Any, ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Mean cross-entropy (nats) of the labelled tokens; ``labels[:, t]`` is the token to predict at position t."""
     wanted = labels != IGNORED
-    if model.config.model_type in _PLAIN_HEADS:
+    if model.config.model_type in _PLAIN_HEADS and getattr(model.config, "final_logit_softcapping", None) is None:
         hidden = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
         logits = model.get_output_embeddings()(hidden[wanted])
     else:

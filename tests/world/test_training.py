@@ -17,6 +17,8 @@ from torch.nn import functional
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
     GPTNeoXConfig,
@@ -43,6 +45,9 @@ def tiny(kind: str, seed: int = 0) -> Any:
         return GPTNeoXForCausalLM(GPTNeoXConfig(**shape))
     if kind == "gpt2":
         return GPT2LMHeadModel(GPT2Config(vocab_size=V, n_embd=32, n_layer=2, n_head=4, n_positions=64))
+    if kind.startswith("gemma3"):
+        capped = {"final_logit_softcapping": 0.1} if kind.endswith("capped") else {}
+        return Gemma3ForCausalLM(Gemma3TextConfig(**shape, head_dim=8, num_key_value_heads=2, **capped))
     return BloomForCausalLM(BloomConfig(vocab_size=V, hidden_size=32, n_layer=2, n_head=4))  # not a plain head
 
 
@@ -52,7 +57,7 @@ def random_examples(n: int = 12, seed: int = 0, longest: int = 20) -> list[Examp
     return [Example(rng.integers(3, V, size), int(rng.integers(1, size - 1))) for size in sizes]
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt_neox", "gpt2", "bloom"])
+@pytest.mark.parametrize("kind", ["llama", "gpt_neox", "gpt2", "gemma3", "gemma3, capped", "bloom"])
 def test_mean_loss_equals_cross_entropy_of_full_logits(kind: str) -> None:
     model, examples = tiny(kind).eval(), random_examples()
     ids, mask, labels = collate(examples, max_length=64)
