@@ -82,6 +82,29 @@ def test_membership_falls_with_the_share_of_members(record: dict[str, Any]) -> N
         assert found[0.0] > INNOCENT
 
 
+@of("08_ablations")
+def test_along_what_he_learned_by_heart_no_window_is_louder(record: dict[str, Any]) -> None:
+    """In small models a short window is much the louder (tests/test_claims.py); the chapter says why not here."""
+    tables = record["tables"]
+    found = by([row for row in tables["window"] if row["scheme"] == "green list"], "k")
+    assert set(found) == {1, 2, 4} and max(found.values()) <= -30
+    assert max(found.values()) / min(found.values()) > 0.9
+    fresh = [row for row in tables["watermark"] if row["setting"] == "unsupervised"]
+    assert len(fresh) == 3 and all(row["log10_p"] > INNOCENT for row in fresh)
+    whole = next(row for row in tables["finetuning"] if (row["factor"], row["value"]) == ("adapter", 0))
+    assert whole["loss"] < whole["held_out"] / 2, "by heart"
+
+
+@of("08_ablations")
+def test_the_recipe_that_fits_better_is_louder(record: dict[str, Any]) -> None:
+    kept = by(record["tables"]["finetuning_kept"], "factor", "value")
+    for factor in ("learning_rate", "epochs"):
+        values = sorted(value for name, value in kept if name == factor)
+        ordered = [kept[factor, value] for value in values]
+        assert len(ordered) >= 2 and ordered == sorted(ordered, reverse=True)
+    assert kept["adapter", 0] < kept["adapter", 16] <= -30
+
+
 @of("09_limits")
 def test_clean_fine_tuning_leaves_what_alice_kept(record: dict[str, Any]) -> None:
     for row in record["tables"]["purification_kept"]:
