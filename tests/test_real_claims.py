@@ -72,6 +72,19 @@ def test_answers_convict(record: dict[str, Any]) -> None:
     assert by(record["tables"]["counts"], "test", "rho")["counts", 1.0] <= -3  # of prompts that Bob never met
 
 
+@of("06_closed_model")
+def test_another_tokenizer_hides_no_trace(record: dict[str, Any]) -> None:
+    tables = record["tables"]
+    if "another_tokenizer" not in tables:
+        pytest.skip("this run had no model of another family")
+    found = by(tables["another_tokenizer"], "trained", "test")
+    assert len(found) == 6
+    assert all(p <= -30 if trained else p > INNOCENT for (trained, _), p in found.items())
+    own = by(tables["closed_model"], "setting", "filtered", "rho")
+    assert found[True, "answers, supervised"] < own["supervised", True, 1.0]
+    assert found[True, "answers, unsupervised"] < own["unsupervised", False, 1.0]
+
+
 @of("07_membership")
 def test_membership_falls_with_the_share_of_members(record: dict[str, Any]) -> None:
     rows = record["tables"]["membership"]
