@@ -23,7 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("querying",),
     ("world", "audit"),
     ("experiments",),
-    ("book", "chapter", "marks", "practice", "quality", "stages", "distributed"),
+    ("book", "chapter", "marks", "practice", "strangers", "quality", "stages", "distributed"),
 )
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 
