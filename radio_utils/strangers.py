@@ -25,12 +25,9 @@ from radio_utils.suspects.memory import needs_memory
 from radio_utils.world import instructions, pretrained, training
 from radio_utils.world.instructions import Pair
 from radio_utils.world.names import PairSet
-from radio_utils.world.pretrained import facts_of
 from radio_utils.world.savepoints import Savepoint
 from radio_utils.world.setting import library_versions
 from radio_utils.world.world import World
-
-__all__ = ["TESTS", "Stranger", "facts_of"]
 
 # how far Alice may look into him, and whether she asks or reads what he was given or fresh text
 TESTS = ("reading, supervised", "answers, supervised", "answers, unsupervised")
@@ -75,16 +72,12 @@ class Stranger:
         pairs = given if which == "watermarked" else world.pairs(which)
         count = world.preset.querying.prompts
         asked = instructions.prompt_ids(world.tokenizer, _plain([pairs[i % len(pairs)] for i in range(count)]))
-        settings = world.preset.suspect
         suspect = Retokenised(
             self.model,
             its_tokenizer=self.tokenizer,
             tokenizer=world.tokenizer,
             stop_tokens=(self.tokenizer.eos_token_id,),
-            sampling=settings.sampling.make(),
-            max_new_tokens=settings.max_new_tokens,
-            batch_size=settings.batch_size,
-            seed=world.number("answers"),
+            **world.answering("a stranger answers"),
         )
         with needs_memory("suspect.batch_size"):
             answers = suspect.answer(asked)
@@ -129,7 +122,7 @@ def _fine_tuned(world: World, base: str | Path) -> Path:
         tokenizer.save_pretrained(str(folder))
 
     config = {
-        "base": facts_of(base), "recipe": settings.model_dump(exclude_defaults=True), "size": len(pairs),
+        "base": pretrained.facts_of(base), "recipe": settings.model_dump(exclude_defaults=True), "size": len(pairs),
         "seed": world.seed, **library_versions(),
     }  # fmt: skip
     artifact = world.store.get(

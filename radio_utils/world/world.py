@@ -76,16 +76,19 @@ class World(Tuning):
 
     def suspect(self, which: Which) -> LocalSuspect:
         """Bob's model behind a closed door: it only answers."""
+        label = f"Bob ({which}) answers"
+        return LocalSuspect(self.bob(which), stop_tokens=(self.tokenizer.eos_token_id,), **self.answering(label))
+
+    def answering(self, label: str) -> dict[str, Any]:
+        """How every suspect here answers: the options of a ``LocalSuspect`` but for its model and stop tokens."""
         settings = self.preset.suspect
-        return LocalSuspect(
-            self.bob(which),
-            stop_tokens=(self.tokenizer.eos_token_id,),
-            sampling=settings.sampling.make(),
-            max_new_tokens=settings.max_new_tokens,
-            batch_size=settings.batch_size,
-            seed=self.number("answers"),
-            progress=self._bar(f"Bob ({which}) answers"),
-        )
+        return {
+            "sampling": settings.sampling.make(),
+            "max_new_tokens": settings.max_new_tokens,
+            "batch_size": settings.batch_size,
+            "seed": self.number("answers"),
+            "progress": self._bar(label),
+        }
 
     def training_losses(self, which: Which) -> list[float]:
         """Mean training loss (nats a token) in each epoch."""
